@@ -1,0 +1,391 @@
+"""A recipe: every choice that changes the result of a run, and nothing else.
+
+Frozen, typed and complete. A recipe reads from YAML and from `key=value` overrides with dots, writes back to YAML, and
+has a content id: the hash of its fields that differ from the schema's defaults, so that a new field with a neutral
+default orphans no run. What does not change a result (folders, device, threads, workers) is in `Site`, not here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from robudget.errors import InputError, unknown
+from robudget.threat import Norm, Threat, format_eps, parse_eps, parse_number
+
+SCHEMA = 1
+
+LossName = Literal["standard", "at", "trades", "mart", "fgsm-rs", "n-fgsm", "free-at"]
+LOSSES: tuple[LossName, ...] = get_args(LossName)
+
+Number = Annotated[float, BeforeValidator(parse_number)]
+Eps = Annotated[float, BeforeValidator(parse_eps), PlainSerializer(format_eps, when_used="json")]
+Share = Annotated[Number, Field(ge=0, lt=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class Ball(_Part):
+    """The training threat; evaluation uses the same ball unless `evaluation.threat` says otherwise."""
+
+    norm: Norm = "linf"
+    eps: Eps = 8 / 255
+
+    @model_validator(mode="after")
+    def _possible(self) -> Ball:
+        if self.eps == 0 or (self.norm == "linf" and self.eps > 1):
+            raise InputError(
+                f"threat.eps = {format_eps(self.eps)} is outside (0, 1] (images live in [0, 1]; write 8/255)"
+            )
+        return self
+
+    def threat(self) -> Threat:
+        return Threat(self.norm, self.eps)
+
+
+class ModelPart(_Part):
+    """The classifier. `name` is `wrn-<depth>-<width>` or any name that `robudget.models.build` knows."""
+
+    name: str = "wrn-28-10"
+    activation: Literal["relu", "gelu", "silu"] = "relu"
+    variant: Literal["original", "deepmind"] = "original"  # padding and BatchNorm momentum, as in Gowal 2020
+    base: int = Field(16, ge=1)  # channels of a WideResNet's stem; the width multiplies it
+
+
+class DataPart(_Part):
+    """The real images. `name` is a dataset that `robudget.data` can read; where it lies is `Site.data_root`."""
+
+    name: str = "cifar10"
+    amount: int | None = Field(None, ge=1)  # the first n training images; null = all
+    crop: int = Field(4, ge=0)  # random crop after padding by so many pixels; 0 = none
+    flip: bool = True
+    cutmix: bool = False
+
+
+class SyntheticPart(_Part):
+    """Generated images mixed into every batch. `source`: null, `mixture` (fitted on the training split) or `file`."""
+
+    source: Literal["mixture", "file"] | None = None
+    amount: int | None = Field(None, ge=1)  # take (or generate) the first n
+    fraction: Share = 0.7  # of every batch
+
+    @property
+    def share(self) -> float:
+        """The fraction that is really mixed in: 0 without a source."""
+        return self.fraction if self.source else 0.0
+
+
+class CraftPart(_Part):
+    """How adversarial examples are made during training (paper: 1.5·ε/steps, uniform start, 10 steps)."""
+
+    steps: int = Field(10, ge=0)
+    step_size: Number | None = Field(None, gt=0)  # null = 1.5·ε/steps
+    start: Literal["uniform", "gaussian", "none"] = "uniform"
+    batchnorm: Literal["eval", "batch"] = "eval"  # statistics used while crafting; never updated by it
+
+    def step_size_for(self, eps: float) -> float:
+        return self.step_size if self.step_size is not None else 1.5 * eps / max(self.steps, 1)
+
+
+class OptimPart(_Part):
+    name: str = "sgd"
+    lr: Number = Field(0.1, gt=0)
+    lr_batch: int | None = Field(256, ge=1)  # lr is for this batch size and scales linearly with it; null = as given
+    momentum: Number = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: Number = Field(5e-4, ge=0)
+    decay_norm: bool = False  # weight decay on BatchNorm and biases too
+    schedule: Literal["cosine", "piecewise", "onecycle", "constant"] = "cosine"
+    warmup_epochs: Number = Field(0.0, ge=0)
+    clip: Number | None = Field(None, gt=0)  # gradient norm; null = none
+
+
+class EmaPart(_Part):
+    decay: Number | None = Field(None, gt=0, lt=1)  # null = no EMA; the paper: 0.995
+    warmup: bool = True  # decay_t = min(decay, (1 + t) / (10 + t))
+
+
+class ValidationPart(_Part):
+    """How the best checkpoint is chosen: PGD on a split held out of the training set (or the paper's test subset)."""
+
+    split: Literal["holdout", "paper"] = "holdout"
+    fraction: Share = 0.1  # of the training set, held out
+    images: int | None = Field(None, ge=1)  # the first n of the split; null = all
+    steps: int = Field(40, ge=1)
+    step_size: Number | None = Field(None, gt=0)  # null = 2.5·ε/steps (Madry 2018)
+    every: int = Field(1, ge=1)  # epochs
+
+    def step_size_for(self, eps: float) -> float:
+        return self.step_size if self.step_size is not None else 2.5 * eps / self.steps
+
+
+class EvaluationPart(_Part):
+    """What the trained model is put through. Hashed apart from training: one run can have many evaluations."""
+
+    version: Literal["standard", "plus", "rand"] = "standard"
+    images: int | None = Field(None, ge=1)  # the first n of the test split; null = all
+    threat: Ball | None = None  # null = the training threat
+    seed: int = Field(0, ge=0)
+    batch_size: int = Field(500, ge=1)
+
+
+class Recipe(_Part):
+    """Every choice that changes a result. `id` names the training, `evaluation_id` the evaluation."""
+
+    schema_: int = Field(SCHEMA, alias="schema")
+    seed: int = Field(0, ge=0)
+    model: ModelPart = ModelPart()
+    data: DataPart = DataPart()
+    synthetic: SyntheticPart = SyntheticPart()
+    threat: Ball = Ball()
+    loss: LossName = "at"
+    beta: Number = Field(6.0, ge=0)  # weight of the robust term in TRADES and MART
+    label_smoothing: Share = 0.0
+    craft: CraftPart = CraftPart()
+    optim: OptimPart = OptimPart()
+    ema: EmaPart = EmaPart()
+    epochs: int = Field(100, ge=1)
+    epoch_images: int | None = Field(None, ge=1)  # of the mixed stream; null = as many as there are real images
+    batch_size: int = Field(256, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    validation: ValidationPart = ValidationPart()
+    evaluation: EvaluationPart = EvaluationPart()
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.schema_ != SCHEMA:
+            raise InputError(f"schema = {self.schema_} is from another version of robudget (this one reads {SCHEMA})")
+        if self.adversarial and self.craft.steps == 0:
+            raise InputError(
+                f"craft.steps = 0 with loss = {self.loss!r}: an adversarial loss needs at least 1 (or loss=standard)"
+            )
+        return self
+
+    @property
+    def adversarial(self) -> bool:
+        return self.loss != "standard"
+
+    @property
+    def evaluation_threat(self) -> Threat:
+        return (self.evaluation.threat or self.threat).threat()
+
+    # -- identity ---------------------------------------------------------------------------------------------------
+
+    def changes(self) -> dict[str, Any]:
+        """Dotted key → value of every field that differs from the default; the schema number is always in it."""
+        mine, default = dict(_leaves(self.to_dict())), dict(_leaves(Recipe().to_dict()))
+        return {"schema": self.schema_} | {
+            key: value for key, value in mine.items() if key not in default or value != default[key]
+        }
+
+    @cached_property
+    def id(self) -> str:
+        """12 hex digits naming the training: equal for equal choices in any process, Python version or key order."""
+        return _digest({k: v for k, v in self.changes().items() if not k.startswith("evaluation.")})
+
+    @cached_property
+    def evaluation_id(self) -> str:
+        """12 hex digits naming what the trained model is put through (the threat resolved)."""
+        threat = self.evaluation_threat
+        part = self.evaluation.model_dump(mode="json", exclude={"threat"})
+        return _digest(part | {"norm": threat.norm, "eps": threat.eps})
+
+    @property
+    def slug(self) -> str:
+        """A short readable name; not unique, unlike `id`."""
+        loss = self.loss if not self.adversarial else f"{self.loss}{self.craft.steps}"
+        base = f"b{self.model.base}" if self.model.base != 16 else ""
+        return "-".join(
+            filter(None, [self.data.name, self.model.name, base, loss, "syn" if self.synthetic.source else ""])
+        )
+
+    # -- in and out -------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain data, complete, in the order of the schema; ε as `8/255` where it is that."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+        """Validate nested plain data. Raises InputError: one line naming `where`, the key and what is allowed."""
+        _check_keys(cls, data, where)
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise InputError(f"{where}: {_one_line(error)}") from None
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    @classmethod
+    def from_yaml(cls, text: str, *, where: str = "recipe") -> Recipe:
+        return cls.from_dict(load_yaml(text, where), where=where)
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+        """A named recipe (`recipes/<name>.yaml` of the package) or a YAML file, with `key=value` overrides on top."""
+        text, where = _read_named("recipes", "recipe", source)
+        return cls.from_dict(merge(load_yaml(text, where), parse_overrides(overrides)), where=where)
+
+    def with_(self, overrides: Mapping[str, Any]) -> Recipe:
+        """A copy with dotted keys replaced, validated again: `recipe.with_({"craft.steps": 5})`."""
+        return Recipe.from_dict(merge(self.to_dict(), nest(overrides)))
+
+
+# -- names, keys, overrides ------------------------------------------------------------------------------------------
+
+
+def named(folder: str) -> dict[str, str]:
+    """Name → YAML text of everything that ships in `robudget/<folder>/`."""
+    entries = resources.files("robudget").joinpath(folder).iterdir()
+    return {
+        e.name.removesuffix(".yaml"): e.read_text("utf-8")
+        for e in sorted(entries, key=lambda e: e.name)
+        if e.name.endswith(".yaml")
+    }
+
+
+def _read_named(folder: str, kind: str, source: str | Path) -> tuple[str, str]:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            return path.read_text("utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {kind} {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+    known = named(folder)
+    if str(source) not in known:
+        raise unknown(kind, source, known)
+    return known[str(source)], str(source)
+
+
+def load_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(k, str) for k in data):
+        raise InputError(f"{where} must be a mapping of keys to values, not {type(data).__name__}")
+    return data
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """`["craft.steps=5", "threat.eps=8/255"]` → nested dict. Values are read as YAML."""
+    flat = {}
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"override {item!r} is not key=value (e.g. craft.steps=5)")
+        try:
+            flat[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"override {item!r}: the value is not YAML") from None
+    return nest(flat)
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys → nested dict."""
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(f"override {key!r}: {parent!r} is already a value")
+        node[leaf] = value
+    return out
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes` laid over `base`, recursively; neither is modified."""
+    out = dict(base)
+    for key, value in changes.items():
+        out[key] = merge(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+    return out
+
+
+def keys() -> list[str]:
+    """Every dotted key of a recipe, in the order of the schema."""
+    return [key for key, _ in _fields(Recipe)]
+
+
+def _fields(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, info in part.model_fields.items():
+        key = prefix + (info.alias or name)
+        inner = _part_of(info.annotation)
+        if inner is not None:
+            yield from _fields(inner, key + ".")
+        else:
+            yield key, info
+
+
+def _part_of(annotation: Any) -> type[_Part] | None:
+    for option in (annotation, *get_args(annotation)):
+        if isinstance(option, type) and issubclass(option, _Part):
+            return option
+    return None
+
+
+def _check_keys(part: type[BaseModel], data: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    """Unknown keys name the nearest valid one, looked for among the siblings first and then in the whole recipe."""
+    allowed = {info.alias or name: info for name, info in part.model_fields.items()}
+    for key, value in data.items():
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1) or difflib.get_close_matches(
+                key, [k for k in keys() if k.rpartition(".")[2] == key] or keys(), n=1, cutoff=0.4
+            )
+            hint = f"; did you mean {(prefix + near[0]) if near[0] in allowed else near[0]!r}?" if near else ""
+            raise InputError(
+                f"{where}: unknown key {prefix + key!r}{hint} (allowed: {', '.join(prefix + k for k in allowed)})"
+            )
+        inner = _part_of(allowed[key].annotation)
+        if inner is not None and value is not None:
+            if not isinstance(value, Mapping):
+                raise InputError(
+                    f"{where}: {prefix + key} = {value!r} must hold keys ({', '.join(inner.model_fields)})"
+                )
+            _check_keys(inner, value, where, prefix + key + ".")
+
+
+def _one_line(error: ValidationError) -> str:
+    """pydantic's first complaint as `key = value: what is allowed`."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    value, kind, context = first["input"], first["type"], first.get("ctx", {})
+    if kind == "value_error":  # raised by our own validators, which already say everything
+        cause = str(context["error"])
+        return cause if not key or key in cause else f"{key}: {cause}"
+    if kind == "literal_error":
+        choices = str(context["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
+        return str(unknown(key, value, choices))
+    return f"{key} = {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
