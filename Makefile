@@ -1,0 +1,34 @@
+# `make demo` and `make test` need nothing prepared but Python >= 3.11; each sets up .venv in this checkout by itself.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint setup clean help
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+demo: $(READY) ## train, attack, meter and fit a law on scikit-learn's digits; ends with a report (about 5 minutes)
+	@$(VENV)/bin/robudget demo $(ARGS)
+
+test: $(READY) ## the tests (offline, CPU); make test ARGS="-k apgd" for some
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+setup: $(READY) ## only the set-up
+
+# The stamp is touched last, so that an interrupted set-up is done again.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "robudget needs Python >= 3.11; none found on the PATH (set PYTHON=/path/to/python3)" >&2; exit 2; }
+	@echo "setting up $(VENV) (once)…"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	@$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean: ## remove .venv, caches and the demo
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

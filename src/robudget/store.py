@@ -1,0 +1,269 @@
+"""A run is a folder, a store is a folder of runs, a table is a DataFrame with units in its column names.
+
+    <store>/<slug>-<id>/
+        recipe.yaml        every choice, complete
+        environment.json   versions, device, threads, precision as resolved
+        log.jsonl          append-only events: epochs, energy windows, evaluation
+        last.pt            where training resumes; best.safetensors  the weights to use
+        evals/<id>/        verdicts.parquet and result.json of one evaluation
+        run.json           the record: written last, atomically; its presence means done
+
+Raw records are kept; the table's columns are derived on load, so that another price or a corrected formula needs no
+rerun. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robudget.errors import InputError, RobudgetError
+from robudget.files import to_plain, write_json, write_text
+from robudget.meter.cost import Prices, bill
+from robudget.recipe import Recipe
+
+FORMAT = 1
+
+COLLAPSE = 0.3  # collapsed: an adversarial loss, and aa_acc below this share of clean_acc (design.md; paper: 75 of 319)
+
+
+class Busy(RobudgetError):
+    """Another process is working on this run."""
+
+
+class RunFolder:
+    """One run on disk. Creating the object touches nothing; `open` makes the folder."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "run.json").exists()
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.safetensors"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        path = self.path / "recipe.yaml"
+        try:
+            text = path.read_text("utf-8")
+        except OSError:
+            raise InputError(f"{str(self.path)!r} is not a run folder: it has no recipe.yaml") from None
+        return Recipe.from_yaml(text, where=str(path))
+
+    def open(self, recipe: Recipe) -> None:
+        """Make the folder and write the recipe. Raises InputError where it cannot be written."""
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not (self.path / "recipe.yaml").exists():
+                write_text(self.path / "recipe.yaml", recipe.to_yaml())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder against every other process of this machine; raises Busy where one holds it already.
+
+        The kernel lets go of the lock when its holder dies, however it dies, so that no stale lock is ever left.
+        """
+        with writing(self.path):
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise Busy(f"{str(self.path)!r} is being worked on by another process") from None
+                raise
+            yield
+        finally:
+            os.close(handle)
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one line to log.jsonl. One write call a line, so that a kill leaves whole lines and at most one torn."""
+        line = json.dumps(to_plain({"event": event, "at": round(time.time(), 3)} | fields), allow_nan=False) + "\n"
+        with writing(self.path), (self.path / "log.jsonl").open("ab") as file:
+            file.write(line.encode())
+
+    def events(self, event: str | None = None) -> Iterator[dict[str, Any]]:
+        """The logged events, in order; a line torn by a kill is passed over."""
+        path = self.path / "log.jsonl"
+        if not path.exists():
+            return
+        for line in path.read_text("utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(entry, dict) and (event is None or entry.get("event") == event):
+                yield entry
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Write run.json: from here on the run is done."""
+        with writing(self.path):
+            write_json(self.path / "run.json", {"format": FORMAT, **record})
+
+    def record(self) -> dict[str, Any]:
+        """run.json, checked to be of this version."""
+        return read_record(self.path / "run.json")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk says into one line about `path`."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "no space left on the device",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EACCES: "no write permission",
+            errno.EPERM: "no write permission",
+            errno.EROFS: "the file system is read-only",
+            errno.ENOTDIR: "a part of the path is a file",
+            errno.EEXIST: "a file of that name is in the way",
+        }
+        if error.errno not in reasons:
+            raise
+        raise InputError(f"cannot write {str(path)!r}: {reasons[error.errno]}") from None
+
+
+class Store:
+    """A folder of runs."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+
+    def folder(self, recipe: Recipe) -> RunFolder:
+        return RunFolder(self.root / f"{recipe.slug}-{recipe.id}")
+
+    def folders(self) -> list[RunFolder]:
+        """Every run folder, done or not, by name."""
+        if not self.root.is_dir():
+            raise InputError(f"no such store: {str(self.root)!r} is not a folder")
+        if (self.root / "recipe.yaml").exists():
+            return [RunFolder(self.root)]
+        return [RunFolder(p.parent) for p in sorted(self.root.glob("*/recipe.yaml"))]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of all finished runs, by name; each with the path of its folder."""
+        return [{**folder.record(), "path": str(folder.path)} for folder in self.folders() if folder.done]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{str(path)!r} does not exist: this run is not finished") from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"cannot read {str(path)!r}: {error}") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else None
+        raise InputError(
+            f"{str(path)!r} is of format {found!r}, written by another version of robudget (this one reads {FORMAT})"
+        )
+    return record
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def load_runs(root: Path | str, *, prices: Prices | None = None) -> pd.DataFrame:
+    """The finished runs of a store as a table, one row a run.
+
+    Accuracies are percent; `train_flops_*` are FLOP of the whole run on all devices; `train_energy_kwh` is at the plug
+    of the machine, without PUE; `cost_usd` and `co2_kg` are the training's, by `prices` (the paper's by default).
+    Unknown is NaN. Raises InputError where `root` is no folder or a record is of another version.
+    """
+    rows = [_row(record, prices or Prices()) for record in Store(root).records()]
+    return pd.DataFrame(rows, columns=columns())
+
+
+def columns() -> list[str]:
+    """The table's columns, in order."""
+    return list(_row({"recipe": {}, "path": "", "status": ""}, Prices()))
+
+
+def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
+    recipe = Recipe.from_dict(record["recipe"], where=record["path"])
+    training, evaluation = record.get("training") or {}, record.get("evaluation") or {}
+    energy, eval_energy = training.get("energy") or {}, evaluation.get("energy") or {}
+    kwh, eval_kwh = _number(energy.get("kwh")), _number(eval_energy.get("kwh"))
+    spent = bill(kwh, _number(training.get("seconds")), prices)
+    spent_on_evaluation = bill(eval_kwh, _number(evaluation.get("seconds")), prices)
+    clean, robust = _percent(evaluation.get("clean")), _percent(evaluation.get("robust"))
+    threat = recipe.evaluation_threat
+    return {
+        "run_id": recipe.id,
+        "slug": recipe.slug,
+        "path": record["path"],
+        "status": record["status"],
+        "dataset": recipe.data.name,
+        "norm": threat.norm,
+        "eps": threat.eps,
+        "model": recipe.model.name,
+        "base": recipe.model.base,
+        "activation": recipe.model.activation,
+        "variant": recipe.model.variant,
+        "parameters": _number((record.get("model") or {}).get("parameters")),
+        "loss": recipe.loss,
+        "beta": recipe.beta if recipe.loss in ("trades", "mart") else math.nan,
+        "steps": recipe.craft.steps if recipe.adversarial else 0,
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "ema": recipe.ema.decay is not None,
+        "ema_decay": _number(recipe.ema.decay),
+        "cutmix": recipe.data.cutmix,
+        "synthetic": recipe.synthetic.source is not None,
+        "synthetic_fraction": recipe.synthetic.share,
+        "synthetic_amount": _number((record.get("dataset") or {}).get("synthetic")),
+        "seed": recipe.seed,
+        "precision": recipe.precision,
+        "aa_acc": robust,
+        "aa_acc_low": _percent(evaluation.get("low")),
+        "aa_acc_high": _percent(evaluation.get("high")),
+        "n_eval": _number(evaluation.get("n")),
+        "clean_acc": clean,
+        "val_acc": _percent(training.get("val_robust")),
+        "collapsed": bool(recipe.adversarial and robust < COLLAPSE * clean),
+        "images_seen": _number(training.get("images_seen")),
+        "train_flops_exact": _number(training.get("flops_exact")),
+        "train_flops_paper": _number(training.get("flops_paper")),
+        "train_flops_how": "counted",
+        "eval_flops_exact": _number(evaluation.get("flops_exact")),
+        "train_seconds": _number(training.get("seconds")),
+        "eval_seconds": _number(evaluation.get("seconds")),
+        "train_energy_kwh": kwh,
+        "train_energy_how": energy.get("how"),
+        "eval_energy_kwh": eval_kwh,
+        "eval_energy_how": eval_energy.get("how"),
+        "cost_usd": spent.cost_usd,
+        "eval_cost_usd": spent_on_evaluation.cost_usd,
+        "cost_usd_how": energy.get("how"),
+        "co2_kg": spent.co2_kg,
+        "eval_co2_kg": spent_on_evaluation.co2_kg,
+        "co2_kg_how": energy.get("how"),
+    }
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _percent(value: Any) -> float:
+    return 100 * _number(value)

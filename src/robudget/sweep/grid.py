@@ -1,0 +1,64 @@
+"""A study: a question, a base recipe and axes of named alternatives; their product is the recipes to run.
+
+    question: what does compute buy on digits?
+    base: digits                 # a named recipe, or a mapping
+    axes:
+      size:
+        small: {model.base: 4}
+        large: {model.base: 16}
+      training:
+        at-2: {loss: at, craft.steps: 2}
+
+Alternatives are dotted overrides, so that an axis may change several fields at once and no combination is meaningless
+(standard training has no attack steps). Imports no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robudget.config import load_yaml, read_named
+from robudget.errors import InputError, unknown
+from robudget.recipe import Recipe
+
+KEYS = ("question", "base", "axes")
+
+
+@dataclass(frozen=True)
+class Study:
+    """`recipes` are in the order of the axes, the first axis slowest; no two have the same id."""
+
+    name: str
+    question: str
+    axes: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    recipes: tuple[Recipe, ...]
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Mapping[str, Any] | None = None) -> Study:
+        """A named study (`studies/<name>.yaml` of the package) or a YAML file; `overrides` change every recipe."""
+        text, where = read_named("studies", "study", source)
+        return cls.from_dict(load_yaml(text, where), name=Path(source).stem, where=where, overrides=overrides)
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any], *, name: str, where: str = "study", overrides: Mapping[str, Any] | None = None
+    ) -> Study:
+        for key in data:
+            if key not in KEYS:
+                raise unknown(f"key in study {where}", key, KEYS)
+        axes = data.get("axes") or {}
+        if not isinstance(axes, Mapping) or not all(isinstance(a, Mapping) and a for a in axes.values()):
+            raise InputError(f"{where}: axes must map each axis to its named alternatives, e.g. size: {{small: {{…}}}}")
+        base = data.get("base", {})
+        start = Recipe.load(base) if isinstance(base, str) else Recipe.from_dict(base, where=f"{where}: base")
+        recipes: dict[str, Recipe] = {}
+        for choice in itertools.product(*(axis.items() for axis in axes.values())):
+            label = "/".join(str(alternative) for alternative, _ in choice)
+            changes = {key: value for _, change in choice for key, value in (change or {}).items()}
+            recipe = start.with_(changes | dict(overrides or {}), where=f"{where}: {label}")
+            recipes.setdefault(recipe.id, recipe)
+        return cls(name, str(data.get("question", "")), axes, tuple(recipes.values()))
