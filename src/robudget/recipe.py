@@ -242,9 +242,9 @@ class Recipe(_Part):
         text, where = read_named("recipes", "recipe", source)
         return cls.from_dict(merge(load_yaml(text, where), nest(overrides or {})), where=where)
 
-    def with_(self, overrides: Mapping[str, Any]) -> Recipe:
+    def with_(self, overrides: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
         """A copy with dotted keys replaced, validated again: `recipe.with_({"craft.steps": 5})`."""
-        return Recipe.from_dict(merge(self.to_dict(), nest(overrides)))
+        return Recipe.from_dict(merge(self.to_dict(), nest(overrides)), where=where)
 
 
 # -- keys and complaints ----------------------------------------------------------------------------------------------

@@ -95,9 +95,11 @@ class RunFolder:
             os.close(handle)
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append one line to log.jsonl. One write call a line, so that a kill leaves whole lines and at most one torn."""
+        """Append one line to log.jsonl, in one write, so that a kill tears at most the last one."""
         line = json.dumps(to_plain({"event": event, "at": round(time.time(), 3)} | fields), allow_nan=False) + "\n"
-        with writing(self.path), (self.path / "log.jsonl").open("ab") as file:
+        with writing(self.path), (self.path / "log.jsonl").open("ab+") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = "\n" + line  # a kill tore the line before this one
             file.write(line.encode())
 
     def events(self, event: str | None = None) -> Iterator[dict[str, Any]]:

@@ -193,9 +193,11 @@ def _gpus() -> int:
         return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])
     try:
         import pynvml
-
+    except ImportError:
+        return 0
+    try:
         pynvml.nvmlInit()
-    except Exception:  # pynvml raises its own errors for a missing driver or library, and the module may be missing
+    except pynvml.NVMLError:  # no driver, or no GPU
         return 0
     try:
         return int(pynvml.nvmlDeviceGetCount())

@@ -1,0 +1,213 @@
+"""The command line: thin over the public API, one function a verb. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from robudget import __version__
+from robudget.errors import InputError, RobudgetError
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  robudget demo                                      the whole tour on scikit-learn's digits, about 5 minutes
+  robudget run digits loss=trades craft.steps=5      one recipe: train, attack, meter
+  robudget run cifar10-smoke data.root=PATH          the same on CIFAR-10 (parquet, official archive or folder)
+  robudget sweep paper-320 --dry-run                 what a study would run
+  robudget cost paper-320                            what it would cost, before training
+  robudget runs --json                               the leaderboard
+  robudget fit runs                                  laws of robustness against compute, with intervals
+  robudget predict digits craft.steps=2 --from runs  a recipe's robustness before it is trained
+  robudget plan --from runs --budget 1usd            what to train for a budget
+"""
+
+app = typer.Typer(
+    name="robudget",
+    help="How much adversarial robustness does your compute buy, and what would the next point cost?",
+    epilog=EXAMPLES,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. craft.steps=5 threat.eps=8/255")]
+StoreOption = Annotated[str, typer.Option("--store", help="folder of runs")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+TableFrom = Annotated[str, typer.Option("--from", help="a folder of runs, a csv or parquet table, or RobustBench's JSON folder")]
+
+
+def main() -> None:
+    """The `robudget` command. Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C."""
+    try:
+        app()
+    except RobudgetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def resumable(command: Callable[P, R]) -> Callable[P, R]:
+    """Ctrl-C in long work is an ordinary way to stop it: say how to go on."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            print("stopped; what was done is kept, and the same command goes on from there", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"robudget {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def robudget(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@resumable
+def run(
+    recipe: Annotated[str, typer.Argument(help="a named recipe (digits, cifar10-smoke, paper, …) or a YAML file")],
+    overrides: Overrides = None,
+    store: StoreOption = "runs",
+    json: AsJson = False,
+) -> None:
+    """Train a recipe, attack it with the standard ensemble, meter both, and keep the record. Resumes what was begun."""
+    from robudget import terminal
+    from robudget.config import parse_overrides
+    from robudget.recipe import Recipe
+    from robudget.run import run as run_recipe
+    from robudget.site import Site
+    from robudget.store import load_runs
+
+    site, changes = Site.take(parse_overrides(overrides or []))
+    chosen = Recipe.load(recipe, changes)
+    with terminal.RunDisplay(chosen.slug) as display:
+        result = run_recipe(chosen, store=store, site=site, progress=display.update)
+    table = load_runs(result.folder.path)
+    if json:
+        terminal.print_json(terminal.records(table)[0])
+    else:
+        terminal.out.print(terminal.leaderboard(table))
+        terminal.out.print(f"\n{result.summary}\n{result.folder.path}")
+
+
+@app.command()
+@resumable
+def sweep(
+    study: Annotated[str, typer.Argument(help="a named study (robudget study lists them) or a YAML file")],
+    overrides: Overrides = None,
+    store: StoreOption = "runs",
+    workers: Annotated[int, typer.Option(min=0, help="processes side by side; 0 = one per GPU, else one per core")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list what would run")] = False,
+    json: AsJson = False,
+) -> None:
+    """Run every recipe of a study, several side by side; skips what is done and resumes what was begun."""
+    from robudget import terminal
+    from robudget.config import parse_overrides
+    from robudget.site import Site
+    from robudget.store import Store, load_runs
+    from robudget.sweep import Study, weight
+    from robudget.sweep import sweep as run_sweep
+
+    site, changes = Site.take(parse_overrides(overrides or []))
+    chosen = Study.load(study, changes)
+    home = Store(store)
+    if dry_run:
+        rows = [{"run": r.slug, "id": r.id, "state": "done" if home.folder(r).done else "to do"} for r in chosen.recipes]
+        if json:
+            terminal.print_json(rows)
+        else:
+            terminal.out.print(terminal.table_of(rows, title=chosen.question, left=("run", "id", "state")))
+        return
+    with terminal.SweepDisplay(chosen.name) as display:
+        state = run_sweep(
+            chosen.recipes, store=store, site=site, workers=workers, weight=weight, watch=display.update
+        )
+    mine = {r.id for r in chosen.recipes}
+    table = load_runs(store) if home.root.is_dir() else None
+    table = table[table.run_id.isin(mine)] if table is not None else None
+    if table is not None and json:
+        terminal.print_json(terminal.records(table))
+    elif table is not None:
+        terminal.out.print(terminal.leaderboard(table))
+    if state.failed:
+        for index, why in state.failed.items():
+            print(f"error: {chosen.recipes[index].slug}: {why}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def study(
+    name: Annotated[str | None, typer.Argument(help="show this one")] = None,
+    json: AsJson = False,
+) -> None:
+    """List the studies that ship with robudget, or show one."""
+    from robudget import terminal
+    from robudget.config import named
+    from robudget.sweep import Study
+
+    studies = [Study.load(n) for n in ([name] if name else named("studies"))]
+    rows = [{"study": s.name, "runs": str(len(s.recipes)), "axes": " × ".join(s.axes), "question": s.question} for s in studies]
+    if json:
+        terminal.print_json(rows)
+    else:
+        terminal.out.print(terminal.table_of(rows, left=("study", "axes", "question")))
+
+
+@app.command()
+def runs(
+    store: Annotated[str, typer.Argument(help="folder of runs")] = "runs",
+    prices: Annotated[str | None, typer.Option(help="prices to re-price by: a YAML file, a preset or a region")] = None,
+    json: AsJson = False,
+) -> None:
+    """The leaderboard of a folder of runs: accuracy with its interval, FLOPs, energy, cost."""
+    from robudget import terminal
+    from robudget.meter.cost import Prices
+    from robudget.store import load_runs
+
+    table = load_runs(store, prices=Prices.load(prices) if prices else None)
+    if json:
+        terminal.print_json(terminal.records(table))
+    elif table.empty:
+        terminal.out.print(f"no finished runs in {store!r} yet")
+    else:
+        terminal.out.print(terminal.leaderboard(table))
+
+
+@app.command()
+@resumable
+def demo(
+    out: Annotated[Path, typer.Option(help="where the runs and the report go")] = Path("demo"),
+    workers: Annotated[int, typer.Option(min=0, help="processes side by side; 0 = one per core")] = 0,
+    json: AsJson = False,
+) -> None:
+    """The main job on scikit-learn's digits: train, attack, meter, fit a law, write a report. About 5 minutes."""
+    from robudget import terminal
+    from robudget.demo import demo as run_demo
+
+    with terminal.SweepDisplay("demo") as display:
+        result = run_demo(out, workers=workers, watch=display.update)
+    if json:
+        terminal.print_json(result.to_dict())
+    else:
+        terminal.out.print(result.text)

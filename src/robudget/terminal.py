@@ -1,0 +1,135 @@
+"""What the command line shows: tables, the live view of a sweep, JSON. Decides nothing and computes nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from robudget.files import to_plain
+from robudget.report.labels import fixed, known, number
+from robudget.sweep.local import SweepState
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(data: Any) -> None:
+    """One JSON value on stdout: strict (unknown is null), UTF-8, never wrapped."""
+    sys.stdout.write(json.dumps(to_plain(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def table_of(rows: Sequence[Mapping[str, str]], *, title: str | None = None, left: Iterable[str] = ()) -> Table:
+    """A plain table of ready-made strings; columns in `left` are aligned left, numbers right."""
+    view = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in rows[0] if rows else ():
+        view.add_column(column, justify="left" if column in left else "right", no_wrap=column in left)
+    for row in rows:
+        view.add_row(*row.values())
+    return view
+
+
+def leaderboard(table: pd.DataFrame) -> Table:
+    """Runs by robust accuracy: accuracy with its interval and n, what training and evaluation took."""
+    ordered = table.sort_values(["aa_acc", "train_flops_exact"], ascending=[False, True], na_position="last")
+    rows = []
+    for rank, (_, run) in enumerate(ordered.iterrows(), 1):
+        interval = f"{fixed(run.aa_acc_low)}–{fixed(run.aa_acc_high)}" if known(run.aa_acc_low) else "unknown"
+        note = "failed" if run.status == "failed" else "collapsed" if run.collapsed else ""
+        rows.append(
+            {
+                "": str(rank),
+                "run": run.slug,
+                "id": run.run_id,
+                "robust %": fixed(run.aa_acc),
+                "95% interval": interval,
+                "clean %": fixed(run.clean_acc),
+                "n": number(run.n_eval),
+                "train FLOP": number(run.train_flops_exact),
+                "train s": number(run.train_seconds),
+                "train Wh": number(run.train_energy_kwh * 1000),
+                "USD": number(run.cost_usd),
+                "g CO2e": number(run.co2_kg * 1000),
+                "eval s": number(run.eval_seconds),
+                "eval Wh": number(run.eval_energy_kwh * 1000),
+                "note": note,
+            }
+        )
+    return table_of(rows, left=("run", "id", "note"))
+
+
+def duration(seconds: float | None) -> str:
+    """`4 s`, `3 min 20 s`, `5 h 10 min`, `16 d 3 h`; unknown for None and NaN."""
+    if seconds is None or not known(float(seconds)):
+        return "unknown"
+    whole = round(seconds)
+    for size, unit, next_size, next_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // next_size
+            return f"{whole // size} {unit}" + (f" {rest} {next_unit}" if rest else "")
+    return f"{whole} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+class SweepDisplay:
+    """The live view of a sweep on a terminal; elsewhere (a log, a pipe) one line per finished run.
+
+    Use as a context manager and hand `update` to `sweep(watch=…)`.
+    """
+
+    def __init__(self, title: str, console: Console = err):
+        self.title = title
+        self.console = console
+        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self.said: set[int] = set()
+        self.begun = time.monotonic()
+
+    def __enter__(self) -> SweepDisplay:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def update(self, state: SweepState) -> None:
+        for index in [*state.finished, *state.failed]:
+            if index not in self.said:
+                self.said.add(index)
+                failed = index in state.failed
+                note = state.failed[index] if failed else state.notes.get(index, "")
+                line = f"[{state.done + len(state.failed):>3}/{len(state.recipes)}] {state.recipes[index].slug}  {note}"
+                self.console.print(Text(line, style="red" if failed else ""))
+        if self.live:
+            self.live.update(self._view(state))
+
+    def _view(self, state: SweepState) -> Group:
+        total = len(state.recipes)
+        head = Text(f"{self.title}: {state.done} of {total} runs done", style="bold")
+        if state.failed:
+            head.append(f", {len(state.failed)} failed", style="red")
+        left = state.seconds_left
+        head.append(f" · {duration(time.monotonic() - self.begun)} so far", style="dim")
+        head.append(f" · about {duration(left)} left" if left is not None else " · time left: measuring", style="dim")
+        grid = Table.grid(padding=(0, 2))
+        for index in state.running:
+            bar = ProgressBar(total=1.0, completed=state.fractions.get(index, 0.0), width=20)
+            phase = state.phases.get(index, "starting")
+            grid.add_row(state.recipes[index].slug, bar, phase, state.notes.get(index, ""))
+        return Group(head, grid)

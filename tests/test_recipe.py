@@ -1,0 +1,147 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robudget.config import named, parse_overrides
+from robudget.errors import InputError
+from robudget.recipe import Recipe, keys
+from robudget.site import Site
+
+ID_OF_DEFAULT = "67d6291b3014"  # changing it orphans every run: bump SCHEMA instead
+
+
+def test_the_default_id_has_not_changed() -> None:
+    assert Recipe().id == ID_OF_DEFAULT
+
+
+def test_the_id_does_not_depend_on_process_hash_seed_or_key_order() -> None:
+    code = (
+        "from robudget.recipe import Recipe;"
+        "print(Recipe.from_dict({'craft': {'steps': 5, 'step_size': '2/255'}, 'seed': 3}).id,"
+        "Recipe.from_dict({'seed': 3, 'craft': {'step_size': 2/255, 'steps': 5}}).id)"
+    )
+    seen = set()
+    for seed in ("0", "1", "random"):
+        out = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seen.update(out.stdout.split())
+    assert len(seen) == 1
+
+
+def test_a_default_written_out_changes_no_id_and_any_other_value_does() -> None:
+    assert Recipe.from_dict(Recipe().to_dict()).id == Recipe().id
+    ids = {Recipe().id}
+    for change in (
+        {"seed": 1},
+        {"craft.steps": 9},
+        {"ema.decay": 0.995},
+        {"threat.eps": "4/255"},
+        {"data.flip": False},
+    ):
+        ids.add(Recipe().with_(change).id)
+    assert len(ids) == 6
+
+
+def test_training_and_evaluation_hash_apart() -> None:
+    other = Recipe().with_({"evaluation.images": 100})
+    assert other.id == Recipe().id
+    assert other.evaluation_id != Recipe().evaluation_id
+    # the evaluation's threat is resolved before it is hashed: said or inherited, it is the same evaluation
+    said = Recipe().with_({"evaluation.threat": {"norm": "linf", "eps": "8/255"}})
+    assert said.evaluation_id == Recipe().evaluation_id
+
+
+@pytest.mark.parametrize("name", named("recipes"))
+def test_named_recipes_round_trip_through_yaml(name: str, tmp_path: Path) -> None:
+    recipe = Recipe.load(name)
+    path = tmp_path / "again.yaml"
+    path.write_text(recipe.to_yaml(), "utf-8")
+    again = Recipe.load(path)
+    assert again == recipe
+    assert (again.id, again.evaluation_id) == (recipe.id, recipe.evaluation_id)
+    json.dumps(recipe.to_dict(), allow_nan=False)
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        Recipe().craft.steps = 3  # type: ignore[misc]
+
+
+def test_overrides_read_yaml_and_fractions() -> None:
+    changes = parse_overrides(
+        ["threat.eps=8/255", "ema.decay=0.995", "data.amount=null", "optim.lr=1e-2", "loss=trades"]
+    )
+    recipe = Recipe.load("digits", changes)
+    assert recipe.threat.eps == 8 / 255
+    assert recipe.ema.decay == 0.995
+    assert recipe.data.amount is None
+    assert recipe.optim.lr == 0.01
+    assert recipe.loss == "trades"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"loss": "att"}, "did you mean 'at'"),
+        ({"craft": {"stpes": 3}}, "did you mean 'craft.steps'"),
+        ({"steps": 3}, "did you mean 'craft.steps'"),
+        ({"craft": {"steps": 0}}, "craft.steps = 0 with loss = 'at'"),
+        ({"craft": {"steps": "many"}}, "craft.steps = 'many'"),
+        ({"threat": {"eps": 2}}, "outside (0, 1]"),
+        ({"threat": {"eps": 0}}, "outside (0, 1]"),
+        ({"threat": {"eps": "x"}}, "not a number: 'x'"),
+        ({"model": "wrn"}, "model = 'wrn' must hold keys"),
+        ({"model": {"activation": "rel"}}, "did you mean 'relu'"),
+        ({"synthetic": {"fraction": 1}}, "synthetic.fraction = 1"),
+        ({"schema": 99}, "another version"),
+        ({"epochs": 0}, "epochs = 0"),
+        ({"epochs": 1.5}, "epochs = 1.5"),
+    ],
+)
+def test_a_bad_field_is_one_line_with_the_thing_its_value_and_what_is_allowed(data: dict, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Recipe.from_dict(data)
+    message = str(caught.value)
+    assert said in message
+    assert "\n" not in message
+
+
+def test_standard_training_needs_no_steps() -> None:
+    assert Recipe.from_dict({"loss": "standard", "craft": {"steps": 0}}).slug == "cifar10-wrn-28-10-standard"
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "a: [", "just text"])
+def test_yaml_that_is_no_mapping_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"mapping|not YAML"):
+        Recipe.from_yaml(text)
+
+
+def test_unknown_and_missing_recipes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'digits'"):
+        Recipe.load("digit")
+    with pytest.raises(InputError, match="No such file"):
+        Recipe.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("item", ["steps", "=3", "a=[", ""])
+def test_an_override_that_is_no_assignment_is_refused(item: str) -> None:
+    with pytest.raises(InputError, match="override"):
+        parse_overrides([item])
+
+
+def test_where_a_run_happens_is_not_in_the_recipe() -> None:
+    site, rest = Site.take({"data.root": "/somewhere", "threads": 1, "craft.steps": 5})
+    assert site == Site(data_root="/somewhere", threads=1)
+    assert rest == {"craft.steps": 5}
+    assert not set(keys()) & {"data.root", "device", "threads"}
+    with pytest.raises(InputError, match=r"did you mean 'data\.root'"):
+        Site.take({"data.rot": "x"})
