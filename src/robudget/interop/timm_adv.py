@@ -1,0 +1,132 @@
+"""The paper's published runs (arXiv 2312.13131) as our table: whole-run totals, with the published columns beside.
+
+The CSV's `train_flops` is TFLOP per epoch and per GPU, its dollars are per epoch, and its carbon column is cumulative
+within a job and unusable; specs of every column were checked against all 319 rows. Here `train_flops_paper` is the
+published number times four GPUs and the epochs, `train_flops_exact` is counted from the recipe, energy follows from the
+dollars (wall time × 4 × 300 W), and carbon from the energy. Each CSV column is kept as `published_<name>`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from robudget.errors import InputError, unknown
+
+GPUS = 4
+WATTS = 300.0  # a V100's rated power: what the published dollars assume
+PUE = 1.58
+USD_PER_KWH = 0.12
+CO2_KG_PER_KWH = 0.5663  # US, Google Cloud; without PUE, as the paper has it
+EPOCH_IMAGES = 50_000  # of the mixed stream
+N_EVAL = 10_000
+FORWARD = {"wrn-28-10": 10.49e9, "wrn-34-10": 13.32e9, "wrn-34-20": 53.16e9, "wrn-70-16": 77.53e9}  # FLOP an image
+COLLAPSE_RATIO = 0.3
+COLUMNS = (
+    "train_flops", "train_electricity_cost", "train_emissions", "epochs", "model", "model_parameters",
+    "synthetic_data", "at", "at_steps", "aa_robust_acc", "eval_acc",
+)  # fmt: skip
+
+
+def is_paper_table(columns: list[str]) -> bool:
+    """Whether these are the columns of the paper's CSV."""
+    return {"train_flops", "at_steps", "aa_robust_acc", "model_parameters"} <= set(columns)
+
+
+def load(path: str | Path) -> pd.DataFrame:
+    """The paper's CSV as our table. Raises InputError if it cannot be read or a column or model is not the paper's."""
+    try:
+        raw = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {str(path)!r}: {error}") from None
+    return table(raw, where=str(path))
+
+
+def table(raw: pd.DataFrame, where: str = "the paper's table") -> pd.DataFrame:
+    """The rows of the CSV, in order, with our column names and units (accuracies in percent, totals of whole runs)."""
+    missing = [name for name in COLUMNS if name not in raw.columns]
+    if missing:
+        raise InputError(f"{where} is not the paper's CSV: it has no column {missing[0]!r}")
+    loss = raw["at"].map({"pgd": "at", "trades": "trades"})
+    if loss.isna().any():
+        raise unknown("loss in the paper's CSV", raw.loc[loss.isna(), "at"].iloc[0], ["pgd", "trades"])
+    name = raw["model"].map(_model_name)
+    smooth = raw["model"].str.endswith("_dm")
+    forward = name.map(FORWARD).astype(float)
+    steps, epochs = raw["at_steps"].astype(int), raw["epochs"].astype(int)
+    long = epochs >= 390  # 400 epochs came with EMA and CutMix, always together
+    synthetic = raw["synthetic_data"].astype(bool)
+    images = EPOCH_IMAGES * epochs
+    passes = np.where(loss == "at", 2 * steps + 3, 2 * steps + 7)  # exact convention: design.md
+    usd = raw["train_electricity_cost"] * epochs
+    kwh = usd / (PUE * USD_PER_KWH)
+    robust, clean = raw["aa_robust_acc"].astype(float), raw["eval_acc"].astype(float)
+    low, high = _wilson(robust / 100, N_EVAL)
+    out = pd.DataFrame({
+        "run_id": [f"paper-{i:03d}" for i in range(len(raw))],
+        "slug": [
+            f"cifar10-{n}{'-silu' if s else ''}-{a}{k}-{e}{'-syn' if d else ''}"
+            for n, s, a, k, e, d in zip(name, smooth, loss, steps, epochs, synthetic, strict=True)
+        ],
+        "status": "done",
+        "dataset": "cifar10",
+        "norm": "linf",
+        "eps": 8 / 255,
+        "model": name,
+        "base": 16,
+        "activation": np.where(smooth, "silu", "relu"),
+        "variant": np.where(smooth, "deepmind", "original"),
+        "parameters": raw["model_parameters"].astype(float),
+        "loss": loss,
+        "beta": np.where(loss == "trades", 5.0, np.nan),
+        "steps": steps,
+        "epochs": epochs,
+        "epoch_images": EPOCH_IMAGES,
+        "ema": long,
+        "ema_decay": np.where(long, 0.995, np.nan),
+        "cutmix": long,
+        "synthetic": synthetic,
+        "synthetic_fraction": np.where(synthetic, 0.7, 0.0),
+        "synthetic_amount": np.where(synthetic, 1e6, 0.0),
+        "aa_acc": robust,
+        "aa_acc_low": 100 * low,
+        "aa_acc_high": 100 * high,
+        "n_eval": N_EVAL,
+        "clean_acc": clean,
+        "val_acc": math.nan,  # the published PGD-40 is of the last epoch, on test images, with a step that depends on K
+        "collapsed": robust < COLLAPSE_RATIO * clean,
+        "images_seen": images.astype(float),
+        "train_flops_exact": forward * passes * images,
+        "train_flops_paper": raw["train_flops"] * 1e12 * GPUS * epochs,
+        "train_flops_how": "counted",
+        "train_seconds": kwh * 3.6e6 / (GPUS * WATTS),
+        "train_energy_kwh": kwh,
+        "train_energy_how": "estimated",
+        "cost_usd": usd,
+        "cost_usd_how": "estimated",
+        "co2_kg": kwh * CO2_KG_PER_KWH,
+        "co2_kg_how": "estimated",
+        # What Figure 3 has on its x axis: one GPU's share of the run, in TFLOP.
+        "published_run_tflops": raw["train_flops"] * epochs,
+    })  # fmt: skip
+    published = raw.add_prefix("published_")
+    return pd.concat([out, published.set_index(out.index)], axis=1)
+
+
+def _model_name(name: str) -> str:
+    match = re.fullmatch(r"wide_resnet(\d+)_(\d+)(?:_dm)?", str(name))
+    ours = f"wrn-{match[1]}-{match[2]}" if match else ""
+    if ours not in FORWARD:
+        raise unknown("model in the paper's CSV", name, [f"wide_resnet{n[4:].replace('-', '_')}" for n in FORWARD])
+    return ours
+
+
+def _wilson(share: pd.Series, n: int, z: float = 1.959964) -> tuple[pd.Series, pd.Series]:
+    """95% Wilson interval of a share of n images."""
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return (centre - half).clip(0, 1), (centre + half).clip(0, 1)

@@ -1,0 +1,181 @@
+"""Fit a law to a table: envelope, form, bootstrap."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from robudget.errors import InputError, unknown
+from robudget.laws import forms
+from robudget.laws.bootstrap import resampled
+from robudget.laws.envelope import BINS, Envelope, How, envelope_of
+from robudget.laws.forms import Form, FormName, Shape
+from robudget.laws.law import Law, On, from_scale, quantiles, to_scale
+from robudget.laws.select import Floats, is_error, is_percent, points
+from robudget.laws.solve import SPACES, Space, solve
+
+RESAMPLES = 2_000
+LEVEL = 0.95
+FEW = 6  # envelope points below which a law says how little it stands on
+RUNS_PER_BIN = 4  # a bin of one run has no "best"
+
+
+def fit_power_law(
+    frame: pd.DataFrame,
+    x: str = "train_flops_exact",
+    y: str = "aa_acc",
+    *,
+    bins: int | Literal["auto"] = "auto",
+    resamples: int = RESAMPLES,
+    how: How | None = None,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Law:
+    """y = C·x^α on the best run per bin (accuracies; paper: 19 bins in log x) or on every run (costs).
+
+    Accuracies are fitted by least squares on y, as the paper's; costs by a straight line in log-log. `bins="auto"` takes
+    19 where there are at least four runs a bin and fewer otherwise. Raises InputError for a table that holds no law.
+    """
+    return fit_law(frame, x, y, "power", bins=bins, resamples=resamples, how=how, level=level, seed=seed)
+
+
+def fit_law(
+    frame: pd.DataFrame,
+    x: str = "train_flops_exact",
+    y: str = "aa_acc",
+    form: FormName = "power",
+    *,
+    bins: int | Literal["auto"] = "auto",
+    how: How | None = None,
+    on: On = "value",
+    space: Space | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+    drop_collapsed: bool | None = None,
+) -> Law:
+    """A form of `forms.FORMS` fitted to the envelope of `y` over `x`, with bootstrap intervals over runs.
+
+    `how=None` takes the best run per bin in log x for a percentage and every run for anything else; `space=None` fits
+    percentages by least squares on y and the rest on ln y. Each resample draws runs with replacement and rebuilds the
+    envelope. Deterministic for a given `seed`.
+    """
+    chosen = points(frame, x, y, drop_collapsed=drop_collapsed)
+    how = how or ("log" if is_percent(y) else "all")
+    env = envelope_of(chosen, auto_bins(chosen.counts.used) if bins == "auto" else bins, how)
+    return fit_envelope(env, form, on=on, space=space, resamples=resamples, level=level, seed=seed)
+
+
+def auto_bins(runs: int) -> int:
+    """The paper's 19 where there are runs for it, else one bin per RUNS_PER_BIN runs and at least 5."""
+    return int(np.clip(runs // RUNS_PER_BIN, 5, BINS))
+
+
+def fit_envelope(
+    env: Envelope,
+    form: FormName = "power",
+    *,
+    on: On = "value",
+    space: Space | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Law:
+    """As `fit_law`, from an envelope that is already there."""
+    formula = forms.get(form)
+    space = _space(env, form, on, space)
+    shape = shape_of(env.y, on)
+    _check(env, formula)
+    x_ref = float(np.exp(np.log(env.xs).mean()))
+    u, y = np.log(env.xs / x_ref), to_scale(env.ys, on)
+    fit = solve(formula, shape, space, u[None], y[None], np.ones((1, len(u))), formula.starts(u, y, shape))
+    theta = fit.theta[0]
+    draws = _draws(env, formula, shape, space, on, x_ref, theta, resamples, seed)
+    natural = {name: float(v) for name, v in formula.natural(theta, x_ref, shape).items()}
+    spread = {name: quantiles(v, level) for name, v in formula.natural(draws, x_ref, shape).items()}
+    value = formula.value(theta, u, shape)[0]
+    residual = value - y if space == "linear" else np.log(np.maximum(value, 1e-300) / np.maximum(y, 1e-300))
+    target = y if space == "linear" else np.log(np.maximum(y, 1e-300))
+    total = float(((target - target.mean()) ** 2).sum())
+    miss = from_scale(value, on) - env.ys
+    return Law(
+        form=form, formula=formula.formula, x=env.x, y=env.y, on=on, space=space, params=natural,
+        intervals={name: (float(low), float(high)) for name, (low, high) in spread.items()}, level=level,
+        r2=1 - float((residual**2).sum()) / total if total > 0 else float("nan"),
+        rmse=float(np.sqrt((miss**2).mean())), aicc=aicc(miss, formula.n_params), converged=bool(fit.converged[0]),
+        resamples=len(draws), envelope=env, warnings=_warnings(env, formula, bool(fit.converged[0])),
+        x_ref=x_ref, shape=shape, theta=theta, draws=draws,
+    )  # fmt: skip
+
+
+def shape_of(y: str, on: On) -> Shape:
+    return Shape(rising=is_error(y) == (on == "error"), percent=is_percent(y) and on != "logit")
+
+
+def aicc(miss: Floats, n_params: int) -> float:
+    """Akaike's criterion with the small-sample term, on residuals in the units of y; inf without degrees of freedom."""
+    n, k = len(miss), n_params + 1  # + the variance
+    if n <= k + 1:
+        return float("inf")
+    variance = max(float((miss**2).mean()), 1e-12)
+    return n * float(np.log(variance)) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
+
+
+def _draws(
+    env: Envelope,
+    form: Form,
+    shape: Shape,
+    space: Space,
+    on: On,
+    x_ref: float,
+    theta: Floats,
+    resamples: int,
+    seed: int,
+) -> Floats:
+    """θ of every resample, (d, p); resamples that hold fewer points than parameters are left out."""
+    if resamples < 1:
+        return np.empty((0, form.n_params))
+    x, y, weight = resampled(env, resamples, np.random.default_rng(seed))
+    enough = (weight > 0).sum(axis=1) >= form.n_params
+    x, y, weight = x[enough], y[enough], weight[enough]
+    return solve(form, shape, space, np.log(x / x_ref), to_scale(y, on), weight, theta[None], steps=60).theta
+
+
+def _space(env: Envelope, form: FormName, on: On, space: Space | None) -> Space:
+    if space is not None and space not in SPACES:
+        raise unknown("space", space, SPACES)
+    if on not in ("value", "error", "logit"):
+        raise unknown("scale", on, ("value", "error", "logit"))
+    if on != "value" and not is_percent(env.y):
+        raise InputError(f"on = {on!r} needs a percentage for y, not {env.y!r}")
+    if form == "m4" and (not is_percent(env.y) or on == "logit"):
+        raise InputError(f"form = 'm4' needs an accuracy or an error for y, not {env.y!r} on {on!r}")
+    if on == "logit" and space == "linear":
+        raise InputError("on = 'logit' is fitted in log space (allowed: space = log or huber)")
+    return space or ("linear" if is_percent(env.y) and on != "logit" else "log")
+
+
+def _check(env: Envelope, form: Form) -> None:
+    if len(np.unique(env.xs)) < 2:
+        raise InputError(f"all {env.n_runs} runs have {env.x} = {env.xs[0]:g}: a law needs at least two levels")
+    if env.n_bins < form.n_params:
+        raise InputError(
+            f"{env.n_bins} points (of {env.n_runs} runs) cannot fix the {form.n_params} parameters of the {form.name} law"
+        )
+    if env.best == "max" and not (env.ys > 0).any():
+        raise InputError(f"{env.y} is 0 for every run: there is no law in it")
+
+
+def _warnings(env: Envelope, form: Form, converged: bool) -> tuple[str, ...]:
+    out = []
+    if env.n_bins == form.n_params:
+        out.append(f"the {form.name} law passes through all its {env.n_bins} points: nothing is left to judge it by")
+    elif env.n_bins < FEW:
+        out.append(f"the {form.name} law stands on {env.n_bins} points only")
+    if env.decades < 1:
+        out.append(f"{env.x} spans a factor of {10**env.decades:.3g} only: exponents are poorly determined")
+    if not converged:
+        out.append(f"the fit of the {form.name} law did not converge")
+    return tuple(out)

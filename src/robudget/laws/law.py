@@ -1,0 +1,233 @@
+"""A law: a form fitted to an envelope, with the draws that give everything it says an interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from robudget.errors import InputError
+from robudget.laws import forms
+from robudget.laws.envelope import Envelope
+from robudget.laws.forms import FormName, Shape
+from robudget.laws.plain import fields
+from robudget.laws.select import Floats, is_percent
+from robudget.laws.solve import Space
+
+On = Literal["value", "error", "logit"]
+Interval = tuple[float, float]
+
+FARTHEST = 30.0  # decades beyond the data after which a target counts as unreachable
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a target costs: `value` of the column `x` (inf: the law never gets there), with its interval.
+
+    `high` is inf where more than (1 − level) / 2 of the resampled laws never reach the target; `p_unreachable` is the
+    share of them that never do. `decades` says how far beyond the costliest run of the envelope `value` lies.
+    """
+
+    x: str
+    y: str
+    target: float
+    value: float
+    low: float
+    high: float
+    p_unreachable: float
+    decades: float
+    level: float
+
+    @property
+    def reachable(self) -> bool:
+        return bool(np.isfinite(self.value))
+
+    def to_dict(self) -> dict[str, Any]:
+        return fields(self) | {"reachable": self.reachable}
+
+    def sentence(self) -> str:
+        """`75% aa_acc: unreachable (100% of resampled laws)` or `… needs 1e21 train_flops_exact (3e20 to unreachable)`."""
+        if not self.reachable:
+            return f"{self.target:g} {self.y}: unreachable ({self.p_unreachable:.0%} of the resampled laws)"
+        high = f"{self.high:.3g}" if np.isfinite(self.high) else "unreachable"
+        return f"{self.target:g} {self.y} needs {self.value:.3g} {self.x} ({self.level:.0%}: {self.low:.3g} to {high})"
+
+
+@dataclass(frozen=True)
+class Law:
+    """A fitted form. `params` and `intervals` are the numbers of `formula`, in the units of the columns `x` and `y`.
+
+    `on` says what the formula gives: the column's `value`, its `error` (100 − y) or, for `logit`, the odds y/(100 − y)
+    fitted in log space; `predict` and `band` always answer in the units of `y`. `r2` is taken in the space of the fit
+    (`space`: linear or log); `rmse` is in the units of y. `x_ref` scales x inside; `theta` (p,) and `draws` (resamples, p) are the form's inner
+    parameters. `level` is the intervals' nominal coverage.
+    """
+
+    form: FormName
+    formula: str
+    x: str
+    y: str
+    on: On
+    space: Space
+    params: dict[str, float]
+    intervals: dict[str, Interval]
+    level: float
+    r2: float
+    rmse: float
+    aicc: float
+    converged: bool
+    resamples: int
+    envelope: Envelope
+    warnings: tuple[str, ...]
+    x_ref: float = field(repr=False)
+    shape: Shape = field(repr=False)
+    theta: Floats = field(repr=False)
+    draws: Floats = field(repr=False)
+
+    @property
+    def C(self) -> float:  # noqa: N802
+        """The coefficient before the power: C of a power law, A of a saturating one."""
+        return self.params[forms.get(self.form).coefficient]
+
+    @property
+    def alpha(self) -> float:
+        return self.params[forms.get(self.form).exponent]
+
+    @property
+    def alpha_interval(self) -> Interval:
+        return self.intervals[forms.get(self.form).exponent]
+
+    @property
+    def ceiling(self) -> float:
+        """The limit of y at infinite x, in the units of y; NaN where the form has none."""
+        name = forms.get(self.form).ceiling
+        return float(from_scale(np.float64(self.params[name]), self.on)) if name else float("nan")
+
+    @property
+    def ceiling_interval(self) -> Interval:
+        name = forms.get(self.form).ceiling
+        if not name:
+            return (float("nan"), float("nan"))
+        low, high = sorted(float(from_scale(np.float64(v), self.on)) for v in self.intervals[name])
+        return low, high
+
+    @property
+    def n_runs(self) -> int:
+        return self.envelope.n_runs
+
+    @property
+    def n_bins(self) -> int:
+        return self.envelope.n_bins
+
+    @property
+    def n_params(self) -> int:
+        return forms.get(self.form).n_params
+
+    def predict(self, x: ArrayLike) -> Floats:
+        """y at each x, in the units of the column y. Same shape as x."""
+        return self._values(self.theta, np.asarray(x, dtype=np.float64))
+
+    def band(self, x: ArrayLike, level: float | None = None) -> tuple[Floats, Floats]:
+        """The interval of the law itself (not of a single run) at each x: (low, high), the shape of x."""
+        at = np.asarray(x, dtype=np.float64)
+        values = self._values(self.draws[:, :], at.ravel())
+        low, high = quantiles(values, self.level if level is None else level)
+        return low.reshape(at.shape), high.reshape(at.shape)
+
+    def cost_at(self, target: float) -> Reach:
+        """The x at which the law reaches `target` (units of y), or that it never does."""
+        if is_percent(self.y) and not 0 < target < 100:
+            raise InputError(f"target = {target:g} for {self.y} (allowed: more than 0 and less than 100, in percent)")
+        value = float(self._inverse(self.theta[None], target)[0])
+        draws = self._inverse(self.draws, target)
+        edge = (1 - self.level) / 2
+        low, high = np.quantile(draws, [edge, 1 - edge], method="higher") if len(draws) else (np.nan, np.nan)
+        return Reach(
+            self.x, self.y, float(target), value, float(low), float(high),
+            float(np.isinf(draws).mean()) if len(draws) else float("nan"), self.decades_beyond(value), self.level,
+        )  # fmt: skip
+
+    def next_point(self, x: float, gain: float = 1.0) -> Reach:
+        """The x at which y is `gain` better than the law's own value at `x`: the price of the next point is the difference."""
+        return self.cost_at(float(self.predict(x)) + (gain if self.envelope.best == "max" else -gain))
+
+    def decades_beyond(self, x: float) -> float:
+        """How many powers of ten `x` lies outside the envelope's range (0 inside)."""
+        if not np.isfinite(x):
+            return float("inf")
+        inside = np.clip(x, self.envelope.xs[0], self.envelope.xs[-1])
+        return float(abs(np.log10(x / inside)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with form, C, alpha, alpha_interval, r2, n_runs, n_bins, x, y first."""
+        first = ("form", "C", "alpha", "alpha_interval", "r2", "n_runs", "n_bins", "x", "y")
+        from robudget.laws.plain import plain
+
+        head = {name: plain(getattr(self, name)) for name in first}
+        tail = {"ceiling": plain(self.ceiling), "ceiling_interval": plain(self.ceiling_interval)}
+        return head | {k: v for k, v in fields(self).items() if k not in head} | tail
+
+    def sentence(self) -> str:
+        """The law in one line, with its interval and what it stands on."""
+        low, high = self.alpha_interval
+        numbers = ", ".join(f"{name} = {value:.4g}" for name, value in self.params.items())
+        return (
+            f"{self.y} against {self.x}: {self.formula} with {numbers}; α {self.level:.0%} interval "
+            f"[{low:.3g}, {high:.3g}], R² {self.r2:.2f}, {self.n_bins} points from {self.n_runs} runs"
+        )
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _values(self, theta: Floats, x: Floats) -> Floats:
+        """(p,) and any x, or (d, p) and x (n,) → (d, n), in the units of y."""
+        u = np.log(x / self.x_ref)
+        value, _ = forms.get(self.form).value(theta, np.atleast_1d(u), self.shape)
+        return from_scale(value.reshape(u.shape) if theta.ndim == 1 else value, self.on)
+
+    def _inverse(self, theta: Floats, target: float) -> Floats:
+        """First x at which each law of θ (d, p) reaches the target: (d,), inf where none is within FARTHEST decades."""
+        form, goal = forms.get(self.form), to_scale(np.float64(target), self.on)
+        span = np.log(self.envelope.xs[[0, -1]] / self.x_ref)
+        grid = np.concatenate([
+            np.linspace(span[0] - FARTHEST * np.log(10), span[0], 31)[:-1],
+            np.linspace(span[0], span[1], 33),
+            np.linspace(span[1], span[1] + FARTHEST * np.log(10), 61)[1:],
+        ])  # fmt: skip
+
+        def there(u: Floats) -> NDArray[np.bool_]:
+            value, _ = form.value(theta, u, self.shape)
+            return np.asarray(value >= goal if self.shape.rising else value <= goal)
+
+        reached = there(np.broadcast_to(grid, (len(theta), len(grid))))
+        first = reached.argmax(axis=1)
+        high = grid[first]
+        low = grid[np.maximum(first - 1, 0)]
+        for _ in range(60):
+            middle = (low + high) / 2
+            hit = there(middle[:, None])[:, 0]
+            low, high = np.where(hit, low, middle), np.where(hit, middle, high)
+        return np.where(reached.any(axis=1), self.x_ref * np.exp(high), np.inf)
+
+
+def to_scale(y: Floats | np.float64, on: On) -> Floats:
+    """From the units of y to what the formula gives."""
+    if on == "value":
+        return np.asarray(y)
+    return np.asarray(100 - y if on == "error" else y / (100 - y))
+
+
+def from_scale(value: Floats | np.float64, on: On) -> Floats:
+    if on == "value":
+        return np.asarray(value)
+    return np.asarray(100 - value if on == "error" else 100 * value / (1 + value))
+
+
+def quantiles(values: Floats, level: float) -> tuple[Floats, Floats]:
+    """The central interval over the first axis (draws); NaN without draws."""
+    if not len(values):
+        nothing = np.full(values.shape[1:], np.nan)
+        return nothing, nothing
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high

@@ -1,0 +1,200 @@
+"""From a table to the numbers a law is fitted on: which runs count, and what was left out and why."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robudget.errors import InputError
+from robudget.laws.plain import fields
+
+Floats = NDArray[np.float64]
+Collapsed = Literal["drop", "keep"]
+
+COLLAPSE_RATIO = 0.3  # of the clean accuracy: design.md, "collapse"
+ACCURACIES = ("aa_acc", "aa_acc_low", "aa_acc_high", "clean_acc", "val_acc")
+# Columns that a table need not hold because others give them: name → (source, 100 − source).
+ERRORS = {"aa_error": "aa_acc", "clean_error": "clean_acc", "val_error": "val_acc"}
+SCOPE = ("dataset", "norm", "eps")  # runs that differ in these answer different questions
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of each row of the table. `total` = `used` + everything below it."""
+
+    total: int
+    used: int
+    failed: int = 0  # status is not "done"
+    standard: int = 0  # trained without an adversary: no point on a robustness law
+    collapsed: int = 0  # catastrophic overfitting: adversarial loss and aa_acc < 0.3 × clean_acc
+    unknown: int = 0  # x or y missing
+    impossible: int = 0  # x ≤ 0, y < 0, or an accuracy above 100
+
+    def to_dict(self) -> dict[str, Any]:
+        return fields(self)
+
+    def sentence(self) -> str:
+        """`244 of 319 runs used; left out: 75 collapsed`."""
+        out = [
+            f"{n} {name}"
+            for name, n in [
+                ("failed", self.failed),
+                ("trained without an adversary", self.standard),
+                ("collapsed", self.collapsed),
+                ("with a value missing", self.unknown),
+                ("with an impossible value", self.impossible),
+            ]
+            if n
+        ]
+        return f"{self.used} of {self.total} runs used" + (f"; left out: {', '.join(out)}" if out else "")
+
+
+@dataclass(frozen=True)
+class Points:
+    """The runs a law sees: `x` and `y` (n,), float64, finite and positive x, in table order; `rows` (n,) their positions."""
+
+    x_name: str
+    y_name: str
+    x: Floats = field(repr=False)
+    y: Floats = field(repr=False)
+    rows: NDArray[np.int64] = field(repr=False)
+    counts: Counts
+
+
+def is_accuracy(name: str) -> bool:
+    """Whether a column holds an accuracy in percent."""
+    return name in ACCURACIES or name.endswith("_acc")
+
+
+def is_error(name: str) -> bool:
+    return name in ERRORS or name.endswith("_error")
+
+
+def is_percent(name: str) -> bool:
+    return is_accuracy(name) or is_error(name)
+
+
+def column(frame: pd.DataFrame, name: str, role: str = "column") -> Floats:
+    """A column as float64 (NaN where unknown). Raises InputError naming the nearest column where it is missing."""
+    if name not in frame.columns and name in ERRORS and ERRORS[name] in frame.columns:
+        return 100.0 - column(frame, ERRORS[name], role)
+    if name not in frame.columns:
+        numeric = [str(c) for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
+        near = difflib.get_close_matches(name, numeric, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        shown = ", ".join(numeric[:12]) + (", …" if len(numeric) > 12 else "")
+        raise InputError(f"the table has no column {name!r} for {role}{hint} (numeric columns: {shown or 'none'})")
+    try:
+        values = pd.to_numeric(frame[name]).to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError):
+        raise InputError(f"{role} {name!r} does not hold numbers (found {frame[name].iloc[0]!r})") from None
+    return np.asarray(values, dtype=np.float64)
+
+
+def collapsed(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Catastrophic overfitting per row: the column `collapsed` where known, else from loss, aa_acc and clean_acc.
+
+    A row whose clean accuracy is unknown counts as collapsed below the paper's own cut of 10% robust accuracy.
+    """
+    robust = column(frame, "aa_acc") if "aa_acc" in frame else np.full(len(frame), np.nan)
+    clean = column(frame, "clean_acc") if "clean_acc" in frame else np.full(len(frame), np.nan)
+    low = np.where(np.isnan(clean), robust < 10.0, robust < COLLAPSE_RATIO * clean)
+    guess = low & ~standard(frame)
+    if "collapsed" not in frame:
+        return np.asarray(guess, dtype=np.bool_)
+    given = frame["collapsed"]
+    return np.where(given.isna(), guess, given.fillna(False).astype(bool)).astype(np.bool_)
+
+
+def standard(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Rows trained without an adversary."""
+    if "loss" not in frame:
+        return np.zeros(len(frame), dtype=np.bool_)
+    return (frame["loss"] == "standard").to_numpy(dtype=np.bool_)
+
+
+def failed(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    if "status" not in frame:
+        return np.zeros(len(frame), dtype=np.bool_)
+    return (~frame["status"].isin(["done"]) & frame["status"].notna()).to_numpy(dtype=np.bool_)
+
+
+def where(frame: pd.DataFrame, choice: Mapping[str, Any] | None) -> pd.DataFrame:
+    """The rows whose columns equal `choice`, e.g. {"dataset": "cifar10", "steps": 10}. Raises InputError if none do."""
+    for name, value in (choice or {}).items():
+        if name not in frame.columns:
+            near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"the table has no column {name!r} to select by{hint}")
+        values = frame[name]
+        if isinstance(value, float):
+            keep = np.isclose(pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64), value)
+        else:
+            keep = (values == value).to_numpy(dtype=np.bool_, na_value=False)
+        if not keep.any():
+            found = ", ".join(str(v) for v in values.dropna().unique()[:8])
+            raise InputError(f"no run has {name} = {value!r} (found: {found or 'nothing'})")
+        frame = frame[keep]
+    return frame
+
+
+def check_scope(frame: pd.DataFrame) -> None:
+    """One dataset and one threat. Raises InputError naming the values when runs of several are mixed."""
+    for name in SCOPE:
+        if name not in frame.columns:
+            continue
+        found = frame[name].dropna()
+        values = sorted(set(found.round(6))) if name == "eps" else sorted({str(v) for v in found})
+        if len(values) > 1:
+            shown = ", ".join(_eps(v) if name == "eps" else str(v) for v in values[:8])
+            raise InputError(
+                f"the table mixes {len(values)} values of {name} ({shown}): select one, e.g. {name}={shown.split(',')[0]}"
+            )
+
+
+def _eps(value: float) -> str:
+    n = value * 255
+    return f"{round(n)}/255" if abs(n - round(n)) < 1e-3 and round(n) else f"{value:g}"
+
+
+def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None = None) -> Points:
+    """The usable (x, y) of a table of one dataset and threat, with a count of what was left out and why.
+
+    For a robust accuracy (`y` = aa_acc, val_acc or their errors) runs trained without an adversary and collapsed runs are
+    left out, for other y they are kept; `drop_collapsed` says otherwise. Raises InputError for a missing column, a
+    mixed table, or when nothing is left.
+    """
+    check_scope(frame)
+    xs, ys = column(frame, x, "x"), column(frame, y, "y")
+    robust = y in ("aa_acc", "aa_error", "val_acc", "val_error")
+    drop = robust if drop_collapsed is None else drop_collapsed
+    left = np.ones(len(frame), dtype=np.bool_)
+
+    def leave_out(mask: NDArray[np.bool_]) -> int:
+        nonlocal left
+        n = int((left & mask).sum())
+        left = left & ~mask
+        return n
+
+    n_failed = leave_out(failed(frame))
+    n_unknown = leave_out(np.isnan(xs) | np.isnan(ys))
+    wrong = (xs <= 0) | ~np.isfinite(xs) | (ys < 0) | ~np.isfinite(ys)
+    if is_percent(y):
+        wrong |= ys > 100
+    n_impossible = leave_out(wrong)
+    n_standard = leave_out(standard(frame)) if robust else 0
+    n_collapsed = leave_out(collapsed(frame)) if drop else 0
+    rows = np.flatnonzero(left)
+    counts = Counts(
+        total=len(frame), used=len(rows), failed=n_failed, standard=n_standard,
+        collapsed=n_collapsed, unknown=n_unknown, impossible=n_impossible,
+    )  # fmt: skip
+    if not len(rows):
+        raise InputError(f"no run is left to fit {y} against {x}: {counts.sentence()}")
+    return Points(x, y, xs[rows], ys[rows], rows, counts)
