@@ -1,0 +1,284 @@
+"""Energy of a stretch of work, in named windows that nest: `with meter.window("train") as w: …; w.energy.kwh`.
+
+A meter reads its sources (GPU, CPU, memory) when a window opens and when it closes, after the device has finished what
+it was given; there is nothing in between and, on a CPU, no thread. Every part says how it was obtained. The CPU's and
+the memory's part is this process's own, so that the bills of runs side by side add up to the machine's.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
+
+How = Literal["measured", "estimated", "unknown"]
+JOULES_PER_KWH = 3.6e6
+# An energy is called measured when at least this much of it was.
+_MEASURED_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component's energy. `uncertainty` is relative (0.05 = ±5%); `raw` holds what the counters advanced by, under
+    names that carry their units. `kwh` is NaN where it is unknown."""
+
+    name: str
+    kwh: float
+    how: How
+    method: str
+    uncertainty: float
+    raw: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Part) -> Part:
+        kwh = self.kwh + other.kwh
+        error = self.kwh * self.uncertainty + other.kwh * other.uncertainty
+        return Part(
+            self.name,
+            kwh,
+            _worse(self.how, other.how),
+            self.method if self.method == other.method else f"{self.method}; then {other.method}",
+            error / kwh if kwh > 0 else max(self.uncertainty, other.uncertainty),
+            {k: self.raw.get(k, 0.0) + other.raw.get(k, 0.0) for k in (*self.raw, *other.raw)},
+        )
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy at the plug of the machine, without PUE: wall seconds and one `Part` a component.
+
+    `shared`: another process used the same GPU, so its part is not this run's alone (None where that is unknown or
+    there is no GPU). `notes` tell what went wrong while metering. `+` is for stretches one after the other, `beside`
+    for stretches at the same time (ranks of one run).
+    """
+
+    seconds: float
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...] = ()
+    shared: bool | None = None
+
+    @property
+    def kwh(self) -> float:
+        """The sum of the parts; NaN if any of them is unknown or there are none."""
+        return sum(part.kwh for part in self.parts) if self.parts else math.nan
+
+    @property
+    def how(self) -> How:
+        """`measured` if at least 90% of it was measured, `estimated` if not, `unknown` if it is NaN."""
+        if math.isnan(self.kwh):
+            return "unknown"
+        measured = sum(part.kwh for part in self.parts if part.how == "measured")
+        return "measured" if measured >= _MEASURED_SHARE * self.kwh and measured > 0 else "estimated"
+
+    @property
+    def uncertainty(self) -> float:
+        """Relative; the parts' errors are added up, since they may well err together."""
+        error = sum(part.kwh * part.uncertainty for part in self.parts)
+        return error / self.kwh if self.kwh > 0 else math.nan
+
+    @property
+    def method(self) -> str:
+        return "; ".join(f"{part.name}: {part.method}" for part in self.parts)
+
+    def __add__(self, other: Energy) -> Energy:
+        return self._joined(other, self.seconds + other.seconds)
+
+    def beside(self, other: Energy) -> Energy:
+        """Energy of both, spent at the same time: parts add up, seconds do not."""
+        return self._joined(other, max(self.seconds, other.seconds))
+
+    def _joined(self, other: Energy, seconds: float) -> Energy:
+        mine, theirs = {p.name: p for p in self.parts}, {p.name: p for p in other.parts}
+        parts = tuple(
+            mine[name] + theirs[name] if name in mine and name in theirs else mine.get(name) or theirs[name]
+            for name in dict.fromkeys((*mine, *theirs))
+        )
+        flags = {flag for flag in (self.shared, other.shared) if flag is not None}
+        notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
+        return Energy(seconds, parts, notes, any(flags) if flags else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back; the derived figures are in it for whoever reads the JSON."""
+        return {
+            "kwh": self.kwh,
+            "seconds": self.seconds,
+            "how": self.how,
+            "uncertainty": self.uncertainty,
+            "method": self.method,
+            "parts": [
+                {
+                    "name": part.name,
+                    "kwh": part.kwh,
+                    "how": part.how,
+                    "method": part.method,
+                    "uncertainty": part.uncertainty,
+                    "raw": dict(part.raw),
+                }
+                for part in self.parts
+            ],
+            "notes": list(self.notes),
+            "shared": self.shared,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Energy:
+        parts = tuple(
+            Part(
+                part["name"],
+                _number(part["kwh"]),
+                part["how"],
+                part["method"],
+                _number(part["uncertainty"]),
+                {key: _number(value) for key, value in part["raw"].items()},
+            )
+            for part in data["parts"]
+        )
+        return cls(_number(data["seconds"]), parts, tuple(data["notes"]), data["shared"])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a source has counted since it was opened. `lost` goes up whenever it could not count."""
+
+    joules: float
+    raw: Mapping[str, float]
+    lost: int = 0
+
+
+class Source(Protocol):
+    """One component. `read` is cheap and never raises for a fault of the hardware: it counts the loss and notes it."""
+
+    name: str
+    how: How
+    method: str
+    uncertainty: float
+    notes: list[str]
+    shared: bool | None
+
+    def read(self) -> Reading: ...
+
+    def close(self) -> None: ...
+
+
+class Window:
+    """One stretch of work. `energy` is what it took so far and, once closed, what it took."""
+
+    def __init__(self, meter: Meter, name: str, before: Energy | None) -> None:
+        self.name = name
+        self._meter = meter
+        self._before = before
+        self._start = meter._read()
+        self._final: Energy | None = None
+
+    @property
+    def energy(self) -> Energy:
+        if self._final is not None:
+            return self._final
+        spent = self._meter._between(self._start, self._meter._read())
+        return spent if self._before is None else self._before + spent
+
+    def _close(self) -> None:
+        self._final = self.energy
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    time: float
+    readings: tuple[Reading, ...]
+    notes: tuple[int, ...]
+
+
+class Meter:
+    """Windows over a set of sources. `synchronise` makes the device finish what it was given; `clock` is in seconds."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        synchronise: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.sources = tuple(sources)
+        self._synchronise = synchronise
+        self._clock = clock
+        self._notes: list[str] = []
+        self._open: list[str] = []
+
+    @contextmanager
+    def window(self, name: str, *, before: Energy | None = None) -> Iterator[Window]:
+        """Meter what happens inside, also if it raises. Windows may nest; an inner one is part of the outer one.
+
+        `before` is what an earlier, killed attempt at the same work had spent by its log; it is added in.
+        """
+        self._settle()
+        window = Window(self, "/".join((*self._open, name)), before)
+        self._open.append(name)
+        try:
+            yield window
+        finally:
+            self._open.pop()
+            self._settle()
+            window._close()
+
+    def close(self) -> None:
+        for source in self.sources:
+            source.close()
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _settle(self) -> None:
+        # A device that died mid-run is the training's to report; here it is only a note.
+        try:
+            self._synchronise()
+        except RuntimeError as error:
+            self._notes.append(f"the device could not be synchronised: {str(error).splitlines()[0]}")
+
+    def _read(self) -> _Snapshot:
+        readings = tuple(source.read() for source in self.sources)
+        counts = (len(self._notes), *(len(source.notes) for source in self.sources))
+        return _Snapshot(self._clock(), readings, counts)
+
+    def _between(self, start: _Snapshot, end: _Snapshot) -> Energy:
+        parts = tuple(_part(*each) for each in zip(self.sources, start.readings, end.readings, strict=True))
+        lists = (self._notes, *(source.notes for source in self.sources))
+        notes = [note for notes, a, b in zip(lists, start.notes, end.notes, strict=True) for note in notes[a:b]]
+        seconds = end.time - start.time
+        if seconds < 0:
+            notes.append(f"the clock went back by {-seconds:.3g} s")
+            seconds = math.nan
+        flags = [source.shared for source in self.sources if source.shared is not None]
+        return Energy(seconds, parts, tuple(dict.fromkeys(notes)), any(flags) if flags else None)
+
+
+def _part(source: Source, start: Reading, end: Reading) -> Part:
+    known = end.lost == start.lost
+    # Shares of a machine settle with a lag, which may leave a window of milliseconds just below zero.
+    kwh = max(end.joules - start.joules, 0.0) / JOULES_PER_KWH if known else math.nan
+    raw = {key: value - start.raw.get(key, 0.0) for key, value in end.raw.items()}
+    how: How = source.how if not math.isnan(kwh) else "unknown"
+    return Part(source.name, kwh, how, source.method, source.uncertainty, raw)
+
+
+def _worse(a: How, b: How) -> How:
+    return max(a, b, key=get_args(How).index)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def open_meter(device: str = "cpu", *, cpu_watts: float | None = None, gpu_watts: float | None = None) -> Meter:
+    """The best meter this machine has for work on `device` ("cpu", "cuda", "cuda:1", …) by this process.
+
+    `cpu_watts`: what the machine's CPUs draw under full load, `gpu_watts`: what the GPU draws, by the user's knowledge;
+    they are used only where nothing better can be read. Fails for nothing: what cannot be read is NaN, with a note.
+    """
+    from robudget.meter import cpu, memory
+
+    return Meter([cpu.open_source(cpu_watts), memory.ModelSource()])

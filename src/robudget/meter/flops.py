@@ -1,0 +1,240 @@
+"""FLOPs of a model, counted by dispatch on fake tensors: the real modules run, nothing is computed or allocated.
+
+The formulas are torch's own (`torch.utils.flop_counter`): convolutions, matrix products and attention, 2 per
+multiply-add. What has no formula (BatchNorm, activations, pooling, …) is listed with its estimated share. One
+formula is put right: torch charges the weight gradient of a grouped convolution `groups` times over.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+# BatchNorm cannot normalise one value per channel, so two images are counted and the sum is halved.
+_BATCH = 2
+# Moving an average towards the weights: a subtraction, a product and an addition per parameter.
+_EMA_FLOPS = 3
+# Questions about a tensor, not work on it; NotImplemented hands them back to whoever is asked next.
+_QUERIES = frozenset(
+    [
+        *(
+            "size",
+            "sym_size",
+            "numel",
+            "sym_numel",
+            "dim",
+            "stride",
+            "sym_stride",
+            "storage_offset",
+            "sym_storage_offset",
+        ),
+        *("is_contiguous", "sym_is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense"),
+        *("layout", "device"),
+    ]
+)
+# What a model does that shapes alone do not tell.
+_DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
+
+
+@dataclass(frozen=True)
+class PassFlops:
+    """FLOPs of one image through one model, by pass, with what else a bill needs to know of the model.
+
+    `input_backward` is the backward of an attack step (gradient of the input alone); `update_backward` that of a
+    training step (gradients of the parameters; the first layer's input gradient is not taken); `full_backward` has
+    both. `activation_bytes`: what one image keeps for an update's backward. `uncounted`: op → its share of all work of
+    a training step, estimated as one FLOP per element that it writes. `method` says on what it was counted.
+    """
+
+    forward: int
+    input_backward: int
+    update_backward: int
+    full_backward: int
+    parameters: int
+    activation_bytes: int
+    image_shape: tuple[int, ...]
+    uncounted: Mapping[str, float]
+    method: str
+
+    @property
+    def uncounted_share(self) -> float:
+        return sum(self.uncounted.values())
+
+    @property
+    def ema(self) -> int:
+        """FLOPs of one update of the moving average of the weights (per optimizer step, not per image)."""
+        return _EMA_FLOPS * self.parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"image_shape": list(self.image_shape)}
+
+
+_by_key: dict[tuple[Hashable, tuple[int, ...]], PassFlops] = {}
+_by_model: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], PassFlops]] = weakref.WeakKeyDictionary()
+
+
+def count(model: nn.Module, image_shape: tuple[int, ...], *, key: Hashable | None = None) -> PassFlops:
+    """FLOPs per image of `model` on images of `image_shape` (C, H, W); the model is left as it was.
+
+    Counted once per model and shape. `key` names the architecture where the caller knows it (the recipe's model part
+    and the number of classes, say), so that equal models share one count. The model may live on the meta device. A
+    model whose control flow depends on its data is counted on two real black images instead, and `method` says so.
+    """
+    shape = tuple(image_shape)
+    if key is not None:
+        if (key, shape) not in _by_key:
+            _by_key[key, shape] = _count(model, shape)
+        return _by_key[key, shape]
+    mine = _by_model.setdefault(model, {})
+    if shape not in mine:
+        mine[shape] = _count(model, shape)
+    return mine[shape]
+
+
+def totals(flops: PassFlops, calls: Mapping[str, float]) -> dict[str, float]:
+    """FLOPs by phase: `calls` counts image passes (`ema`: optimizer steps) under names `<phase>_<pass>`.
+
+    Phases are `craft`, `update`, `validation` or an attack's name; passes are `forward`, `backward` (of an update: the
+    parameters; elsewhere: the input) and `full_backward` (both). The sum of the values is the exact total.
+    """
+    return {name: number * _per_call(flops, name) for name, number in calls.items()}
+
+
+def _per_call(flops: PassFlops, name: str) -> int:
+    phase, _, kind = name.rpartition("_")
+    if name == "ema":
+        return flops.ema
+    if phase and kind == "forward":
+        return flops.forward
+    if phase.endswith("_full") and kind == "backward":
+        return flops.full_backward
+    if phase and kind == "backward":
+        return flops.update_backward if phase == "update" else flops.input_backward
+    raise ValueError(f"unknown pass {name!r} (allowed: ema, <phase>_forward, <phase>_backward, <phase>_full_backward)")
+
+
+def _count(model: nn.Module, shape: tuple[int, ...]) -> PassFlops:
+    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    device = next((t.device for t in state.values()), torch.device("cpu"))
+    on = torch.device("cpu") if device.type == "meta" else device
+    try:
+        # Tensors that a model holds outside its parameters and buffers are real; they may mix in.
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            fake = {name: torch.empty_like(t, device=on) for name, t in state.items()}
+            return _three_passes(model, state, fake, shape, on, "shapes alone (fake tensors)")
+    except _DATA_DEPENDENT:
+        if device.type == "meta":
+            raise
+        copies = {name: t.detach().clone() for name, t in state.items()}
+        return _three_passes(model, state, copies, shape, on, "two real images (control flow depends on the data)")
+
+
+def _three_passes(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    stand_ins: Mapping[str, Tensor],
+    shape: tuple[int, ...],
+    device: torch.device,
+    method: str,
+) -> PassFlops:
+    learned = {id(t): t for t in state.values() if t.requires_grad}
+    parameters = [stand_ins[name] for name, t in state.items() if learned.pop(id(t), None) is not None]
+    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    images = torch.zeros(_BATCH, *shape, device=device, dtype=dtype)
+
+    def run(of_input: bool, of_parameters: bool) -> tuple[_Counts, _Counts, int]:
+        wanted = [images] * of_input + parameters * of_parameters
+        for tensor in (images, *parameters):
+            tensor.requires_grad_(any(tensor is w for w in wanted))
+        with torch.enable_grad(), _saved(stand_ins.values()) as saved, _Counts() as forward:
+            logits = torch.func.functional_call(model, dict(stand_ins), (images,))
+        with _Counts() as backward:
+            if wanted and logits.requires_grad:
+                torch.autograd.grad(logits.sum(), wanted, allow_unused=True)
+        return forward, backward, sum(saved.values())
+
+    _, attack, _ = run(of_input=True, of_parameters=False)
+    _, full, _ = run(of_input=True, of_parameters=True)
+    forward, update, saved = run(of_input=False, of_parameters=True)
+    elements = forward.uncounted + update.uncounted
+    work = forward.flops + update.flops + sum(elements.values())
+    return PassFlops(
+        forward=round(forward.flops / _BATCH),
+        input_backward=round(attack.flops / _BATCH),
+        update_backward=round(update.flops / _BATCH),
+        full_backward=round(full.flops / _BATCH),
+        parameters=sum(p.numel() for p in model.parameters()),
+        activation_bytes=round(saved / _BATCH),
+        image_shape=shape,
+        uncounted={op: n / work for op, n in elements.most_common()},
+        method=method,
+    )
+
+
+class _Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """FLOPs of the ops inside, and per op without a formula the elements that it wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+        self.uncounted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        if packet.__name__ in _QUERIES:
+            return NotImplemented
+        if packet not in flop_registry:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if packet in flop_registry:
+            self.flops += _formula(packet, args, kwargs, out)
+        elif not func.is_view and any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+            self.uncounted[packet.__name__] += sum(t.numel() for t in tree_leaves(out) if isinstance(t, Tensor))
+        return out
+
+
+def _formula(packet: Any, args: Any, kwargs: Any, out: Any) -> int:
+    flops: int = flop_registry[packet](*args, **kwargs, out_val=out)
+    if packet is torch.ops.aten.convolution_backward and (groups := args[9]) > 1 and args[10][1]:
+        # The weight gradient costs what the forward costs; torch's formula leaves the groups out of it.
+        to_weight = flop_registry[packet](*args[:10], [False, True, False], out_val=out)
+        flops -= to_weight - to_weight // groups
+    return flops
+
+
+@contextmanager
+def _saved(but: Any) -> Iterator[dict[int, int]]:
+    """Storage → bytes of what autograd keeps for the backward, without the tensors in `but`."""
+    own = {t.untyped_storage()._cdata for t in but}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(storage)  # an address is only a name while it lives
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
