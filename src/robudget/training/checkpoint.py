@@ -1,0 +1,142 @@
+"""What a training leaves on disk: `last.pt` to go on from, `previous.pt` behind it, `best.safetensors` to use.
+
+`last.pt` is a `torch.save` of plain data and tensors, loaded with `weights_only=True`, so that a hostile file can't
+run code. It carries a SHA-256 of its own content: a flipped bit or a truncated file is found, and the one before it is
+used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robudget import files
+from robudget.errors import InputError
+from robudget.recipe import Recipe
+
+FORMAT = 1
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.safetensors"
+
+State = dict[str, Any]
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of nested dicts, lists, numbers, strings and tensors, independent of how a file lays them out."""
+    sha = hashlib.sha256()
+    _feed(sha, value)
+    return sha.hexdigest()
+
+
+def _feed(sha: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        sha.update(f"t{plain.dtype}{tuple(plain.shape)}".encode())
+        sha.update(np.ascontiguousarray(plain.reshape(-1).view(torch.uint8).numpy()).data)
+    elif isinstance(value, Mapping):
+        sha.update(f"d{len(value)}".encode())
+        for key in sorted(value, key=str):
+            _feed(sha, key)
+            _feed(sha, value[key])
+    elif isinstance(value, (list, tuple)):
+        sha.update(f"l{len(value)}".encode())
+        for item in value:
+            _feed(sha, item)
+    elif isinstance(value, float):
+        sha.update(b"f" + struct.pack("<d", value))
+    elif value is None or isinstance(value, (bool, int, str)):
+        sha.update(f"{type(value).__name__}{value!r}".encode())
+    else:
+        raise TypeError(f"a checkpoint can't hold {type(value).__name__}")
+
+
+def save_last(folder: Path, state: State) -> None:
+    """Write `last.pt` atomically, keeping the one before it as `previous.pt`."""
+    whole = {"format": FORMAT, "state": state, "sha256": digest(state)}
+
+    def write(temporary: Path) -> None:
+        torch.save(whole, temporary)
+        last = folder / LAST
+        # At every instant one of the two names holds a complete checkpoint.
+        if last.exists():
+            last.replace(folder / PREVIOUS)
+
+    files.replace(folder / LAST, write)
+
+
+def load_last(folder: Path, notify: Callable[[str], None]) -> State | None:
+    """The newest intact state in `folder`, or None where no checkpoint was ever written.
+
+    A damaged `last.pt` is passed over for `previous.pt`, and `notify` is told. Raises InputError when files are there
+    and none is usable.
+    """
+    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    problems = []
+    for path in found:
+        try:
+            state = _read(path)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            notify(f"{problems[0]}; going on from {path.name} (step {state['step']})")
+        return state
+    if found:
+        raise InputError(f"{problems[0]}; no usable checkpoint in {str(folder)!r} (delete its *.pt to start afresh)")
+    return None
+
+
+def _read(path: Path) -> State:
+    try:
+        whole = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"checkpoint {str(path)!r} is damaged or holds more than tensors and plain data") from None
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        UnicodeDecodeError,
+    ) as error:
+        raise InputError(f"checkpoint {str(path)!r} is damaged: {str(error).splitlines()[0][:120]}") from None
+    if not isinstance(whole, dict) or whole.get("format") != FORMAT or not isinstance(whole.get("state"), dict):
+        raise InputError(f"checkpoint {str(path)!r} is not one of this version of robudget")
+    if whole.get("sha256") != digest(whole["state"]):
+        raise InputError(f"checkpoint {str(path)!r} is damaged: its checksum does not match")
+    state: State = whole["state"]
+    return state
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], recipe: Recipe, metadata: Mapping[str, str]) -> None:
+    """Weights as safetensors, atomically; the recipe travels in the metadata (`recipe`: YAML, `recipe_id`)."""
+    # Copies: safetensors refuses memory that two names share, as tied weights do.
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()
+    }
+    about = {"recipe": recipe.to_yaml(), "recipe_id": recipe.id, **metadata}
+    files.replace(path, lambda temporary: save_file(plain, temporary, metadata=about))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(weights, metadata) of a safetensors file. Raises InputError where it is missing or damaged."""
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return weights, dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise InputError(f"no weights at {str(path)!r}") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"weights {str(path)!r} are damaged: {error}") from None
