@@ -1,3 +1,80 @@
-"""robudget: how much adversarial robustness a unit of compute buys, and what the next point would cost."""
+"""robudget: how much adversarial robustness a unit of compute buys, and what the next point would cost.
+
+    import robudget as rb
+    result = rb.run(rb.Recipe.load("digits"))
+    verdicts = rb.evaluate(model, x, y, rb.Threat("linf", 8 / 255))
+    law = rb.fit_power_law(rb.load_runs("runs"))
+
+Names are imported when they are first used, so that `import robudget` is quick and only what trains or attacks starts
+torch. `docs/library.md` has an example for each.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from robudget.errors import InputError, RobudgetError, RunFailed
+    from robudget.evaluation import Verdicts, evaluate
+    from robudget.laws import analyse, fit_power_law, plan, predict
+    from robudget.meter.cost import Prices
+    from robudget.recipe import Recipe
+    from robudget.runner import run
+    from robudget.site import Site
+    from robudget.store import load_runs
+    from robudget.sweep import Study
+    from robudget.threat import Threat
+
+_HOME = {
+    "InputError": "errors",
+    "RobudgetError": "errors",
+    "RunFailed": "errors",
+    "Verdicts": "evaluation",
+    "evaluate": "evaluation",
+    "analyse": "laws",
+    "fit_power_law": "laws",
+    "plan": "laws",
+    "predict": "laws",
+    "Prices": "meter.cost",
+    "Recipe": "recipe",
+    "run": "runner",
+    "Site": "site",
+    "load_runs": "store",
+    "Study": "sweep",
+    "Threat": "threat",
+}
+
+__all__ = [
+    "InputError",
+    "Prices",
+    "Recipe",
+    "RobudgetError",
+    "RunFailed",
+    "Site",
+    "Study",
+    "Threat",
+    "Verdicts",
+    "__version__",
+    "analyse",
+    "evaluate",
+    "fit_power_law",
+    "load_runs",
+    "plan",
+    "predict",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'robudget' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"robudget.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

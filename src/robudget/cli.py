@@ -16,15 +16,16 @@ from robudget.errors import InputError, RobudgetError
 EXAMPLES = """
 [bold]Examples[/bold]
 
-  robudget demo                                      the whole tour on scikit-learn's digits, about 5 minutes
-  robudget run digits loss=trades craft.steps=5      one recipe: train, attack, meter
-  robudget run cifar10-smoke data.root=PATH          the same on CIFAR-10 (parquet, official archive or folder)
-  robudget sweep paper-320 --dry-run                 what a study would run
-  robudget cost paper-320                            what it would cost, before training
-  robudget runs --json                               the leaderboard
-  robudget fit runs                                  laws of robustness against compute, with intervals
-  robudget predict digits craft.steps=2 --from runs  a recipe's robustness before it is trained
-  robudget plan --from runs --budget 1usd            what to train for a budget
+  robudget demo                               the tour, about 5 minutes
+  robudget run digits loss=trades             train, attack, meter a recipe
+  robudget run cifar10-smoke data.root=PATH   the same on CIFAR-10
+  robudget eval MODEL --data cifar10          attack any PyTorch model
+  robudget sweep paper-320 --dry-run          what a study would run
+  robudget cost paper-320                     what it would cost
+  robudget runs                               the leaderboard
+  robudget fit runs                           laws, with intervals
+  robudget predict digits --from runs         before it is trained
+  robudget plan --from runs --budget 1usd     what to train for that
 """
 
 app = typer.Typer(
@@ -41,10 +42,14 @@ app = typer.Typer(
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. craft.steps=5 threat.eps=8/255")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. craft.steps=5 threat.eps=8/255")
+]
 StoreOption = Annotated[str, typer.Option("--store", help="folder of runs")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-TableFrom = Annotated[str, typer.Option("--from", help="a folder of runs, a csv or parquet table, or RobustBench's JSON folder")]
+TableFrom = Annotated[
+    str, typer.Option("--from", help="a folder of runs, a csv or parquet table, or RobustBench's JSON folder")
+]
 
 
 def main() -> None:
@@ -78,7 +83,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def robudget(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     pass
 
@@ -95,7 +102,7 @@ def run(
     from robudget import terminal
     from robudget.config import parse_overrides
     from robudget.recipe import Recipe
-    from robudget.run import run as run_recipe
+    from robudget.runner import run as run_recipe
     from robudget.site import Site
     from robudget.store import load_runs
 
@@ -133,16 +140,16 @@ def sweep(
     chosen = Study.load(study, changes)
     home = Store(store)
     if dry_run:
-        rows = [{"run": r.slug, "id": r.id, "state": "done" if home.folder(r).done else "to do"} for r in chosen.recipes]
+        rows = [
+            {"run": r.slug, "id": r.id, "state": "done" if home.folder(r).done else "to do"} for r in chosen.recipes
+        ]
         if json:
             terminal.print_json(rows)
         else:
             terminal.out.print(terminal.table_of(rows, title=chosen.question, left=("run", "id", "state")))
         return
     with terminal.SweepDisplay(chosen.name) as display:
-        state = run_sweep(
-            chosen.recipes, store=store, site=site, workers=workers, weight=weight, watch=display.update
-        )
+        state = run_sweep(chosen.recipes, store=store, site=site, workers=workers, weight=weight, watch=display.update)
     mine = {r.id for r in chosen.recipes}
     table = load_runs(store) if home.root.is_dir() else None
     table = table[table.run_id.isin(mine)] if table is not None else None
@@ -167,7 +174,10 @@ def study(
     from robudget.sweep import Study
 
     studies = [Study.load(n) for n in ([name] if name else named("studies"))]
-    rows = [{"study": s.name, "runs": str(len(s.recipes)), "axes": " × ".join(s.axes), "question": s.question} for s in studies]
+    rows = [
+        {"study": s.name, "runs": str(len(s.recipes)), "axes": " × ".join(s.axes), "question": s.question}
+        for s in studies
+    ]
     if json:
         terminal.print_json(rows)
     else:

@@ -34,7 +34,7 @@ def main() -> int:
 def _work(job: dict[str, Any], send: Callable[..., None]) -> None:
     from robudget.errors import RobudgetError
     from robudget.recipe import Recipe
-    from robudget.run import Progress, run
+    from robudget.runner import Progress, run
     from robudget.site import Site
     from robudget.store import Busy
 
