@@ -6,12 +6,12 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 
 from robudget import __version__
-from robudget.errors import InputError, RobudgetError
+from robudget.errors import RobudgetError
 
 EXAMPLES = """
 [bold]Examples[/bold]

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from robudget.files import to_plain
 from robudget.report.labels import fixed, known, number
-from robudget.sweep.local import SweepState
+from robudget.sweep.state import SweepState
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
@@ -95,7 +95,6 @@ class SweepDisplay:
         self.console = console
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self.said: set[int] = set()
-        self.begun = time.monotonic()
 
     def __enter__(self) -> SweepDisplay:
         if self.live:
@@ -109,27 +108,24 @@ class SweepDisplay:
             self.live.stop()
 
     def update(self, state: SweepState) -> None:
-        for index in [*state.finished, *state.failed]:
+        for index, note in (state.finished | state.failed).items():
             if index not in self.said:
                 self.said.add(index)
-                failed = index in state.failed
-                note = state.failed[index] if failed else state.notes.get(index, "")
-                line = f"[{state.done + len(state.failed):>3}/{len(state.recipes)}] {state.recipes[index].slug}  {note}"
-                self.console.print(Text(line, style="red" if failed else ""))
+                line = f"[{len(state.recipes) - len(state.to_do) + len(self.said):>3}/{len(state.recipes)}] "
+                line += f"{state.recipes[index].slug}  {note}"
+                self.console.print(Text(line, style="red" if index in state.failed else ""))
         if self.live:
             self.live.update(self._view(state))
 
     def _view(self, state: SweepState) -> Group:
-        total = len(state.recipes)
-        head = Text(f"{self.title}: {state.done} of {total} runs done", style="bold")
+        head = Text(f"{self.title}: {state.done} of {len(state.recipes)} runs done", style="bold")
         if state.failed:
             head.append(f", {len(state.failed)} failed", style="red")
         left = state.seconds_left
-        head.append(f" · {duration(time.monotonic() - self.begun)} so far", style="dim")
-        head.append(f" · about {duration(left)} left" if left is not None else " · time left: measuring", style="dim")
+        head.append(f" · {duration(time.monotonic() - state.started)} so far", style="dim")
+        head.append(" · time left: measuring" if left is None else f" · about {duration(left)} left", style="dim")
         grid = Table.grid(padding=(0, 2))
-        for index in state.running:
-            bar = ProgressBar(total=1.0, completed=state.fractions.get(index, 0.0), width=20)
-            phase = state.phases.get(index, "starting")
-            grid.add_row(state.recipes[index].slug, bar, phase, state.notes.get(index, ""))
+        for index, status in state.running.items():
+            bar = ProgressBar(total=1.0, completed=status.fraction, width=20)
+            grid.add_row(state.recipes[index].slug, bar, status.phase, status.note)
         return Group(head, grid)

@@ -7,128 +7,84 @@ run that another process holds is waited for. Imports no torch.
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from robudget.errors import RunFailed
 from robudget.recipe import Recipe
 from robudget.site import Site
 from robudget.store import Store
+from robudget.sweep.state import Status, SweepState
 
 BUSY_PAUSE = 2.0  # seconds before a run that another process holds is asked for again
 
-
-@dataclass
-class SweepState:
-    """What a progress display needs; handed to `watch` after every event.
-
-    `fractions` and `notes` are by index into `recipes`; `done`, `skipped` (were done before) and `failed` count runs.
-    """
-
-    recipes: Sequence[Recipe]
-    weights: Sequence[float]
-    started: float = field(default_factory=time.monotonic)
-    fractions: dict[int, float] = field(default_factory=dict)
-    phases: dict[int, str] = field(default_factory=dict)
-    notes: dict[int, str] = field(default_factory=dict)
-    running: list[int] = field(default_factory=list)
-    finished: list[int] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)
-    skipped: int = 0
-
-    @property
-    def done(self) -> int:
-        return self.skipped + len(self.finished)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """By the weight done since the start; None until 2% of it is."""
-        total = sum(self.weights[i] for i in self._asked)
-        done = sum(self.weights[i] * self.fractions.get(i, 0.0) for i in self._asked)
-        if total == 0 or done < 0.02 * total:
-            return None
-        return (time.monotonic() - self.started) * (total - done) / done
-
-    @property
-    def _asked(self) -> list[int]:
-        return [i for i in range(len(self.recipes)) if i in self.fractions]
+_Events = queue.Queue[tuple[int, dict[str, Any] | None]]  # (worker, event); None: the worker has ended
 
 
 def sweep(
     recipes: Sequence[Recipe],
     *,
-    store: str = "runs",
+    store: str | Path = "runs",
     site: Site | None = None,
     workers: int = 0,
     weight: Callable[[Recipe], float] = lambda recipe: 1.0,
     watch: Callable[[SweepState], None] = lambda state: None,
 ) -> SweepState:
-    """Run what is not done yet, `workers` at a time (0 = one per GPU asked for, else one per core), longest first.
+    """Run what is not done yet, `workers` at a time (0 = one per GPU where there is one, else one per core).
 
-    `weight` is a recipe's share of the work, for the order and the time left. A failed run is noted in
-    `SweepState.failed` and the others go on. On an exception (Ctrl-C among them) the workers are stopped; every run
-    keeps what it had saved.
+    `weight` is a recipe's share of the work, for the order and the time left. A failed run is noted and the others go
+    on. On an exception (Ctrl-C among them) the workers are stopped; every run keeps what it had saved.
     """
-    site = site or Site()
-    home = Store(store)
-    state = SweepState(recipes, [weight(r) for r in recipes])
-    open_runs = [i for i, recipe in enumerate(recipes) if not home.folder(recipe).done]
-    state.skipped = len(recipes) - len(open_runs)
-    state.fractions = dict.fromkeys(open_runs, 0.0)
-    # Longest first: the last ones to finish are then short, and no worker idles long beside the other.
-    waiting = collections.deque(sorted(open_runs, key=lambda i: -state.weights[i]))
-    if not waiting:
-        watch(state)
+    state = SweepState.begin(recipes, Store(store), weight)
+    watch(state)
+    if not state.to_do:
         return state
-    sites = _sites(site, workers, len(waiting))
-    events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
+    waiting = collections.deque(state.to_do)
+    paused: list[tuple[float, int]] = []  # held by another process: when to ask again
+    sites = _sites(site or Site(), workers, len(waiting))
+    events: _Events = queue.Queue()
     crew = [_Worker(number, each, events) for number, each in enumerate(sites)]
-    paused: list[tuple[float, int]] = []
     try:
-        watch(state)
         while waiting or paused or state.running:
             now = time.monotonic()
-            waiting.extend(i for at, i in paused if at <= now)
-            paused = [(at, i) for at, i in paused if at > now]
+            waiting.extend(index for at, index in paused if at <= now)
+            paused = [(at, index) for at, index in paused if at > now]
             for worker in crew:
                 if worker.job is None and waiting:
-                    worker.give(waiting.popleft(), recipes, store)
-                    state.running.append(worker.job)  # type: ignore[arg-type]
+                    index = waiting.popleft()
+                    worker.give(index, recipes[index], str(store))
+                    state.running[index] = Status()
             try:
                 number, event = events.get(timeout=0.5)
             except queue.Empty:
                 watch(state)
                 continue
             worker = crew[number]
-            if event is None:  # the worker died: killed, or out of memory
-                code = worker.process.wait()
-                if worker.job is None:
-                    raise RunFailed(f"a worker ended by itself with exit code {code}")
-                event = {"index": worker.job, "kind": "failed", "note": f"the worker died with exit code {code}"}
+            if event is None:
+                event = _obituary(worker)
                 crew[number] = _Worker(number, sites[number], events)
             index = event["index"]
             if event["kind"] == "progress":
-                state.fractions[index] = event["fraction"]
-                state.phases[index], state.notes[index] = event["phase"], event["note"]
+                state.running[index] = Status(event["phase"], event["fraction"], event["note"])
             else:
-                state.running.remove(index)
                 worker.job = None
-                state.fractions[index] = 1.0
                 if event["kind"] == "done":
-                    state.finished.append(index)
-                    state.notes[index] = event["note"]
+                    state.finish(index, event["note"])
                 elif event["kind"] == "failed":
-                    state.failed[index] = event["note"]
+                    state.fail(index, event["note"])
                 else:
-                    state.fractions[index] = 0.0
+                    del state.running[index]
                     paused.append((time.monotonic() + BUSY_PAUSE, index))
             watch(state)
     finally:
@@ -137,10 +93,19 @@ def sweep(
     return state
 
 
+def _obituary(worker: _Worker) -> dict[str, Any]:
+    """The event of a worker that died: killed, out of memory, or a crash below Python."""
+    code = worker.process.wait()
+    if worker.job is None:
+        raise RunFailed(f"a worker ended by itself with exit code {code}")
+    cause = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+    return {"index": worker.job, "kind": "failed", "note": f"the worker died: {cause}; run again to go on"}
+
+
 class _Worker:
     """A worker process and the index of the run it holds (None = idle)."""
 
-    def __init__(self, number: int, site: Site, events: queue.Queue[tuple[int, dict[str, Any] | None]]):
+    def __init__(self, number: int, site: Site, events: _Events):
         self.job: int | None = None
         self.site = site
         threads = (
@@ -156,18 +121,19 @@ class _Worker:
         )
         threading.Thread(target=self._listen, args=(number, events), daemon=True).start()
 
-    def _listen(self, number: int, events: queue.Queue[tuple[int, dict[str, Any] | None]]) -> None:
+    def _listen(self, number: int, events: _Events) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             events.put((number, json.loads(line)))
         events.put((number, None))
 
-    def give(self, index: int, recipes: Sequence[Recipe], store: str) -> None:
+    def give(self, index: int, recipe: Recipe, store: str) -> None:
         assert self.process.stdin is not None
         self.job = index
-        job = {"index": index, "recipe": recipes[index].to_dict(), "store": store, "site": asdict(self.site)}
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
+        job = {"index": index, "recipe": recipe.to_dict(), "store": store, "site": asdict(self.site)}
+        with contextlib.suppress(BrokenPipeError):  # it died just now: its end is in the queue already
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
 
     def stop(self) -> None:
         # Checkpoints are atomic and every event is on the disk, so that there is nothing to say goodbye to.

@@ -1,0 +1,68 @@
+"""Many runs on a cluster: one Ray task a run, over a store that every node sees (a shared file system).
+
+As in `local`, nothing is remembered that is not on the disk; a node that dies takes at most an epoch with it. Ray is an
+optional dependency, imported only here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from robudget.errors import InputError
+from robudget.recipe import Recipe
+from robudget.site import Site
+from robudget.store import Store
+from robudget.sweep.state import SweepState
+
+RETRIES = 3  # of a task whose node was lost; a run goes on from its checkpoint
+
+
+def sweep_on_ray(
+    recipes: Sequence[Recipe],
+    *,
+    store: str | Path,
+    site: Site | None = None,
+    address: str | None = None,
+    gpus_per_run: float = 1.0,
+    cpus_per_run: float = 1.0,
+    weight: Callable[[Recipe], float] = lambda recipe: 1.0,
+    watch: Callable[[SweepState], None] = lambda state: None,
+) -> SweepState:
+    """Run what is not done yet on the Ray cluster at `address` (None: the running one, else this machine).
+
+    `store` must be an absolute path on a file system that all nodes share. Raises InputError where Ray isn't installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InputError("ray is not installed (pip install 'robudget[ray]')") from None
+    home = Store(Path(store).absolute())
+    site = site or Site()
+    state = SweepState.begin(recipes, home, weight)
+    watch(state)
+    if not state.to_do:
+        return state
+    if not ray.is_initialized():
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    task = ray.remote(num_gpus=gpus_per_run, num_cpus=cpus_per_run, max_retries=RETRIES)(_run)
+    pending = {task.remote(recipes[i].to_dict(), str(home.root), asdict(site)): i for i in state.to_do}
+    while pending:
+        ready, _ = ray.wait(list(pending), timeout=1.0)
+        for reference in ready:
+            index = pending.pop(reference)
+            try:
+                state.finish(index, ray.get(reference))
+            except ray.exceptions.RayError as error:
+                # The remote traceback ends with the line that says what happened.
+                state.fail(index, str(error).strip().splitlines()[-1])
+        watch(state)
+    return state
+
+
+def _run(recipe: dict[str, Any], store: str, site: dict[str, Any]) -> str:
+    from robudget.runner import run
+
+    return run(Recipe.from_dict(recipe), store=store, site=Site(**site)).summary

@@ -1,0 +1,63 @@
+"""How far a sweep is: what its displays show and what it returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from robudget.recipe import Recipe
+from robudget.store import Store
+
+
+@dataclass
+class Status:
+    """A run in work: `phase` and `note` as `runner.Progress` has them, `fraction` of it done."""
+
+    phase: str = "starting"
+    fraction: float = 0.0
+    note: str = ""
+
+
+@dataclass
+class SweepState:
+    """Runs are named by their index into `recipes`. `to_do` were not done at the start; of these, `running` are in
+    work, `finished` and `failed` hold what was said at their end. `watch` gets this object after every event."""
+
+    recipes: Sequence[Recipe]
+    weights: Sequence[float]
+    to_do: list[int]
+    running: dict[int, Status] = field(default_factory=dict)
+    finished: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def begin(cls, recipes: Sequence[Recipe], store: Store, weight: Callable[[Recipe], float]) -> SweepState:
+        """Looks in the store for what is done. Longest first: the last runs are then short and no worker idles long."""
+        weights = [weight(recipe) for recipe in recipes]
+        to_do = [i for i, recipe in enumerate(recipes) if not store.folder(recipe).done]
+        return cls(recipes, weights, sorted(to_do, key=lambda i: -weights[i]))
+
+    @property
+    def done(self) -> int:
+        """Runs that need no more work, those done before the start included."""
+        return len(self.recipes) - len(self.to_do) + len(self.finished)
+
+    def finish(self, index: int, note: str) -> None:
+        self.running.pop(index, None)
+        self.finished[index] = note
+
+    def fail(self, index: int, note: str) -> None:
+        self.running.pop(index, None)
+        self.failed[index] = note
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the share of the work done since the start; None until 2% of it is."""
+        total = sum(self.weights[i] for i in self.to_do)
+        ended = sum(self.weights[i] for i in (*self.finished, *self.failed))
+        done = ended + sum(self.weights[i] * status.fraction for i, status in self.running.items())
+        if done <= 0.02 * total:
+            return None
+        return (time.monotonic() - self.started) * (total - done) / done
