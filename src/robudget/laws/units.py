@@ -1,0 +1,55 @@
+"""Budgets as people write them: `50usd`, `100gpu-h`, `20kWh`, `5kgCO2e`, `1e19flops`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from robudget.errors import InputError, unknown
+from robudget.laws.plain import fields
+
+# unit → (column of the table, how many of its units one is)
+UNITS: dict[str, tuple[str, float]] = {
+    "usd": ("cost_usd", 1.0), "$": ("cost_usd", 1.0), "gpu-h": ("gpu_hours", 1.0), "gpuh": ("gpu_hours", 1.0),
+    "gpu-hours": ("gpu_hours", 1.0), "h": ("train_seconds", 3600.0), "kwh": ("train_energy_kwh", 1.0),
+    "wh": ("train_energy_kwh", 1e-3), "mwh": ("train_energy_kwh", 1e3), "kgco2e": ("co2_kg", 1.0),
+    "gco2e": ("co2_kg", 1e-3), "tco2e": ("co2_kg", 1e3), "kgco2": ("co2_kg", 1.0), "kg": ("co2_kg", 1.0),
+    "flops": ("train_flops_exact", 1.0), "flop": ("train_flops_exact", 1.0), "tflops": ("train_flops_exact", 1e12),
+    "pflops": ("train_flops_exact", 1e15), "eflops": ("train_flops_exact", 1e18),
+}  # fmt: skip
+LABELS = {
+    "cost_usd": "usd", "gpu_hours": "gpu-h", "train_seconds": "s", "train_energy_kwh": "kWh", "co2_kg": "kgCO2e",
+    "train_flops_exact": "flops", "train_flops_paper": "flops (paper)",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`amount` in the units of the table's column `column`; `text` as it was written."""
+
+    text: str
+    column: str
+    amount: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return fields(self)
+
+
+def parse_budget(text: str) -> Budget:
+    """A number and a unit, in either order for `$`. Raises InputError naming the unit and the nearest known one."""
+    match = re.fullmatch(
+        r"\s*(\$?)\s*([0-9][0-9_,]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+)\s*([A-Za-z$][A-Za-z0-9$-]*)?\s*", text
+    )
+    if not match or not (match[1] or match[3]):
+        raise InputError(
+            f"budget = {text!r} (allowed: a number and a unit, e.g. 50usd, 100gpu-h, 20kWh, 5kgCO2e, 1e19flops)"
+        )
+    unit = (match[3] or match[1]).lower()
+    if unit not in UNITS:
+        raise unknown("unit of a budget", match[3], UNITS)
+    name, factor = UNITS[unit]
+    amount = float(match[2].replace(",", "").replace("_", "")) * factor
+    if amount <= 0:
+        raise InputError(f"budget = {text!r} (allowed: more than 0)")
+    return Budget(text.strip(), name, amount)
