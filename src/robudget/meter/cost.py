@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from robudget.config import load_yaml
 from robudget.errors import InputError, unknown
+from robudget.meter.grid import find
 from robudget.threat import parse_number
 
 
@@ -44,21 +45,33 @@ class Prices:
 
     @classmethod
     def load(cls, source: str | Path) -> Prices:
-        """`paper`, or a YAML file with fields of `Prices`. Raises InputError."""
+        """`paper`; a region of CodeCarbon's tables (`FRA`, `california`, `europe-west9`: its carbon intensity, carbon
+        with PUE, else the paper's figures); or a YAML file with fields of `Prices`, over those of its `region` if it
+        names one. Raises InputError, with the nearest name."""
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
-            if str(source) == cls().name:
-                return cls()
-            raise unknown("prices", source, [cls().name])
+            return cls() if str(source).lower() == "paper" else cls.of_region(str(source))
         try:
             data = load_yaml(path.read_text("utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read prices {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
         known = [f.name for f in fields(cls)]
         for key in data:
-            if key not in known:
-                raise unknown(f"key in {path}", key, known)
-        return cls(**({"name": path.stem, "source": str(path)} | data))
+            if key not in (*known, "region"):
+                raise unknown(f"key in {path}", key, [*known, "region"])
+        region = data.pop("region", None)
+        base = cls() if region is None else cls.of_region(str(region))
+        about = {"name": path.stem, "source": str(path) if region is None else f"{path}; {base.source}"}
+        return replace(base, **(about | data))
+
+    @classmethod
+    def of_region(cls, region: str) -> Prices:
+        try:
+            grid = find(region)
+        except InputError as error:
+            raise InputError(f"{error}; or 'paper', or a .yaml file") from None
+        source = f"carbon: {grid.source}; electricity $0.12/kWh and PUE 1.58: arXiv 2312.13131"
+        return cls(name=grid.name, source=source, gco2e_per_kwh=grid.gco2e_per_kwh, pue_in_co2=True)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -140,22 +141,30 @@ class Energy:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a source has counted since it was opened. `lost` goes up whenever it could not count."""
+    """What a source has counted since it was opened: joules (NaN while it is silent) and its own raw counts.
+
+    `lost` goes up whenever energy went by that can never be known. `notes`: all there are so far. `shared`: whether
+    others use the device now.
+    """
 
     joules: float
-    raw: Mapping[str, float]
+    raw: Mapping[str, float] = field(default_factory=dict)
     lost: int = 0
+    notes: tuple[str, ...] = ()
+    shared: bool | None = None
 
 
 class Source(Protocol):
     """One component. `read` is cheap and never raises for a fault of the hardware: it counts the loss and notes it."""
 
-    name: str
-    how: How
-    method: str
-    uncertainty: float
-    notes: list[str]
-    shared: bool | None
+    @property
+    def name(self) -> str: ...
+    @property
+    def how(self) -> How: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def uncertainty(self) -> float: ...
 
     def read(self) -> Reading: ...
 
@@ -187,7 +196,7 @@ class Window:
 class _Snapshot:
     time: float
     readings: tuple[Reading, ...]
-    notes: tuple[int, ...]
+    notes: int
 
 
 class Meter:
@@ -240,19 +249,19 @@ class Meter:
             self._notes.append(f"the device could not be synchronised: {str(error).splitlines()[0]}")
 
     def _read(self) -> _Snapshot:
-        readings = tuple(source.read() for source in self.sources)
-        counts = (len(self._notes), *(len(source.notes) for source in self.sources))
-        return _Snapshot(self._clock(), readings, counts)
+        return _Snapshot(self._clock(), tuple(source.read() for source in self.sources), len(self._notes))
 
     def _between(self, start: _Snapshot, end: _Snapshot) -> Energy:
-        parts = tuple(_part(*each) for each in zip(self.sources, start.readings, end.readings, strict=True))
-        lists = (self._notes, *(source.notes for source in self.sources))
-        notes = [note for notes, a, b in zip(lists, start.notes, end.notes, strict=True) for note in notes[a:b]]
+        pairs = list(zip(start.readings, end.readings, strict=True))
+        parts = tuple(_part(source, *pair) for source, pair in zip(self.sources, pairs, strict=True))
+        notes = self._notes[start.notes : end.notes]
+        for before, after in pairs:
+            notes += (Counter(after.notes) - Counter(before.notes)).keys()
         seconds = end.time - start.time
         if seconds < 0:
             notes.append(f"the clock went back by {-seconds:.3g} s")
             seconds = math.nan
-        flags = [source.shared for source in self.sources if source.shared is not None]
+        flags = [reading.shared for pair in pairs for reading in pair if reading.shared is not None]
         return Energy(seconds, parts, tuple(dict.fromkeys(notes)), any(flags) if flags else None)
 
 
@@ -279,6 +288,21 @@ def open_meter(device: str = "cpu", *, cpu_watts: float | None = None, gpu_watts
     `cpu_watts`: what the machine's CPUs draw under full load, `gpu_watts`: what the GPU draws, by the user's knowledge;
     they are used only where nothing better can be read. Fails for nothing: what cannot be read is NaN, with a note.
     """
-    from robudget.meter import cpu, memory
+    from robudget.meter import cpu, gpu, memory
+    from robudget.meter.share import ProcessShare
 
-    return Meter([cpu.open_source(cpu_watts), memory.ModelSource()])
+    sources: list[Source] = []
+    if device != "cpu":
+        sources.append(gpu.open_source(device, gpu_watts))
+    sources.append(cpu.open_source(ProcessShare(), cpu_watts))
+    sources.append(memory.ModelSource(memory.machine_watts(), ProcessShare()))
+    return Meter(sources, synchronise=_synchroniser(device))
+
+
+def _synchroniser(device: str) -> Callable[[], None]:
+    if device == "cpu":
+        return lambda: None
+    import torch
+
+    module = getattr(torch, torch.device(device).type)
+    return lambda: module.synchronize() if torch.device(device).type == "mps" else module.synchronize(device)

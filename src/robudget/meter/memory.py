@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from functools import lru_cache
 
+from robudget.meter.counters import Clock
 from robudget.meter.energy import How, Reading
 from robudget.meter.share import ProcessShare
 
@@ -23,17 +24,14 @@ class ModelSource:
     name = "memory"
     how: How = "estimated"
     uncertainty = 0.5
-    shared: bool | None = None
 
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self._watts = machine_watts()
-        self.method = f"{self._watts:.3g} W of memory (CodeCarbon's model) × share of the machine's busy CPU time"
-        self._start = time.monotonic()
-        self._share = ProcessShare()
+    def __init__(self, watts: float, share: ProcessShare, clock: Clock = time.monotonic) -> None:
+        self.method = f"{watts:.3g} W of memory (CodeCarbon's model) × share of the machine's busy CPU time"
+        self._watts, self._share, self._clock = watts, share, clock
+        self._start = clock()
 
     def read(self) -> Reading:
-        return Reading(self._share.of(self._watts * (time.monotonic() - self._start)), {})
+        return Reading(self._share.of(self._watts * (self._clock() - self._start)))
 
     def close(self) -> None:
         pass

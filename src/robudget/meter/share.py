@@ -6,8 +6,10 @@ side by side add up to one machine's.
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Callable
 
 import psutil
 
@@ -31,13 +33,21 @@ def machine_seconds() -> float:
 class ProcessShare:
     """Splits a machine-wide quantity that only grows: feed it the machine's total, get this process's total."""
 
-    def __init__(self, total: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        process: Callable[[], float] = process_seconds,
+        machine: Callable[[], float] = machine_seconds,
+    ) -> None:
+        self._process, self._machine = process, machine
         self._settled = 0.0
-        self._from = (total, process_seconds(), machine_seconds())
+        self._from = (0.0, process(), machine())
 
     def of(self, total: float) -> float:
-        """This process's part of everything since the beginning, given the machine's `total` now."""
-        now = (total, process_seconds(), machine_seconds())
+        """This process's part of everything since the beginning, given the machine's `total` now (NaN: unknown)."""
+        if math.isnan(total):
+            return math.nan
+        now = (total, self._process(), self._machine())
         grown, mine, busy = (b - a for a, b in zip(self._from, now, strict=True))
         share = mine / max(busy, mine) if mine > 0 else 0.0
         part = self._settled + grown * share

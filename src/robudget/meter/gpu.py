@@ -1,0 +1,186 @@
+"""Energy of one GPU: NVML's energy counter, else its power integrated, else utilisation × TDP, else TDP alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from robudget.meter.counters import Counter, Integral
+from robudget.meter.devices import gpu_watts
+from robudget.meter.energy import How, Reading, Source
+from robudget.meter.poller import Poller
+
+# NVML refreshes its power reading every 20 to 100 ms, depending on the generation.
+_POWER_SECONDS = 0.1
+# No GPU draws more; NVML's counter of millijoules has 64 bits and does not wrap in practice.
+MAX_WATTS = 3000.0
+
+
+class Gpu:
+    """One device behind NVML. Every method returns None for what it cannot tell, whatever happened to the device."""
+
+    def __init__(self, nvml: ModuleType, handle: Any) -> None:
+        self._nvml, self._handle = nvml, handle
+
+    def joules(self) -> float | None:
+        """Since the driver was loaded (Volta and later)."""
+        return self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption, 1e-3)
+
+    def watts(self) -> float | None:
+        return self._ask(self._nvml.nvmlDeviceGetPowerUsage, 1e-3)
+
+    def limit_watts(self) -> float | None:
+        return self._ask(self._nvml.nvmlDeviceGetEnforcedPowerLimit, 1e-3)
+
+    def utilisation(self) -> float | None:
+        """Share of the last sample period in which a kernel ran."""
+        try:
+            return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100
+        except self._nvml.NVMLError:
+            return None
+
+    def shared(self) -> bool | None:
+        """Whether more than one process computes on the device (in a container their ids would not say which)."""
+        try:
+            return len(self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)) > 1
+        except self._nvml.NVMLError:
+            return None
+
+    def _ask(self, question: Callable[[Any], float], scale: float) -> float | None:
+        try:
+            return float(question(self._handle)) * scale
+        except self._nvml.NVMLError:
+            return None
+
+
+class CounterSource:
+    """NVML's energy counter, for the whole GPU."""
+
+    name = "gpu"
+    how: How = "measured"
+    method = "NVML energy counter of the whole GPU"
+    uncertainty = 0.05
+
+    def __init__(self, counter: Counter, shared: Callable[[], bool | None]) -> None:
+        self._counter, self._shared = counter, shared
+
+    def read(self) -> Reading:
+        total, counter = self._counter.total(), self._counter
+        return Reading(total, {"nvml_joules": total}, counter.lost, tuple(counter.notes), self._shared())
+
+    def close(self) -> None:
+        pass
+
+
+class IntegralSource:
+    """Power integrated over samples that a thread takes."""
+
+    name = "gpu"
+
+    def __init__(
+        self,
+        integral: Integral,
+        shared: Callable[[], bool | None],
+        *,
+        how: How = "measured",
+        method: str = "NVML power integrated",
+        uncertainty: float = 0.1,
+        poll_seconds: float | None = _POWER_SECONDS,
+    ) -> None:
+        self.how: How = how
+        self.method, self.uncertainty = method, uncertainty
+        self._integral, self._shared = integral, shared
+        self._lock = threading.Lock()
+        self._poller = Poller(self.sample, poll_seconds) if poll_seconds is not None else None
+
+    def sample(self) -> float:
+        with self._lock:
+            return self._integral.sample()
+
+    def read(self) -> Reading:
+        total, integral = self.sample(), self._integral
+        raw = {"power_samples": float(integral.samples), "integrated_joules": total}
+        return Reading(total, raw, integral.lost, tuple(integral.notes), self._shared())
+
+    def close(self) -> None:
+        if self._poller is not None:
+            self._poller.close()
+
+
+class FlatSource:
+    """Wall time × watts that nobody measures; NaN watts where not even those are known."""
+
+    name = "gpu"
+
+    def __init__(self, watts: float, method: str, uncertainty: float, *notes: str) -> None:
+        self.how: How = "estimated"
+        self.method, self.uncertainty = method, uncertainty
+        self._watts, self._notes = watts, notes
+
+    def read(self) -> Reading:
+        return Reading(self._watts * time.monotonic(), notes=self._notes)
+
+    def close(self) -> None:
+        pass
+
+
+def open_source(device: str, watts: float | None = None) -> Source:
+    """The best source for the GPU that torch calls `device`; `watts`: what it draws under load, by the user."""
+    gpu, note = _nvml_gpu(device)
+    if gpu is None:
+        return _flat(device, watts, note)
+    if gpu.joules() is not None:
+        counter = Counter("NVML", gpu.joules, time.monotonic, max_watts=MAX_WATTS)
+        return CounterSource(counter, gpu.shared)
+    if gpu.watts() is not None:
+        integral = Integral("NVML", gpu.watts, time.monotonic)
+        return IntegralSource(integral, gpu.shared)
+    limit = watts or gpu.limit_watts() or gpu_watts(_name(device))
+    if limit is None or gpu.utilisation() is None:
+        return _flat(device, watts, "NVML tells neither energy nor power of this GPU")
+
+    def by_utilisation() -> float | None:
+        busy = gpu.utilisation()
+        return None if busy is None else busy * limit
+
+    integral = Integral("NVML", by_utilisation, time.monotonic)
+    method = f"utilisation × {limit:g} W integrated"
+    return IntegralSource(integral, gpu.shared, how="estimated", method=method, uncertainty=0.4)
+
+
+def _flat(device: str, watts: float | None, note: str) -> FlatSource:
+    if watts is not None:
+        return FlatSource(watts, f"wall time × the user's {watts:g} W", 0.3, note)
+    name = _name(device)
+    tdp = gpu_watts(name)
+    if tdp is None:
+        return FlatSource(float("nan"), f"unknown: {name} has no power meter and is not in the table", 0.0, note)
+    return FlatSource(tdp, f"wall time × TDP {tdp:g} W ({name}), as if always busy", 0.5, note)
+
+
+def _nvml_gpu(device: str) -> tuple[Gpu | None, str]:
+    import torch
+
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except ImportError:
+        return None, "NVML is not installed (nvidia-ml-py)"
+    except pynvml.NVMLError as error:
+        return None, f"NVML does not answer: {error}"
+    uuid = str(torch.cuda.get_device_properties(torch.device(device)).uuid)
+    try:
+        return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")), ""
+    except pynvml.NVMLError as error:
+        return None, f"NVML does not know {device}: {error}"
+
+
+def _name(device: str) -> str:
+    import torch
+
+    kind = torch.device(device).type
+    return str(torch.cuda.get_device_name(torch.device(device))) if kind == "cuda" else kind
