@@ -1,0 +1,86 @@
+"""Figures of the predictor: prediction against truth on held-out runs (1b) and what it leans on (1c)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from robudget.laws.predictor import Importance, PaperGBR
+from robudget.report import labels, style
+from robudget.report.figures_runs import is_collapsed
+from robudget.report.style import BLUE, COLUMN, MUTED, ORANGE, PAPER, VERMILLION
+
+
+def predicted(fit: PaperGBR, table: pd.DataFrame) -> tuple[Figure, str]:
+    """Figure 1b: the paper's gradient boosting on the runs it did not see."""
+    figure, ax = style.new(COLUMN, 2.75)
+    fallen = is_collapsed(table).reindex(fit.rows).to_numpy()
+    ends = float(min(fit.truth.min(), fit.predicted.min())), float(max(fit.truth.max(), fit.predicted.max()))
+    room = 0.05 * (ends[1] - ends[0] or 1.0)
+    span = np.array([ends[0] - room, ends[1] + room])
+    ax.plot(span, span, color=MUTED, lw=0.7, ls=(0, (3, 2)), zorder=0)
+    for mask, colour, marker in ((~fallen, BLUE, "o"), (fallen, VERMILLION, "X")):
+        ax.scatter(
+            fit.truth[mask],
+            fit.predicted[mask],
+            s=13,
+            marker=marker,
+            c=colour,
+            linewidths=0.3,
+            edgecolors=PAPER,
+            alpha=0.85,
+        )
+    ax.set(xlim=span, ylim=span, aspect="equal")
+    ax.set_xlabel("AutoAttack accuracy (%), measured")
+    ax.set_ylabel("predicted (%)")
+    ax.set_yticks([t for t in ax.get_xticks() if span[0] <= t <= span[1]])
+    ax.set(xlim=span, ylim=span)
+    style.grid(ax, "both")
+    keys = [[_key("o", BLUE, "held-out run")], [Line2D([], [], color=MUTED, lw=0.7, ls=(0, (3, 2)), label="exact")]]
+    if fallen.any():
+        keys.insert(1, [_key("X", VERMILLION, "collapsed")])
+    style.legend_above(figure, keys)
+    caption = (
+        f"Gradient boosting as in the paper (50 estimators, depth 5), fitted on {fit.n_train} runs and shown on the "
+        f"{fit.n_test} it did not see (70:30 split, seed {fit.seed}): R² = {labels.fixed(fit.r2, 2)}, mean absolute error "
+        f"{labels.fixed(fit.mae, 2)} points. One split; the spread over splits is in the table."
+    )
+    return figure, caption
+
+
+def importance(items: tuple[Importance, ...], n_runs: int) -> tuple[Figure, str]:
+    """Figure 1c: each feature's importance, by the paper's model (share) and by permutation (points, with interval)."""
+    items = tuple(sorted(items, key=lambda i: i.by_model))
+    figure, (left, right) = style.new(COLUMN, 0.75 + 0.2 * len(items), 1, 2, sharey=True)
+    at = np.arange(len(items))
+    left.barh(at, [i.by_model for i in items], height=0.62, color=BLUE)
+    middle = np.array([i.by_permutation for i in items])
+    ends = np.array([[i.low, i.high] for i in items]).T
+    right.errorbar(
+        middle, at, xerr=np.clip(np.vstack([middle - ends[0], ends[1] - middle]), 0, None), fmt="D", ms=3.4, color=ORANGE,
+        ecolor=ORANGE, elinewidth=0.9,
+    )  # fmt: skip
+    right.axvline(0, color=MUTED, lw=0.6)
+    left.set_yticks(at, [labels.feature(i.feature) for i in items])
+    left.set_xlabel("share of the model's gain")
+    right.set_xlabel("error added when shuffled\n(points)")
+    for ax in (left, right):
+        ax.tick_params(axis="y", length=0)
+        style.grid(ax, "x")
+    left.set_xlim(left=0)
+    caption = (
+        f"What the predictor leans on ({n_runs} runs). Left: importance in the paper's gradient boosting. Right: mean absolute error "
+        f"added by shuffling a choice, with its 95% interval over shuffles."
+    )
+    twins = [
+        f"{labels.feature(i.feature)} cannot be told from {' and '.join(labels.feature(a) for a in i.aliases)}"
+        for i in items
+        if i.aliases
+    ]
+    return figure, caption + (f" In this table {'; '.join(twins)}." if twins else "")
+
+
+def _key(marker: str, colour: str, label: str) -> Line2D:
+    return Line2D([], [], marker=marker, color=colour, ls="", ms=3.8, label=label)

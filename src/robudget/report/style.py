@@ -1,0 +1,283 @@
+"""The look of every figure: sizes, type, the Okabe–Ito palette with a shape for every colour, and saving.
+
+Widths are those of a two-column paper (3.3 and 7 inches); type is 6–8 pt at that size. Ink, grid and paper are three
+fixed colours so that the page can put its theme's in their place.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from robudget import files
+from robudget.report.labels import known, word
+
+COLUMN, PAGE = 3.3, 7.0  # inches
+INK, MUTED, GRID, PAPER = "#1a1d21", "#6a7178", "#e4e7ea", "#fefefe"
+
+# Okabe & Ito (2008), without the yellow, which is invisible on white.
+BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+ORANGE, SKY, GREY = "#e69f00", "#56b4e9", "#8a9299"
+CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+# A choice keeps its colour and shape in every figure and on the page, whatever else is in the table.
+FIXED: dict[str, dict[str, tuple[str, str]]] = {
+    "loss": {
+        "standard": (GREY, "X"),
+        "at": (BLUE, "o"),
+        "trades": (VERMILLION, "s"),
+        "mart": (GREEN, "^"),
+        "fgsm-rs": (PURPLE, "D"),
+        "n-fgsm": (ORANGE, "v"),
+        "free-at": (SKY, "P"),
+    },
+    "synthetic": {"no": (BLUE, "o"), "yes": (ORANGE, "^")},
+    "collapsed": {"no": (BLUE, "o"), "yes": (VERMILLION, "X")},
+}
+# Ordered choices (attack steps) get an ordered ramp: dark to light, also in grey print.
+RAMP = ("#1d2b5e", "#0072b2", "#2a9d8f", "#c9a227", "#d55e00", "#8c2d6a", "#7a7a7a")
+
+
+def encode(column: str, values: Iterable[object]) -> dict[str, tuple[str, str]]:
+    """Word of each distinct value → (colour, marker); numbers in order along the ramp, names in the fixed palette."""
+    kept = list({v for v in values if known(v)})
+    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in kept)
+    ordered = [word(v) for v in sorted(kept, key=float if numeric else str)]  # type: ignore[arg-type]
+    fixed = FIXED.get(column, {})
+    ordered.sort(key=lambda name: list(fixed).index(name) if name in fixed else len(fixed))
+    palette = RAMP if numeric else CYCLE
+    out = {}
+    for i, name in enumerate(dict.fromkeys(ordered)):
+        out[name] = fixed.get(name, (palette[i % len(palette)], MARKERS[i % len(MARKERS)]))
+    if any(not known(v) for v in values):
+        out["unknown"] = (GREY, ".")
+    return out
+
+
+def _family() -> list[str]:
+    """The first of the paper's sans faces that this machine has; DejaVu ships with matplotlib and has every glyph."""
+    have = set(font_manager.fontManager.get_font_names())
+    return [name for name in ("Arial", "Helvetica", "Liberation Sans") if name in have][:1] + ["DejaVu Sans"]
+
+
+def _settings() -> dict[str, Any]:
+    family = _family()
+    return {
+        "font.family": family,
+        "mathtext.fontset": "custom",
+        "mathtext.rm": family[0],
+        "mathtext.it": f"{family[0]}:italic",
+        "mathtext.bf": f"{family[0]}:bold",
+        "mathtext.cal": family[0],
+        "font.size": 7,
+        "axes.labelsize": 7,
+        "axes.titlesize": 7.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 5,
+        "xtick.labelsize": 6.5,
+        "ytick.labelsize": 6.5,
+        "legend.fontsize": 6.5,
+        "legend.title_fontsize": 6.5,
+        "legend.frameon": False,
+        "legend.handletextpad": 0.4,
+        "legend.columnspacing": 1.0,
+        "legend.borderaxespad": 0.2,
+        "legend.labelspacing": 0.3,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.facecolor": "none",
+        "figure.facecolor": PAPER,
+        "savefig.facecolor": PAPER,
+        "axes.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": False,
+        "grid.color": GRID,
+        "grid.linewidth": 0.5,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.minor.width": 0.4,
+        "ytick.minor.width": 0.4,
+        "xtick.major.size": 3,
+        "ytick.major.size": 3,
+        "xtick.minor.size": 1.5,
+        "ytick.minor.size": 1.5,
+        "lines.linewidth": 1.2,
+        "lines.markersize": 3.5,
+        "pdf.fonttype": 42,  # editable text
+        "svg.fonttype": "path",  # the same glyphs on every screen
+        "svg.hashsalt": "robudget",
+        "savefig.dpi": 300,
+        "figure.constrained_layout.h_pad": 0.035,
+        "figure.constrained_layout.w_pad": 0.045,
+        "axes.unicode_minus": True,
+    }
+
+
+@contextmanager
+def house() -> Iterator[None]:
+    """Draw in the house style whatever the caller's matplotlib settings are, and leave those as they were."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_settings())
+        yield
+
+
+@dataclass(frozen=True)
+class FigureFile:
+    """A figure on disk: one path per format, its caption (n and intervals in it), its title, and its SVG text with
+    the theme's colours as CSS variables and ids that no other figure of the page has."""
+
+    name: str
+    title: str
+    caption: str
+    pdf: Path
+    svg: Path
+    png: Path
+    inline: str
+    wide: bool
+
+
+def new(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, Any]:
+    """A figure of so many inches and its axes (an `Axes`, or an array of them). No pyplot: nothing global is kept."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **kwargs)
+
+
+def save(figure: Figure, folder: Path, name: str, *, title: str, caption: str) -> FigureFile:
+    """Write name.pdf, name.svg and name.png, each in one step and with no date in it, so equal input gives equal
+    bytes."""
+    paths = {}
+    inline = ""
+    undated: dict[str, dict[str, str | None]] = {
+        "pdf": {"CreationDate": None, "Title": title},
+        "svg": {"Date": None, "Title": title},
+        "png": {"Title": title},
+    }
+    for kind, metadata in undated.items():
+        buffer = io.BytesIO()
+        with _quiet():
+            figure.savefig(buffer, format=kind, metadata=metadata)
+        data = buffer.getvalue()
+        paths[kind] = folder / f"{name}.{kind}"
+        files.replace(paths[kind], lambda temporary, data=data: temporary.write_bytes(data), durable=False)
+        if kind == "svg":
+            inline = _inline(data.decode("utf-8"), name, f"{title}. {caption}")
+    return FigureFile(
+        name, title, caption, paths["pdf"], paths["svg"], paths["png"], inline, figure.get_figwidth() > COLUMN
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """fontTools warns about the dates inside some system fonts, which is nothing to the reader of a report."""
+    logger = logging.getLogger("fontTools")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _inline(svg: str, name: str, label: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"<title>.*?</title>", "", svg, count=1, flags=re.S)  # a tooltip over the whole figure otherwise
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    for colour, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--grid"), (PAPER, "--card")):
+        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt" width="[\d.]+pt"', "", svg, count=1)
+    safe = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{safe}" ', 1)
+
+
+# -- axes -------------------------------------------------------------------------------------------------------------
+
+
+def grid(ax: Axes, which: str = "y") -> None:
+    ax.grid(True, axis=which, which="major")  # type: ignore[arg-type]
+
+
+def log_x(ax: Axes) -> None:
+    ax.set_xscale("log")
+    _log_ticks(ax.xaxis, ax.get_xlim())
+
+
+def log_y(ax: Axes) -> None:
+    ax.set_yscale("log")
+    _log_ticks(ax.yaxis, ax.get_ylim())
+
+
+def _log_ticks(axis: Any, limits: tuple[float, float]) -> None:
+    """Whole decades where there are at least three, else 1-2-5 within them, so that no log axis has a lone number."""
+    decades = _decades(limits)
+    if decades >= 2:
+        axis.set_major_locator(LogLocator(10, numticks=8))
+        axis.set_minor_locator(LogLocator(10, subs=range(2, 10), numticks=100))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if decades < 1.3 else (1, 3), numticks=12))
+        axis.set_major_formatter(FuncFormatter(_short))
+        axis.set_minor_locator(LogLocator(10, subs=range(2, 10), numticks=100))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _decades(limits: Sequence[float]) -> float:
+    import math
+
+    low, high = max(min(limits), 1e-300), max(max(limits), 1e-300)
+    return math.log10(high / low)
+
+
+def _short(value: float, _position: int) -> str:
+    if 1e-3 <= value < 1e4:
+        return f"{value:g}"
+    mantissa, power = f"{value:.0e}".split("e")
+    return rf"${mantissa}{{\times}}10^{{{int(power)}}}$" if mantissa != "1" else rf"$10^{{{int(power)}}}$"
+
+
+def panel(ax: Axes, letter: str) -> None:
+    """The bold letter of a panel, at the top left outside the axes."""
+    ax.annotate(
+        letter, (0, 1), xycoords="axes fraction", xytext=(-24, 5), textcoords="offset points", fontsize=9, weight="bold"
+    )
+
+
+def accuracy_axis(ax: Axes) -> None:
+    """Percent from 0 with a little room below, so that runs at 0 are seen whole."""
+    top = ax.get_ylim()[1]
+    ax.set_ylim(-0.03 * top, top)
+
+
+def legend_above(figure: Figure, groups: Sequence[Sequence[Any]]) -> None:
+    """One legend over the axes, outside the data: what belongs together (a group) stands in columns of its own."""
+    rows = min(max((len(group) for group in groups), default=0), 2)
+    handles: list[Any] = []
+    for group in groups:
+        blanks = -len(group) % rows
+        handles += [*group, *(Line2D([], [], ls="", label=" ") for _ in range(blanks))]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles) // rows)

@@ -1,0 +1,115 @@
+"""The table as the report reads it: every column there (unknown where it was not), best run first, runs in words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robudget.errors import InputError
+from robudget.laws import select
+from robudget.report.labels import QUANTITIES, UNKNOWN, known, quantity, word
+
+NUMBERS = (
+    "eps", "parameters", "base", "beta", "steps", "epochs", "synthetic_fraction", "seed", "aa_acc", "aa_acc_low",
+    "aa_acc_high", "n_eval", "clean_acc", "val_acc", "train_flops_exact", "train_flops_paper", "eval_flops_exact",
+    "train_energy_kwh", "eval_energy_kwh", "cost_usd", "eval_cost_usd", "co2_kg", "eval_co2_kg", "train_seconds",
+    "eval_seconds", "images_seen",
+)  # fmt: skip
+WORDS = (
+    "run_id", "slug", "dataset", "norm", "model", "activation", "loss", "ema", "cutmix", "synthetic", "status",
+    "train_flops_how", "train_energy_how", "eval_energy_how", "cost_usd_how", "co2_kg_how", "train_seconds_how",
+)  # fmt: skip
+# The order in which a reader meets them; `path` and whatever else a table holds stays out of the page.
+COLUMNS = (
+    "run_id", "slug", "dataset", "norm", "eps", "model", "parameters", "base", "activation", "loss", "beta", "steps",
+    "epochs", "ema", "cutmix", "synthetic", "synthetic_fraction", "seed", "status", "aa_acc", "aa_acc_low",
+    "aa_acc_high", "n_eval", "clean_acc", "val_acc", "collapsed", "train_flops_exact", "train_flops_paper",
+    "train_flops_how", "train_energy_kwh", "train_energy_how", "cost_usd", "cost_usd_how", "co2_kg", "co2_kg_how",
+    "train_seconds", "train_seconds_how", "images_seen", "eval_flops_exact", "eval_energy_kwh", "eval_energy_how", "eval_cost_usd",
+    "eval_co2_kg", "eval_seconds",
+)  # fmt: skip
+
+
+def complete(table: pd.DataFrame) -> pd.DataFrame:
+    """Every column of COLUMNS, numbers as float64 with NaN for unknown, sorted by `aa_acc` from the best, unknown last.
+
+    `collapsed` is worked out where it is missing. The index holds each run's position in `table`. Raises InputError
+    for a table without a run or without `aa_acc`, and for a number column that holds something else.
+    """
+    if len(table) == 0:
+        raise InputError("the table holds no run: there is nothing to report")
+    select.column(table, "aa_acc", "the report")
+    rows = table.reset_index(drop=True).reindex(columns=list(COLUMNS))
+    for name in NUMBERS:
+        if name in table.columns:
+            rows[name] = select.column(table, name)
+        rows[name] = rows[name].astype(np.float64).replace([np.inf, -np.inf], np.nan)
+    for name in WORDS:
+        rows[name] = rows[name].astype(object).where(rows[name].notna(), None)
+    if "train_seconds_how" not in table.columns:  # a store's seconds come from a clock; others say so themselves
+        rows["train_seconds_how"] = "measured"
+    if "status" not in table.columns:
+        rows["status"] = "done"
+    rows["collapsed"] = select.collapsed(table)
+    return rows.sort_values("aa_acc", ascending=False, kind="stable", na_position="last")
+
+
+def name(row: pd.Series) -> str:
+    for column in ("slug", "model", "run_id"):
+        if known(row[column]):
+            return str(row[column])
+    return f"run {row.name}"
+
+
+def choices(row: pd.Series) -> list[str]:
+    """A run's recipe as short phrases; a choice that the table does not know is left out."""
+    steps, loss = row["steps"], row["loss"]
+    out = []
+    if known(row["model"]):
+        base = row["base"]
+        out.append(word(row["model"]) + (f" (base {word(base)})" if known(base) and base != 16 else ""))
+    if known(row["activation"]):
+        out.append({"relu": "ReLU", "gelu": "GELU", "silu": "SiLU"}.get(row["activation"], str(row["activation"])))
+    if known(loss):
+        shown = {"at": "AT", "trades": "TRADES", "mart": "MART", "standard": "standard training"}.get(loss, str(loss))
+        plural = "" if steps == 1 else "s"
+        steps_shown = f", {word(steps)} step{plural}" if loss != "standard" and known(steps) else ""
+        beta_shown = f", β {word(row['beta'])}" if loss in ("trades", "mart") and known(row["beta"]) else ""
+        out.append(shown + steps_shown + beta_shown)
+    if row["synthetic"]:
+        share = row["synthetic_fraction"]
+        out.append("synthetic data" + (f" {100 * share:.0f}%" if known(share) else ""))
+    elif known(row["synthetic"]):
+        out.append("real data only")
+    out += [label for column, label in (("ema", "EMA"), ("cutmix", "CutMix")) if row[column]]
+    if known(row["epochs"]):
+        out.append(f"{word(row['epochs'])} epochs")
+    if known(row["seed"]):
+        out.append(f"seed {word(row['seed'])}")
+    return out
+
+
+def how(rows: pd.DataFrame, column: str) -> str:
+    """How the values of a column were obtained, over the runs where they are known: `measured`, `estimated, measured`."""
+    source = quantity(column).how if column in QUANTITIES else None
+    if source is None or source not in rows.columns:
+        return UNKNOWN
+    found = sorted({str(v) for v in rows.loc[rows[column].notna(), source] if known(v)})
+    return ", ".join(found) or UNKNOWN
+
+
+def total(rows: pd.DataFrame, *columns: str) -> tuple[float, int]:
+    """Sum over the runs and columns where it is known, and the number of runs that know the first; NaN where none does."""
+    values = rows[list(columns)]
+    n = int(values.iloc[:, 0].notna().sum())
+    return (float(np.nansum(values.to_numpy(dtype=np.float64))) if n else math.nan), n
+
+
+def plain(value: Any) -> Any:
+    """A cell as JSON: NaN and None are null."""
+    if not known(value):
+        return None
+    return value.item() if hasattr(value, "item") else value
