@@ -19,6 +19,7 @@ from robudget.laws.solve import SPACES, Space, solve
 RESAMPLES = 2_000
 LEVEL = 0.95
 FEW = 6  # envelope points below which a law says how little it stands on
+BEND_ROOM = 2  # points beyond the first on either side of a broken law's bend
 RUNS_PER_BIN = 4  # a bin of one run has no "best"
 
 
@@ -86,10 +87,10 @@ def fit_envelope(
     """As `fit_law`, from an envelope that is already there."""
     formula = forms.get(form)
     space = _space(env, form, on, space)
-    shape = shape_of(env.y, on)
     _check(env, formula)
     x_ref = float(np.exp(np.log(env.xs).mean()))
     u, y = np.log(env.xs / x_ref), to_scale(env.ys, on)
+    shape = shape_of(env.y, on, u)
     fit = solve(formula, shape, space, u[None], y[None], np.ones((1, len(u))), formula.starts(u, y, shape))
     theta = fit.theta[0]
     draws = _draws(env, formula, shape, space, on, x_ref, theta, resamples, seed)
@@ -110,8 +111,14 @@ def fit_envelope(
     )  # fmt: skip
 
 
-def shape_of(y: str, on: On) -> Shape:
-    return Shape(rising=is_error(y) == (on == "error"), percent=is_percent(y) and on != "logit")
+def shape_of(y: str, on: On, u: Floats) -> Shape:
+    """Rising or falling, bounded or not, and where a law may bend: with BEND_ROOM points or more on either side."""
+    ascending = np.sort(u)
+    room = min(BEND_ROOM, (len(u) - 1) // 2)
+    return Shape(
+        rising=is_error(y) == (on == "error"), percent=is_percent(y) and on != "logit",
+        low=float(ascending[room]), high=float(ascending[-1 - room]),
+    )  # fmt: skip
 
 
 def aicc(miss: Floats, n_params: int) -> float:

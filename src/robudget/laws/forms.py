@@ -29,10 +29,13 @@ WIDEST = 10.0  # bound of M4's γ
 
 @dataclass(frozen=True)
 class Shape:
-    """What a form must know of its y: does it rise with x, and is it a percentage (bounded by 0 and 100)?"""
+    """What a form must know of its y: does it rise with x, is it a percentage (bounded by 0 and 100), and between which
+    u (`low`, `high`) may a law bend?"""
 
     rising: bool
     percent: bool
+    low: float = 0.0
+    high: float = 0.0
 
     @property
     def sign(self) -> float:
@@ -207,12 +210,14 @@ def _m4_starts(u: Floats, y: Floats, shape: Shape) -> Floats:
 
 
 def _broken(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
-    """ln y = c + α·u + (α2 − α)·d·softplus((u − ub)/d); θ = (c, α, α2, ub), d = SHARPNESS."""
-    c, first, second, at = (theta[..., i, None] for i in range(4))
+    """ln y = c + α·u + (α2 − α)·d·softplus((u − ub)/d); θ = (c, α, α2, ub within shape.low … high), d = SHARPNESS."""
+    c, first, second = (theta[..., i, None] for i in range(3))
+    within, d_at = _bounded(theta[..., 3, None], shape.high - shape.low)
+    at = shape.low + within
     bend = SHARPNESS * np.logaddexp(0, (u - at) / SHARPNESS)
     value = np.exp(np.clip(c + first * u + (second - first) * bend, -BIG, BIG))
     past = expit((u - at) / SHARPNESS)
-    gradient = np.stack([value, value * (u - bend), value * bend, -value * (second - first) * past], axis=-1)
+    gradient = np.stack([value, value * (u - bend), value * bend, -value * (second - first) * past * d_at], axis=-1)
     return value, gradient
 
 
@@ -221,17 +226,18 @@ def _broken_natural(theta: Floats, reference: float, shape: Shape) -> dict[str, 
         "C": np.exp(theta[..., 0] - theta[..., 1] * np.log(reference)),
         "alpha": theta[..., 1],
         "alpha2": theta[..., 2],
-        "xb": reference * np.exp(np.clip(theta[..., 3], -60, 60)),
+        "xb": reference * np.exp(shape.low + _bounded(theta[..., 3], shape.high - shape.low)[0]),
     }
 
 
 def _broken_starts(u: Floats, y: Floats, shape: Shape) -> Floats:
     out, logs = [], np.log(np.maximum(y, 1e-12))
-    for at in np.quantile(u, (0.25, 0.5, 0.75)):
+    for share in (0.15, 0.5, 0.85):
+        at = shape.low + share * (shape.high - shape.low)
         bend = np.maximum(u - at, 0)
         design = np.stack([np.ones_like(u), u - bend, bend], axis=-1)
         c, first, second = np.linalg.lstsq(design, logs, rcond=None)[0]
-        out.append([c, first, second, at])
+        out.append([c, first, second, np.log(share / (1 - share))])
     return np.array(out)
 
 

@@ -132,8 +132,7 @@ class Law:
     def band(self, x: ArrayLike, level: float | None = None) -> tuple[Floats, Floats]:
         """The interval of the law itself (not of a single run) at each x: (low, high), the shape of x."""
         at = np.asarray(x, dtype=np.float64)
-        values = self._values(self.draws[:, :], at.ravel())
-        low, high = quantiles(values, self.level if level is None else level)
+        low, high = quantiles(self.values(at.ravel()), self.level if level is None else level)
         return low.reshape(at.shape), high.reshape(at.shape)
 
     def cost_at(self, target: float) -> Reach:
@@ -141,13 +140,21 @@ class Law:
         if is_percent(self.y) and not 0 < target < 100:
             raise InputError(f"target = {target:g} for {self.y} (allowed: more than 0 and less than 100, in percent)")
         value = float(self._inverse(self.theta[None], target)[0])
-        draws = self._inverse(self.draws, target)
+        draws = self.costs(target)
         edge = (1 - self.level) / 2
         low, high = np.quantile(draws, [edge, 1 - edge], method="higher") if len(draws) else (np.nan, np.nan)
         return Reach(
             self.x, self.y, float(target), value, float(low), float(high),
             float(np.isinf(draws).mean()) if len(draws) else float("nan"), self.decades_beyond(value), self.level,
         )  # fmt: skip
+
+    def values(self, x: Floats) -> Floats:
+        """y at each x (n,) by every resampled law: (resamples, n)."""
+        return self._values(self.draws, x)
+
+    def costs(self, target: float) -> Floats:
+        """The x at which every resampled law reaches `target`: (resamples,), inf where it never does."""
+        return self._inverse(self.draws, target)
 
     def next_point(self, x: float, gain: float = 1.0) -> Reach:
         """The x at which y is `gain` better than the law's own value at `x`: the price of the next point is the difference."""

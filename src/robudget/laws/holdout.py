@@ -1,0 +1,114 @@
+"""How far a law can be trusted beyond its data: hide the costliest runs, fit the rest, and see who misses by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from robudget.errors import InputError
+from robudget.laws import forms
+from robudget.laws.compare import CONTENDERS, Contender
+from robudget.laws.envelope import Envelope, envelope_of
+from robudget.laws.fit import fit_envelope
+from robudget.laws.plain import fields
+from robudget.laws.select import Counts, Points
+
+Hidden = Literal["decade", "bin"]
+BASELINES = ("last value", "mean")
+
+
+@dataclass(frozen=True)
+class Miss:
+    """One contender's error on the hidden envelope points, in the units of y: root mean square, mean (signed: predicted −
+    true) and largest. `beats_baseline`: whether its RMSE is below that of `last value`."""
+
+    name: str
+    rmse: float
+    bias: float
+    worst: float
+    beats_baseline: bool
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """`hidden` says what was hidden (the top decade of x, or the top bin). `x_cut` is the largest x fitted on;
+    `n_train` and `n_test` count envelope points; `decades` is how far beyond `x_cut` the farthest hidden point lies.
+    `misses` hold every form that could be fitted and the two baselines; `xs`, `ys` (n_test,) the hidden points."""
+
+    hidden: Hidden
+    x_cut: float
+    n_train: int
+    n_test: int
+    decades: float
+    misses: tuple[Miss, ...]
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+    predictions: dict[str, tuple[float, ...]]  # name → (n_test,)
+
+    def miss(self, name: str) -> Miss | None:
+        return next((m for m in self.misses if m.name == name), None)
+
+    def warnings(self) -> tuple[str, ...]:
+        """One line for each form that a baseline beats."""
+        baseline = self.miss("last value")
+        assert baseline is not None
+        return tuple(
+            f"hiding the top {self.hidden} of x, the {m.name} law misses by {m.rmse:.2f} points and the last value by "
+            f"{baseline.rmse:.2f}: do not extrapolate it"
+            for m in self.misses
+            if m.name not in BASELINES and not m.beats_baseline
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return fields(self)
+
+
+def holdout(env: Envelope, hidden: Hidden = "decade", contenders: Sequence[Contender] = CONTENDERS) -> Holdout:
+    """Fit each form to the envelope of the cheaper runs and predict that of the hidden, costlier ones.
+
+    The envelope of the visible runs is rebuilt, with bins as wide as before. Raises InputError where too little is left
+    to fit a law of two parameters, or nothing is hidden.
+    """
+    x = env.points.x
+    if hidden == "decade":
+        cut = float(x.max() / 10)
+        # Where everything lies within a decade or so, hide the upper third of the range instead of nearly all of it.
+        if (x <= cut).sum() < 3 or np.log10(x.max() / x.min()) < 1.5:
+            cut = float(np.exp(np.log(x.min()) + 2 / 3 * np.log(x.max() / x.min())))
+    else:
+        cut = float(env.xs[-2])
+        cut = float(env.edges[-2]) if len(env.edges) and env.xs[-1] >= env.edges[-2] else cut
+    visible = x <= cut
+    test = env.xs > cut
+    if not test.any() or visible.sum() < 3:
+        raise InputError(f"too few levels of {env.x} to hide the top {hidden}")
+    share = np.log(x[visible].max() / x[visible].min()) / np.log(x.max() / x.min())
+    bins = max(2, round(env.bins * share)) if env.bins else 1
+    train = envelope_of(_only(env.points, visible), bins, env.how)
+    xs, ys = env.xs[test], env.ys[test]
+    predictions: dict[str, np.ndarray[Any, Any]] = {
+        "last value": np.full(len(xs), train.ys[-1]),
+        "mean": np.full(len(xs), train.ys.mean()),
+    }
+    for one in contenders:
+        if train.n_bins > forms.get(one.form).n_params and one.possible(train):
+            predictions[one.name] = fit_envelope(train, one.form, on=one.on, resamples=0).predict(xs)
+    rmse = {name: float(np.sqrt(((p - ys) ** 2).mean())) for name, p in predictions.items()}
+    misses = tuple(
+        Miss(name, rmse[name], float((p - ys).mean()), float(np.abs(p - ys).max()), rmse[name] < rmse["last value"])
+        for name, p in predictions.items()
+    )
+    return Holdout(
+        hidden, float(train.xs[-1]), train.n_bins, len(xs), float(np.log10(xs[-1] / train.xs[-1])), misses,
+        tuple(xs.tolist()), tuple(ys.tolist()), {name: tuple(p.tolist()) for name, p in predictions.items()},
+    )  # fmt: skip
+
+
+def _only(points: Points, keep: np.ndarray[Any, Any]) -> Points:
+    n = int(keep.sum())
+    return Points(
+        points.x_name, points.y_name, points.x[keep], points.y[keep], points.rows[keep], Counts(total=n, used=n)
+    )
