@@ -210,6 +210,7 @@ def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
     spent_on_evaluation = bill(eval_kwh, _number(evaluation.get("seconds")), prices)
     clean, robust = _percent(evaluation.get("clean")), _percent(evaluation.get("robust"))
     threat = recipe.evaluation_threat
+    on_gpu = (record.get("environment") or {}).get("device") == "cuda"
     return {
         "run_id": recipe.id,
         "slug": recipe.slug,
@@ -227,6 +228,7 @@ def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
         "beta": recipe.beta if recipe.loss in ("trades", "mart") else math.nan,
         "steps": recipe.craft.steps if recipe.adversarial else 0,
         "epochs": recipe.epochs,
+        "epoch_images": _number(recipe.epoch_images),
         "batch_size": recipe.batch_size,
         "ema": recipe.ema.decay is not None,
         "ema_decay": _number(recipe.ema.decay),
@@ -249,6 +251,7 @@ def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
         "train_flops_how": "counted",
         "eval_flops_exact": _number(evaluation.get("flops_exact")),
         "train_seconds": _number(training.get("seconds")),
+        "gpu_hours": _number(training.get("seconds")) / 3600 if on_gpu else math.nan,
         "eval_seconds": _number(evaluation.get("seconds")),
         "train_energy_kwh": kwh,
         "train_energy_how": energy.get("how"),

@@ -1,0 +1,121 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import robudget as rb
+from robudget.errors import InputError
+from robudget.recipe import Recipe
+from robudget.runner import Progress, resolve_device
+from robudget.site import Site
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("runs")
+    return rb.run(tiny, store=store, site=Site(device="cpu", threads=1)).folder.path
+
+
+def test_a_run_leaves_the_folder_that_the_design_names(finished: Path, tiny: Recipe) -> None:
+    names = {p.name for p in finished.iterdir()}
+    assert names >= {"recipe.yaml", "environment.json", "log.jsonl", "last.pt", "best.safetensors", "evals", "run.json"}
+    evaluation = finished / "evals" / tiny.evaluation_id
+    assert {p.name for p in evaluation.iterdir()} >= {"verdicts.parquet", "result.json"}
+    assert Recipe.load(finished / "recipe.yaml") == tiny
+
+
+def test_the_record_adds_up(finished: Path, tiny: Recipe) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    for stage in ("training", "evaluation"):
+        assert sum(record[stage]["flops_by_phase"].values()) == record[stage]["flops_exact"] > 0
+        assert record[stage]["seconds"] > 0
+        assert record[stage]["energy"]["how"] in ("measured", "estimated")
+        assert record[stage]["energy"]["kwh"] > 0
+    calls = record["training"]["calls"]
+    images = 2 * 256
+    assert record["training"]["images_seen"] == images
+    assert calls["craft_forward"] == calls["craft_backward"] == tiny.craft.steps * images
+    assert calls["update_forward"] == calls["update_backward"] == images
+    # K = 1, adversarial training, by the paper's convention: 3(K+2)F per image
+    forward = record["model"]["flops_per_image"]["forward"]
+    assert record["training"]["flops_paper"] == 9 * forward * images
+    assert record["evaluation"]["n"] == 12
+    assert record["dataset"]["validation"] == 20
+
+
+def test_the_table_row_is_the_record(finished: Path) -> None:
+    row = rb.load_runs(finished).iloc[0]
+    record = json.loads((finished / "run.json").read_text())
+    assert row.aa_acc == pytest.approx(100 * record["evaluation"]["robust"])
+    assert row.aa_acc_low <= row.aa_acc <= row.aa_acc_high
+    assert row.train_flops_exact == record["training"]["flops_exact"]
+    assert row.parameters == sum(p.numel() for p in load_file(finished / "best.safetensors").values()) - _buffers(
+        finished
+    )
+    assert math.isnan(row.beta)
+    assert row.train_energy_how == record["training"]["energy"]["how"]
+
+
+def _buffers(folder: Path) -> int:
+    weights = load_file(folder / "best.safetensors")
+    buffers = ("running_mean", "running_var", "num_batches_tracked", "mean", "std")
+    return sum(t.numel() for name, t in weights.items() if name.rpartition(".")[2] in buffers)
+
+
+def test_the_verdicts_are_the_models_own(finished: Path, tiny: Recipe) -> None:
+    result = rb.run(tiny, store=finished.parent)
+    again = rb.Verdicts.load(finished / "evals" / tiny.evaluation_id)
+    assert again.robust_accuracy == result.record["evaluation"]["robust"]
+    assert again.clean_accuracy == result.record["evaluation"]["clean"]
+    assert len(again) == 12
+
+
+def test_a_finished_run_is_only_read_again(finished: Path, tiny: Recipe) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    said: list[Progress] = []
+    rb.run(tiny, store=finished.parent, progress=said.append)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
+    assert not said
+
+
+def test_the_same_recipe_and_seed_give_the_same_bits(finished: Path, tiny: Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(123)  # the global generator must not matter
+    other = rb.run(tiny, store=tmp_path, site=Site(device="cpu", threads=1))
+    mine, theirs = load_file(finished / "best.safetensors"), load_file(other.folder.best)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    here, there = rb.Verdicts.load(finished / "evals" / tiny.evaluation_id), other.verdicts
+    assert list(here.broken_by) == list(there.broken_by)
+
+
+def test_another_evaluation_needs_no_training(finished: Path, tiny: Recipe) -> None:
+    said: list[Progress] = []
+    (finished / "run.json").rename(finished / "run.json.old")
+    try:
+        rb.run(tiny, store=finished.parent, site=Site(device="cpu", threads=1), progress=said.append)
+    finally:
+        (finished / "run.json.old").unlink()
+    assert {p.phase for p in said} == {"train"}  # where it stood; nothing was trained or attacked again
+    events = [json.loads(line)["event"] for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert events.count("epoch") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("cuda:99", "CUDA GPUs"), ("tpu", "unknown device"), ("mps", "not supported")]
+)
+def test_a_device_that_is_not_there_is_one_line(name: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        resolve_device(name)
+
+
+def test_an_unknown_model_or_dataset_leaves_nothing_behind(tiny: Recipe, tmp_path: Path) -> None:
+    for change, said in (
+        ({"data.name": "cifar"}, "did you mean 'cifar10'"),
+        ({"model.name": "wrn-11-1"}, "depth = 11"),
+    ):
+        with pytest.raises(InputError, match=said):
+            rb.run(tiny.with_(change), store=tmp_path / "runs")
+        assert not list(tmp_path.glob("runs/*/run.json"))
