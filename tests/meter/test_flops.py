@@ -51,8 +51,11 @@ def test_the_papers_models_on_shapes_alone(name: str) -> None:
     for loss in ("at", "trades"):
         for steps in (1, 2, 5, 7, 10):
             n = convention.passes(loss, steps)
-            calls = {f"{phase}_{kind}": getattr(n, f"{phase}_{kind}") for phase in ("craft", "update")
-                     for kind in ("forward", "backward")}
+            calls = {
+                f"{phase}_{kind}": getattr(n, f"{phase}_{kind}")
+                for phase in ("craft", "update")
+                for kind in ("forward", "backward")
+            }
             exact = sum(flops.totals(counted, calls).values())
             assert exact == pytest.approx(convention.exact_factor(loss, steps) * counted.forward, rel=1e-3)
     assert counted.uncounted_share < 1e-3
@@ -159,7 +162,9 @@ def test_control_flow_that_depends_on_data_is_counted_on_real_images() -> None:
 
 
 def test_activation_bytes_are_what_autograd_keeps() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1, bias=False))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1, bias=False)
+    )
     counted = flops.count(model, (3, 8, 8))
     # The image (input of the first convolution) and the ReLU's output, which is also the second convolution's input.
     assert counted.activation_bytes == 4 * (3 * 64 + 4 * 64)

@@ -32,14 +32,14 @@ class TimeSource:
     name = "cpu"
     how: How = "estimated"
 
-    def __init__(self, power: CpuPower, *notes: str) -> None:
-        self.method, self.uncertainty = power.method, power.uncertainty
+    def __init__(self, power: CpuPower, why: str = "") -> None:
+        self.method = f"{power.method}; {why}" if why else power.method
+        self.uncertainty = power.uncertainty
         self._watts = power.watts_per_thread
-        self._notes = notes
 
     def read(self) -> Reading:
         seconds = process_seconds()
-        return Reading(seconds * self._watts, {"cpu_seconds": seconds}, notes=self._notes)
+        return Reading(seconds * self._watts, {"cpu_seconds": seconds})
 
     def close(self) -> None:
         pass
@@ -49,11 +49,12 @@ def open_source(share: ProcessShare, watts: float | None = None, *, powercap: Pa
     """The best source for the CPU; `watts`: what all CPUs of the machine draw under full load, by the user."""
     try:
         return RaplSource(open_counters(powercap), share)
-    except NoRapl:
-        if watts is None:
-            return TimeSource(cpu_power())
+    except NoRapl as error:
+        why = str(error)
+    if watts is None:
+        return TimeSource(cpu_power(), why)
     threads = os.cpu_count() or 1
-    return TimeSource(CpuPower(watts / threads, f"CPU time × the user's {watts:g} W / {threads} threads", 0.3))
+    return TimeSource(CpuPower(watts / threads, f"CPU time × the user's {watts:g} W / {threads} threads", 0.3), why)
 
 
 @lru_cache(maxsize=1)

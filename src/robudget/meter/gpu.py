@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -115,13 +116,13 @@ class FlatSource:
 
     name = "gpu"
 
-    def __init__(self, watts: float, method: str, uncertainty: float, *notes: str) -> None:
+    def __init__(self, watts: float, method: str, uncertainty: float) -> None:
         self.how: How = "estimated"
         self.method, self.uncertainty = method, uncertainty
-        self._watts, self._notes = watts, notes
+        self._watts = watts
 
     def read(self) -> Reading:
-        return Reading(self._watts * time.monotonic(), notes=self._notes)
+        return Reading(self._watts * time.monotonic())
 
     def close(self) -> None:
         pass
@@ -151,14 +152,14 @@ def open_source(device: str, watts: float | None = None) -> Source:
     return IntegralSource(integral, gpu.shared, how="estimated", method=method, uncertainty=0.4)
 
 
-def _flat(device: str, watts: float | None, note: str) -> FlatSource:
+def _flat(device: str, watts: float | None, why: str) -> FlatSource:
     if watts is not None:
-        return FlatSource(watts, f"wall time × the user's {watts:g} W", 0.3, note)
+        return FlatSource(watts, f"wall time × the user's {watts:g} W ({why})", 0.3)
     name = _name(device)
     tdp = gpu_watts(name)
     if tdp is None:
-        return FlatSource(float("nan"), f"unknown: {name} has no power meter and is not in the table", 0.0, note)
-    return FlatSource(tdp, f"wall time × TDP {tdp:g} W ({name}), as if always busy", 0.5, note)
+        return FlatSource(math.nan, f"unknown: no power of {name!r} is known ({why})", math.nan)
+    return FlatSource(tdp, f"wall time × TDP {tdp:g} W of {name}, as if always busy ({why})", 0.5)
 
 
 def _nvml_gpu(device: str) -> tuple[Gpu | None, str]:

@@ -58,11 +58,11 @@ def open_counters(root: Path = POWERCAP) -> list[Counter]:
     zones = sorted(path for path in root.glob("intel-rapl:*") if re.fullmatch(r"intel-rapl:\d+", path.name))
     packages = [zone for zone in zones if (_text(zone / "name") or "").startswith("package")]
     if not packages:
-        raise NoRapl(f"no RAPL package counters in {root}")
+        raise NoRapl("no RAPL here")
     energies = [_number(zone / "energy_uj") for zone in packages]
     readable = [(zone, energy) for zone, energy in zip(packages, energies, strict=True) if energy is not None]
     if len(readable) < len(packages):
-        raise NoRapl(f"RAPL counters in {root} may not be read (a permission of their energy_uj files)")
+        raise NoRapl("RAPL is here but may not be read (permission of its energy_uj files)")
     keep = without_mirrors([energy / 1e6 for _, energy in readable])
     return [_counter(readable[index][0]) for index in keep]
 
