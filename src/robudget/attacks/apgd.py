@@ -1,0 +1,240 @@
+"""APGD: PGD with momentum and a step size that adapts per row (Croce & Hein 2020, algorithm 1; L1: Croce & Hein 2021).
+
+A row spends steps + 1 evaluations: its start, then one after every update. In L1 with `large_eps` a row goes through
+the balls 3ε, 2ε and ε in 30, 30 and 40% of the iterations, each started from the best point of the last; only ε
+decides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from robudget.attacks.alone import alone
+from robudget.attacks.geometry import GEOMETRY, l1_project, per_row
+from robudget.attacks.objective import margin, objective
+from robudget.attacks.rng import Noise, Stream
+from robudget.attacks.rows import Rows, State, fresh
+from robudget.attacks.victim import Model, Victim
+from robudget.errors import InputError
+from robudget.threat import Threat
+
+
+@dataclass
+class ApgdState(State):
+    eps: Tensor  # of the phase the row is in
+    phase: Tensor
+    i: Tensor  # evaluations made in this phase
+    step_size: Tensor
+    x_old: Tensor  # the iterate before the last update
+    x_best: Tensor
+    grad_best: Tensor
+    loss_best: Tensor
+    loss_last: Tensor
+    loss_best_check: Tensor  # best loss at the last checkpoint
+    reduced: Tensor  # was the step size halved there?
+    rose: Tensor  # steps since then in which the loss rose
+    since: Tensor  # steps since then
+    gap: Tensor  # steps from that checkpoint to the next
+    density: Tensor  # L1: share of entries that a step moves
+    nonzero: Tensor  # L1: ‖x_best − x‖₀ at the last checkpoint
+
+
+@dataclass
+class Apgd:
+    """The state machine. `loss`: ce, dlr, ce-targeted or dlr-targeted; `eot` gradients are averaged per evaluation."""
+
+    victim: Victim
+    threat: Threat
+    name: str = "apgd-ce"
+    loss: str = "ce"
+    steps: int = 100
+    eot: int = 1
+    rho: float = 0.75
+    large_eps: bool = False
+    stride: int = 1
+    phases: list[tuple[float, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        eps, n = self.threat.eps, self.steps
+        if self.large_eps and self.threat.norm == "l1":
+            first = math.ceil(0.3 * n)
+            self.phases = [(3 * eps, first), (2 * eps, first), (eps, n - 2 * first)]
+        else:
+            self.phases = [(eps, n)]
+        self._objective = objective(self.loss)
+        self._geometry = GEOMETRY[self.threat.norm]
+        self._l1 = self.threat.norm == "l1"
+
+    # Checkpoints (L∞, L2): after max(0.22·n, 1) steps, then gaps shrinking by max(0.03·n, 1) down to max(0.06·n, 1).
+
+    def _gap(self, steps: int) -> int:
+        return max(int((0.04 if self._l1 else 0.22) * steps), 1)
+
+    def init(self, rows: Rows, x: Tensor, y: Tensor, stream: Stream) -> ApgdState:
+        base = fresh(rows, x, y, stream.index)
+        x0 = base["x0"]
+        shape = tuple(x.shape[1:])
+        eps, steps = self.phases[0]
+        noise = stream.uniform(0, shape) if self._geometry.noise == "uniform" else stream.gaussian(0, shape)
+        start = self._geometry.surface(x0, noise.to(x.dtype), eps)
+        base["x"] = start
+        per = base["worst"]
+        features = x0[0].numel()
+        moved = (start != x0).flatten(1).sum(1).to(x.dtype)
+        warm = len(self.phases) > 1
+        return ApgdState(
+            **base,
+            eps=torch.full_like(per, eps),
+            phase=torch.zeros_like(base["it"]),
+            i=torch.zeros_like(base["it"]),
+            step_size=torch.full_like(per, eps if self._l1 else 2 * eps),
+            x_old=start.clone(),
+            x_best=start.clone(),
+            grad_best=torch.zeros_like(start),
+            loss_best=torch.full_like(per, -torch.inf),
+            loss_last=torch.zeros_like(per),  # the authors compare step 1 with 0, not with the start's loss
+            loss_best_check=torch.full_like(per, torch.inf),
+            reduced=torch.ones_like(base["fooled"]),
+            rose=torch.zeros_like(base["it"]),
+            since=torch.zeros_like(base["it"]),
+            gap=torch.full_like(base["it"], self._gap(steps)),
+            density=moved / features / 1.5 if warm else torch.full_like(per, 0.2),
+            nonzero=moved if warm else torch.full_like(per, features),
+        )
+
+    def step(self, s: ApgdState) -> None:
+        logits, loss, grad = self.victim.gradient(s.x, self._objective, s.y, s.target)
+        for _ in range(self.eot - 1):
+            logits, loss, more = self.victim.gradient(s.x, self._objective, s.y, s.target)
+            grad = grad + more
+        if self.eot > 1:
+            grad = grad / self.eot
+        gap = margin(logits, s.y)
+        decides = s.phase == len(self.phases) - 1
+        s.claim((logits.argmax(1) != s.y) & decides, s.x, gap.where(decides, torch.inf))
+
+        began = s.i == 0
+        s.rose += (loss > s.loss_last) & ~began
+        s.loss_last = torch.where(began, s.loss_last, loss)
+        better = loss > s.loss_best
+        wide = per_row(better, s.x)
+        torch.where(wide, s.x, s.x_best, out=s.x_best)
+        torch.where(wide, grad, s.grad_best, out=s.grad_best)
+        s.loss_best = torch.where(better, loss, s.loss_best)
+        s.loss_best_check = torch.where(began, s.loss_best, s.loss_best_check)
+        s.since += (~began).long()
+
+        x, grad = self._checkpoint(s, s.x, grad)
+        self._advance(s, x, grad)
+        s.it += 1
+        s.i += 1
+        self._next_phase(s)
+
+    def _checkpoint(self, s: ApgdState, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        due = s.since == s.gap
+        # A look at `due` is free on a CPU and a synchronisation elsewhere, where everything below is masked anyway.
+        if x.device.type == "cpu" and not bool(due.any()):
+            return x, grad
+        if self._l1:
+            moved = (s.x_best != s.x0).flatten(1).sum(1).to(x.dtype)
+            sparser = moved / s.nonzero < 0.95
+            smaller = torch.maximum(s.step_size / 1.5, s.eps / 10).minimum(s.eps)
+            s.step_size = torch.where(due, torch.where(sparser, s.eps, smaller), s.step_size)
+            s.density = torch.where(due, moved / x[0].numel() / 1.5, s.density)
+            s.nonzero = torch.where(due, moved, s.nonzero)
+            restart = due & sparser
+        else:
+            oscillates = s.rose <= s.gap * self.rho
+            stuck = ~s.reduced & (s.loss_best_check >= s.loss_best)
+            restart = due & (oscillates | stuck)
+            s.step_size = torch.where(restart, s.step_size / 2, s.step_size)
+            s.reduced = torch.where(due, restart, s.reduced)
+            s.loss_best_check = torch.where(due, s.loss_best, s.loss_best_check)
+            shrink = max(int(0.03 * self.steps), 1)
+            s.gap = torch.where(due, (s.gap - shrink).clamp(min=max(int(0.06 * self.steps), 1)), s.gap)
+        s.rose = s.rose.masked_fill(due, 0)
+        s.since = s.since.masked_fill(due, 0)
+        wide = per_row(restart, x)
+        return torch.where(wide, s.x_best, x), torch.where(wide, s.grad_best, grad)
+
+    def _advance(self, s: ApgdState, x: Tensor, grad: Tensor) -> None:
+        """x_{k+1} from x_k, its gradient and x_k − x_{k−1}; the first step of a phase has no momentum."""
+        project, size = self._geometry.project, per_row(s.step_size, x)
+        if self._l1:
+            s.x = l1_project(x + size * self._sparse_sign(grad, s.density), s.x0, s.eps)
+            return
+        z = project(x + size * self._geometry.steepest(grad), s.x0, s.eps)
+        a = per_row(torch.where(s.i > 0, 0.75, 1.0).to(x.dtype), x)
+        z.sub_(x).mul_(a).add_(x).add_((x - s.x_old).mul_(1 - a))
+        s.x_old = x
+        s.x = project(z, s.x0, s.eps)
+
+    def _sparse_sign(self, grad: Tensor, density: Tensor) -> Tensor:
+        size = grad.abs().flatten(1)
+        n = size.shape[1]
+        rank = ((1 - density) * n).clamp(0, n - 1).long().unsqueeze(1)
+        threshold = size.sort(dim=1).values.gather(1, rank)
+        sign = (grad.flatten(1) * (size >= threshold)).sign()
+        return (sign / (sign.abs().sum(1, keepdim=True) + 1e-10)).view_as(grad)
+
+    def _next_phase(self, s: ApgdState) -> None:
+        last = len(self.phases) - 1
+        s.done |= (s.phase == last) & (s.i > self.phases[last][1])
+        for phase, (_, steps) in enumerate(self.phases[:-1]):
+            over = (s.phase == phase) & (s.i > steps)
+            if not bool(over.any()):
+                continue
+            eps, next_steps = self.phases[phase + 1]
+            start = l1_project(s.x_best, s.x0, eps)
+            wide = per_row(over, s.x)
+            s.x = torch.where(wide, start, s.x)
+            s.x_best = torch.where(wide, start, s.x_best)
+            moved = (s.x != s.x0).flatten(1).sum(1).to(s.x.dtype)
+            s.phase = s.phase.masked_fill(over, phase + 1)
+            s.i = s.i.masked_fill(over, 0)
+            s.eps = s.eps.masked_fill(over, eps)
+            s.step_size = s.step_size.masked_fill(over, eps)
+            s.loss_best = s.loss_best.masked_fill(over, -torch.inf)
+            s.since = s.since.masked_fill(over, 0)
+            s.gap = s.gap.masked_fill(over, self._gap(next_steps))
+            s.density = torch.where(over, moved / s.x[0].numel() / 1.5, s.density)
+            s.nonzero = torch.where(over, moved, s.nonzero)
+
+
+def apgd(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: str = "ce",
+    targets: int = 0,
+    eot: int = 1,
+    large_eps: bool = False,
+    noise: Noise | None = None,
+    batch_size: int = 500,
+) -> Tensor:
+    """APGD alone: x_adv as `robudget.attacks.alone` describes.
+
+    `targets` > 0 attacks the classes ranked 2 … targets + 1, with `loss` dlr-targeted or ce-targeted; `large_eps` is
+    the L1 schedule 3ε, 2ε, ε.
+    """
+    if loss.endswith("-targeted") != (targets > 0):
+        raise InputError(
+            f"apgd: loss = {loss!r} with targets = {targets} (allowed: a -targeted loss with targets >= 1)"
+        )
+    name = {"ce": "apgd-ce", "dlr": "apgd-dlr"}.get(loss, "apgd-t")
+
+    def machine(victim: Victim) -> Apgd:
+        return Apgd(victim, threat, name, loss, steps, eot, large_eps=large_eps)
+
+    noise = noise or Noise()
+    return alone(
+        machine, model, x, y, threat, targets=targets, restarts=restarts, noise=noise, batch_size=batch_size
+    ).x_adv

@@ -1,0 +1,254 @@
+"""Square: random search with square windows and the margin loss, no gradients (Andriushchenko et al. 2020).
+
+Every row draws its own windows and signs from its counter, a block of queries at a time. A row spends steps + 1
+queries.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robudget.attacks.alone import alone
+from robudget.attacks.geometry import GEOMETRY, l1_project, per_row
+from robudget.attacks.objective import margin
+from robudget.attacks.rng import Noise, Stream, below
+from robudget.attacks.rows import Rows, State, fresh
+from robudget.attacks.victim import Model, Victim
+from robudget.threat import Norm, Threat
+
+_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+def side(query: int, p: float, norm: Norm, height: int, width: int) -> int:
+    """The side of query's window: √(p·h·w), p halved after queries 10, 50, 200, …; odd and at least 3 in L2 and L1."""
+    halved = sum(query > q for q in _HALVED_AFTER)
+    s = max(round(math.sqrt(p / 2**halved * height * width)), 1 if norm == "linf" else 3)
+    if norm != "linf" and s % 2 == 0:
+        s += 1
+    return min(s, height, width)
+
+
+@dataclass
+class SquareState(State):
+    best: Tensor  # smallest margin so far; x is where it was found
+    queries: Tensor  # made while it was positive
+
+
+@dataclass
+class Square:
+    """The state machine; one `step` makes `block` queries."""
+
+    victim: Victim
+    threat: Threat
+    seed: int
+    name: str = "square"
+    steps: int = 5000
+    p: float = 0.8
+    block: int = 25
+    stride: int = 1
+
+    def init(self, rows: Rows, x: Tensor, y: Tensor, stream: Stream) -> SquareState:
+        base = fresh(rows, x, y, stream.index)
+        x0 = base["x0"]
+        c, w = x.shape[1], x.shape[3]
+        eps = self.threat.eps
+        if self.threat.norm == "linf":
+            words = stream.words(0, c * w).view(-1, c, 1, w)
+            start = torch.where(words >= 1 << 31, _high(x0, eps), _low(x0, eps))
+        else:
+            start = self._tiles(x0, stream)
+        base["x"] = start
+        gap = margin(self.victim.logits(start), base["y"])
+        base["it"] += 1
+        state = SquareState(**base, best=gap, queries=torch.ones_like(base["it"]))
+        self._claim(state)
+        return state
+
+    def step(self, s: SquareState) -> None:
+        stream = Stream(self.seed, self.name, s.index, s.rank, s.restart)
+        if self.threat.norm == "linf":
+            self._linf_block(s, stream)
+        else:
+            self._patch_block(s, stream)
+        s.done |= s.it > self.steps
+        self._claim(s)
+
+    def _claim(self, s: SquareState) -> None:
+        # `done` rows may claim what their last queries found, so the guard of `State.claim` does not fit here.
+        wrong = s.best <= 0
+        torch.minimum(s.worst, s.best, out=s.worst)
+        s.when = torch.where(wrong, s.queries, s.when)
+        s.fooled |= wrong
+        torch.where(per_row(wrong, s.x), s.x, s.adv, out=s.adv)
+
+    def _accept(self, s: SquareState, x: Tensor, query: Tensor) -> None:
+        gap = margin(self.victim.logits(x), s.y)
+        better = (gap < s.best) & (query <= self.steps)
+        s.queries += s.best > 0
+        torch.where(better, gap, s.best, out=s.best)
+        torch.where(per_row(better, x), x, s.x, out=s.x)
+
+    def _windows(self, s: SquareState, words: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(K, R) sides and corners of a block's windows from words (K, R, ≥ 2), and their masks (K, R, 1, h, w)."""
+        table = torch.tensor([side(q, self.p, self.threat.norm, h, w) for q in range(self.steps + self.block)])
+        query = s.it - 1 + torch.arange(len(words), device=s.it.device).unsqueeze(1)
+        size = table.to(s.it.device)[query]
+        # The authors draw from {0, …, h − s − 1}, so no window touches the last row or column.
+        top, left = below(words[..., 0], h - size), below(words[..., 1], w - size)
+        rows = torch.arange(h, device=s.it.device)
+        columns = torch.arange(w, device=s.it.device)
+        inside_h = (rows >= top.unsqueeze(-1)) & (rows < (top + size).unsqueeze(-1))
+        inside_w = (columns >= left.unsqueeze(-1)) & (columns < (left + size).unsqueeze(-1))
+        return size, top, left, (inside_h.unsqueeze(-1) & inside_w.unsqueeze(-2)).unsqueeze(2)
+
+    def _linf_block(self, s: SquareState, stream: Stream) -> None:
+        c, h, w = s.x.shape[1:]
+        words = stream.block(s.it, self.block, 2 + -(-c // 32))
+        *_, mask = self._windows(s, words, h, w)
+        up = bits(words[..., 2:], c).unsqueeze(-1).unsqueeze(-1)
+        # Adding ±2ε to a point of the ball and clipping lands on the ball's upper or lower face.
+        low, high = _low(s.x0, self.threat.eps), _high(s.x0, self.threat.eps)
+        for k in range(self.block):
+            x = torch.where(mask[k], torch.where(up[k], high, low), s.x)
+            self._accept(s, x, s.it)
+            s.it += 1
+
+    # -- L2 and L1: a window's mass is moved into another, shaped like a bump of two signs -----------------------------
+
+    def _patch_block(self, s: SquareState, stream: Stream) -> None:
+        c, h, w = s.x.shape[1:]
+        words = stream.block(s.it, self.block, 5 + -(-c // 32))
+        size, top, left, first = self._windows(s, words[..., 0:2], h, w)
+        *_, second = self._windows(s, words[..., 2:4], h, w)
+        turned = words[..., 4] >= 1 << 31
+        sign = bits(words[..., 5:], c).to(s.x.dtype).mul_(2).sub_(1).unsqueeze(-1).unsqueeze(-1)
+        sides = torch.unique(size).tolist()
+        bumps = torch.stack(
+            [torch.stack([_padded_bump(v, self.threat.norm, h, w, t) for t in (False, True)]) for v in sides]
+        )
+        bumps = bumps.to(s.x)
+        number = torch.searchsorted(torch.tensor(sides, device=size.device), size)
+        i = (torch.arange(h, device=size.device) - top.unsqueeze(-1)) % h
+        j = (torch.arange(w, device=size.device) - left.unsqueeze(-1)) % w
+        for k in range(self.block):
+            bump = bumps[
+                number[k].view(-1, 1, 1), turned[k].long().view(-1, 1, 1), i[k].unsqueeze(2), j[k].unsqueeze(1)
+            ].unsqueeze(1)
+            self._accept(s, self._moved(s, bump * sign[k], first[k], second[k]), s.it)
+            s.it += 1
+
+    def _moved(self, s: SquareState, bump: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """x with the mass of two windows gathered in the first, plus what the ball allows, along old + new bump."""
+        eps, c = self.threat.eps, s.x.shape[1]
+        delta = s.x - s.x0
+        if self.threat.norm == "l2":
+
+            def mass(v: Tensor) -> Tensor:
+                return v.square().sum((-2, -1), keepdim=True).sqrt()
+        else:
+
+            def mass(v: Tensor) -> Tensor:
+                return v.abs().sum((-2, -1), keepdim=True)
+
+        total = per_row(GEOMETRY[self.threat.norm].size(delta), delta)
+        both = mass(delta * (first | second))
+        old = delta * first
+        new = bump + old / (mass(old) + 1e-12)
+        if self.threat.norm == "l2":
+            scale = ((eps**2 - total**2).clamp(min=0) / c + both**2).sqrt()
+        else:
+            scale = ((eps - total).clamp(min=0) / c + both) * c
+        new = new / (mass(new) + 1e-12) * scale
+        delta = torch.where(first, new, delta.masked_fill(second, 0))
+        if self.threat.norm == "l1":
+            return l1_project(s.x0 + delta, s.x0, eps * (1 - 1e-6))
+        return (s.x0 + delta * (eps / (total_of(delta) + 1e-12))).clamp_(0, 1)
+
+    def _tiles(self, x0: Tensor, stream: Stream) -> Tensor:
+        """The L2 and L1 start: a grid of bumps, each with its own sign per channel and its own orientation per row."""
+        c, h, w = x0.shape[1:]
+        s = max(h // 5, 1)
+        lead = max((h - 5 * s) // 2, 0)
+        corners = [(a, b) for a in range(lead, h - s + 1, s) for b in range(lead, w - s + 1, s)]
+        words = stream.words(0, len(corners) * (1 + -(-c // 32))).view(len(x0), len(corners), -1)
+        delta = torch.zeros_like(x0)
+        shapes = torch.stack([_bump(s, self.threat.norm, t) for t in (False, True)]).to(x0)
+        for n, (a, b) in enumerate(corners):
+            sign = bits(words[:, n, 1:], c).to(x0.dtype) * 2 - 1
+            shape = shapes[(words[:, n, 0] >= 1 << 31).long()].unsqueeze(1)
+            delta[:, :, a : a + s, b : b + s] = shape * sign.unsqueeze(-1).unsqueeze(-1)
+        if self.threat.norm == "l1":
+            return l1_project(x0 + delta, x0, self.threat.eps * (1 - 1e-6))
+        return (x0 + delta * (self.threat.eps / (total_of(delta) + 1e-12))).clamp_(0, 1)
+
+
+def total_of(delta: Tensor) -> Tensor:
+    return per_row(GEOMETRY["l2"].size(delta), delta)
+
+
+def bits(words: Tensor, count: int) -> Tensor:
+    """(…, words) → (…, count) bool, 32 bits a word."""
+    shifts = torch.arange(32, device=words.device)
+    return ((words.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., :count].bool()
+
+
+def _low(x: Tensor, eps: float) -> Tensor:
+    return (x - eps).clamp_(min=0)
+
+
+def _high(x: Tensor, eps: float) -> Tensor:
+    return (x + eps).clamp_(max=1)
+
+
+def _bump(s: int, norm: Norm, turned: bool) -> Tensor:
+    """(s, s): two stacked pyramids of opposite sign, norm 1 (the authors' η)."""
+    top = torch.cat((_pyramid(s // 2, s, norm), -_pyramid(s - s // 2, s, norm)))
+    top = top / _mass(top, norm)
+    return top.T if turned else top
+
+
+def _pyramid(x: int, y: int, norm: Norm) -> Tensor:
+    """(x, y): nested rectangles around the centre, the n-th weighing 1/n² (L2) or 1/n⁴ (L1), norm 1."""
+    out = torch.zeros(x, y)
+    a, b = x // 2, y // 2
+    for n in range(max(x // 2 + 1, y // 2 + 1)):
+        out[max(a, 0) : min(a + 2 * n + 1, x), max(b, 0) : min(b + 2 * n + 1, y)] += 1 / (n + 1) ** (
+            2 if norm == "l2" else 4
+        )
+        a, b = a - 1, b - 1
+    return out / _mass(out, norm) if x else out
+
+
+def _mass(v: Tensor, norm: Norm) -> Tensor:
+    return v.square().sum().sqrt() if norm == "l2" else v.abs().sum()
+
+
+def _padded_bump(s: int, norm: Norm, h: int, w: int, turned: bool) -> Tensor:
+    out = torch.zeros(h, w)
+    out[:s, :s] = _bump(s, norm, turned)
+    return out
+
+
+def square(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    steps: int = 5000,
+    restarts: int = 1,
+    p: float = 0.8,
+    noise: Noise | None = None,
+    batch_size: int = 500,
+) -> Tensor:
+    """Square alone: x_adv as `robudget.attacks.alone` describes, after at most `steps` queries besides the start."""
+    noise = noise or Noise()
+
+    def machine(victim: Victim) -> Square:
+        return Square(victim, threat, noise.seed, steps=steps, p=p)
+
+    return alone(machine, model, x, y, threat, restarts=restarts, noise=noise, batch_size=batch_size).x_adv

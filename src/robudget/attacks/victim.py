@@ -1,0 +1,136 @@
+"""The model as an attack sees it: rows in, logits or gradients out, whatever the physical batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from robudget.attacks.objective import Objective
+
+Model = Callable[[Tensor], Tensor]
+"""Images (N, C, H, W) in [0, 1] → logits (N, classes). Usually an `nn.Module`; any function will do."""
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode restored after, also when the body raises.
+
+    In evaluation mode BatchNorm reads its statistics and never writes them; gradients are taken with respect to images
+    by `torch.autograd.grad`, so no parameter's `grad` or `requires_grad` is touched.
+    """
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@dataclass
+class Passes:
+    """Image passes through a model, padding included: what was really computed."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass
+class Victim:
+    """Calls a model in physical batches of allowed sizes and counts the passes.
+
+    `sizes`: physical batch sizes in ascending order; a call is padded with zeros to the smallest that fits, and a call
+    larger than the largest is cut. Empty: any size, uncut. Out of memory, the largest size is halved and the call is
+    made again; `halved` then says so.
+    """
+
+    model: Model
+    sizes: Sequence[int] = ()
+    passes: Passes = field(default_factory=Passes)
+    halved: list[int] = field(default_factory=list)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, classes) float32 logits, without a graph."""
+
+        def call(part: Tensor, n: int, _: int) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                z = self.model(part)
+            self.passes.forward += len(part)
+            return (z[:n].float(),)
+
+        return self._in_parts(x, call)[0]
+
+    def gradient(self, x: Tensor, objective: Objective, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(logits (N, classes), objective (N,), its gradient (N, C, H, W)), all detached, in float32."""
+
+        def call(part: Tensor, n: int, first: int) -> tuple[Tensor, ...]:
+            rows = slice(first, first + n)
+            with torch.enable_grad():
+                leaf = part.detach().requires_grad_()
+                z = self.model(leaf)[:n].float()
+                value = objective(z, y[rows], target[rows])
+                (grad,) = torch.autograd.grad(value.sum(), leaf)
+            self.passes.forward += len(part)
+            self.passes.backward += len(part)
+            return z.detach(), value.detach(), grad[:n]
+
+        z, value, grad = self._in_parts(x, call)
+        return z, value, grad
+
+    def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits (N, classes), their gradients (N, classes, C, H, W)): one backward pass a class."""
+
+        def call(part: Tensor, n: int, _: int) -> tuple[Tensor, ...]:
+            with torch.enable_grad():
+                leaf = part.detach().requires_grad_()
+                z = self.model(leaf).float()
+                classes = z.shape[1]
+                grads = [
+                    torch.autograd.grad(z[:, c].sum(), leaf, retain_graph=c + 1 < classes)[0][:n]
+                    for c in range(classes)
+                ]
+            self.passes.forward += len(part)
+            self.passes.backward += classes * len(part)
+            return z[:n].detach(), torch.stack(grads, dim=1)
+
+        z, grads = self._in_parts(x, call)
+        return z, grads
+
+    def _in_parts(self, x: Tensor, call: Callable[[Tensor, int, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        parts: list[tuple[Tensor, ...]] = []
+        first = 0
+        while first < len(x) or not parts:
+            limit = self.sizes[-1] if self.sizes else max(len(x), 1)
+            piece = x[first : first + limit]
+            try:
+                parts.append(call(self._padded(piece), len(piece), first))
+            except RuntimeError as error:
+                if not _out_of_memory(error) or limit <= 1:
+                    raise
+                self._halve(limit)
+                continue
+            first += len(piece)
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def _padded(self, x: Tensor) -> Tensor:
+        size = next((s for s in self.sizes if s >= len(x)), len(x))
+        return x if size == len(x) else torch.cat((x, x.new_zeros(size - len(x), *x.shape[1:])))
+
+    def _halve(self, limit: int) -> None:
+        half = limit // 2
+        self.sizes = [s for s in self.sizes if s < half] + [half]
+        self.halved.append(half)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(f"out of memory at batch {limit}: going on with {half}", stacklevel=2)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # The CPU allocator raises a plain RuntimeError; the accelerator's is a subclass of it.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
