@@ -1,12 +1,17 @@
 """Tables in, laws out. Imports no torch."""
 
+from robudget.laws.analysis import Analysis, Split, analyse
+from robudget.laws.compare import Average, average, fit_forms
+from robudget.laws.effects import Effect, Effects, effects
 from robudget.laws.envelope import Envelope, envelope
 from robudget.laws.fit import fit_law, fit_power_law
+from robudget.laws.holdout import Holdout, holdout
 from robudget.laws.law import Law, Reach
-from robudget.laws.planner import Plan, plan
+from robudget.laws.planner import Option, Plan, plan
 from robudget.laws.predictor import PaperGBR, Prediction, Predictor
 
 __all__ = [
-    "Envelope", "Law", "PaperGBR", "Plan", "Prediction", "Predictor", "Reach",
-    "envelope", "fit_law", "fit_power_law", "plan",
+    "Analysis", "Average", "Effect", "Effects", "Envelope", "Holdout", "Law", "Option", "PaperGBR", "Plan",
+    "Prediction", "Predictor", "Reach", "Split",
+    "analyse", "average", "effects", "envelope", "fit_forms", "fit_law", "fit_power_law", "holdout", "plan",
 ]  # fmt: skip

@@ -94,7 +94,9 @@ class Average:
         return fields(self) | {"laws": names, "weights": dict(zip(names, self.weights, strict=True))}
 
     def _draw_weights(self) -> Floats:
-        parts = [np.full(len(law.draws), w / max(len(law.draws), 1)) for w, law in zip(self.weights, self.laws, strict=True)]
+        parts = [
+            np.full(len(law.draws), w / max(len(law.draws), 1)) for w, law in zip(self.weights, self.laws, strict=True)
+        ]
         return np.concatenate(parts)
 
 

@@ -100,14 +100,18 @@ def fit_envelope(
     residual = value - y if space == "linear" else np.log(np.maximum(value, 1e-300) / np.maximum(y, 1e-300))
     target = y if space == "linear" else np.log(np.maximum(y, 1e-300))
     total = float(((target - target.mean()) ** 2).sum())
-    miss = from_scale(value, on) - env.ys
+    fitted = from_scale(value, on)
+    miss = fitted - env.ys
+    shift = 0.0
+    if env.how != "all" and len(draws):
+        shift = 2 * float(np.median(fitted - from_scale(formula.value(draws, u, shape)[0], on)))
     return Law(
         form=form, formula=formula.formula, x=env.x, y=env.y, on=on, space=space, params=natural,
         intervals={name: (float(low), float(high)) for name, (low, high) in spread.items()}, level=level,
         r2=1 - float((residual**2).sum()) / total if total > 0 else float("nan"),
         rmse=float(np.sqrt((miss**2).mean())), aicc=aicc(miss, formula.n_params), converged=bool(fit.converged[0]),
         resamples=len(draws), envelope=env, warnings=_warnings(env, formula, bool(fit.converged[0])),
-        x_ref=x_ref, shape=shape, theta=theta, draws=draws,
+        x_ref=x_ref, shape=shape, shift=shift, theta=theta, draws=draws,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from robudget.errors import unknown
@@ -22,6 +23,7 @@ FORMS: tuple[FormName, ...] = get_args(FormName)
 
 SHARPNESS = 0.25  # of a broken law's bend, in units of ln x: the bend is over within about one octave either side
 TOP = 100.0  # no accuracy is above
+FAR = 115.0  # in u: fifty decades
 BIG = 150.0  # exponents are clipped here: a bad trial step must be expensive, not infinite
 STEEPEST = 5.0  # bound of the exponents that approach a ceiling: x^−5 is a step to any table of runs
 WIDEST = 10.0  # bound of M4's γ
@@ -44,7 +46,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Form:
-    """`value(θ, u, shape) → (value, gradient)`, `natural(θ, reference, shape) → {name: value}` and multi-start points.
+    """`value(θ, u, shape) → (value, gradient)`, `natural(θ, reference, shape) → {name: value}`, multi-start points, and
+    `inverse(θ (d, p), y, shape) → u (d,)`: where a law rising in x first reaches y (a falling one: falls to y), NaN where
+    it never does or runs the other way.
 
     `exponent` and `coefficient` say which natural parameters are reported as alpha and C; `ceiling` (a floor, for an
     error) names the limit at infinite x where the form has one.
@@ -59,6 +63,7 @@ class Form:
     value: Callable[[Floats, Floats, Shape], tuple[Floats, Floats]]
     natural: Callable[[Floats, float, Shape], dict[str, Floats]]
     starts: Callable[[Floats, Floats, Shape], Floats]  # (u (n,), y (n,)) → (starts, p)
+    inverse: Callable[[Floats, float, Shape], Floats]
 
     @property
     def n_params(self) -> int:
@@ -80,6 +85,11 @@ def _power(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
     return value, np.stack([value, value * u], axis=-1)
 
 
+def _power_inverse(theta: Floats, y: float, shape: Shape) -> Floats:
+    slope = np.where(shape.sign * theta[:, 1] > 0, theta[:, 1], np.nan)
+    return np.asarray((np.log(y) - theta[:, 0]) / slope) if y > 0 else np.full(len(theta), np.nan)
+
+
 def _power_natural(theta: Floats, reference: float, shape: Shape) -> dict[str, Floats]:
     return {"C": np.exp(theta[..., 0] - theta[..., 1] * np.log(reference)), "alpha": theta[..., 1]}
 
@@ -98,6 +108,12 @@ def _saturating(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]
     gap = shape.sign * np.exp(np.clip(theta[..., 1, None] - alpha * u, -BIG, BIG))
     ones = np.ones_like(gap)
     return limit - gap, np.stack([d_limit * ones, -gap, gap * d_alpha * u], axis=-1)
+
+
+def _saturating_inverse(theta: Floats, y: float, shape: Shape) -> Floats:
+    gap = shape.sign * (_limit(theta[:, 0], shape)[0] - y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((theta[:, 1] - np.log(np.where(gap > 0, gap, np.nan))) / _bounded(theta[:, 2], STEEPEST)[0])
 
 
 def _saturating_natural(theta: Floats, reference: float, shape: Shape) -> dict[str, Floats]:
@@ -130,6 +146,13 @@ def _shifted(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
     weight = expit(shift - u)  # ∂v/∂shift
     ones = np.ones_like(gap)
     return limit - gap, np.stack([d_limit * ones, -gap, gap * d_alpha * v, gap * alpha * weight], axis=-1)
+
+
+def _shifted_inverse(theta: Floats, y: float, shape: Shape) -> Floats:
+    """Of v = ln(x + x0) first, then of x; a y that the law exceeds at x = 0 already gives −inf."""
+    v = _saturating_inverse(theta, y, shape)
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.where(np.isnan(v), np.nan, v + np.log(np.maximum(-np.expm1(theta[:, 3] - v), 0.0)))
 
 
 def _shifted_natural(theta: Floats, reference: float, shape: Shape) -> dict[str, Floats]:
@@ -177,6 +200,15 @@ def _m4(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
     return (accuracy if shape.rising else TOP - accuracy), sign * gradient
 
 
+def _m4_inverse(theta: Floats, y: float, shape: Shape) -> Floats:
+    ceiling = _limit(theta[:, 0], Shape(True, True))[0]
+    share = 1 - (y if shape.rising else TOP - y) / ceiling  # of the error above its limit
+    share = np.where((share > 0) & (share < 1), share, np.nan)
+    alpha, gamma = _bounded(theta[:, 2], STEEPEST)[0], _bounded(theta[:, 3], WIDEST)[0]
+    with np.errstate(divide="ignore"):
+        return np.asarray((theta[:, 1] - np.log(share) + gamma * np.log1p(-share)) / alpha)
+
+
 def _m4_natural(theta: Floats, reference: float, shape: Shape) -> dict[str, Floats]:
     ceiling = _limit(theta[..., 0], Shape(True, True))[0]
     alpha, gamma = _bounded(theta[..., 2], STEEPEST)[0], _bounded(theta[..., 3], WIDEST)[0]
@@ -219,6 +251,23 @@ def _broken(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
     past = expit((u - at) / SHARPNESS)
     gradient = np.stack([value, value * (u - bend), value * bend, -value * (second - first) * past * d_at], axis=-1)
     return value, gradient
+
+
+def _broken_inverse(theta: Floats, y: float, shape: Shape) -> Floats:
+    """By bisection, between where the law turns (if it does) and far away."""
+    first, second = shape.sign * theta[:, 1], shape.sign * theta[:, 2]
+    turn = shape.low + _bounded(theta[:, 3], shape.high - shape.low)[0]
+    low = np.where(first > 0, -FAR, turn)
+    high = np.where(second > 0, FAR, turn)
+
+    def short(u: Floats) -> NDArray[np.bool_]:
+        return np.asarray(shape.sign * (_broken(theta, u[:, None], shape)[0][:, 0] - y) < 0)
+
+    never = short(high) | ((first <= 0) & (second <= 0))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = np.where(short(middle), middle, low), np.where(short(middle), high, middle)
+    return np.where(never, np.nan, high)
 
 
 def _broken_natural(theta: Floats, reference: float, shape: Shape) -> dict[str, Floats]:
@@ -287,22 +336,22 @@ def _line(u: Floats, y: Floats) -> tuple[float, float]:
 
 _TABLE: dict[str, Form] = {
     "power": Form(
-        "power", "y = C·x^α", ("C", "alpha"), "C", "alpha", None, _power, _power_natural, _power_starts,
+        "power", "y = C·x^α", ("C", "alpha"), "C", "alpha", None, _power, _power_natural, _power_starts, _power_inverse,
     ),
     "saturating": Form(
         "saturating", "y = E − A·x^−α", ("E", "A", "alpha"), "A", "alpha", "E",
-        _saturating, _saturating_natural, _saturating_starts,
+        _saturating, _saturating_natural, _saturating_starts, _saturating_inverse,
     ),
     "shifted": Form(
         "shifted", "y = E − A·(x + x0)^−α", ("E", "A", "alpha", "x0"), "A", "alpha", "E",
-        _shifted, _shifted_natural, _shifted_starts,
+        _shifted, _shifted_natural, _shifted_starts, _shifted_inverse,
     ),
     "m4": Form(
         "m4", "(E − y) / y^γ = A·x^−α", ("E", "A", "alpha", "gamma"), "A", "alpha", "E",
-        _m4, _m4_natural, _m4_starts,
+        _m4, _m4_natural, _m4_starts, _m4_inverse,
     ),
     "broken": Form(
         "broken", "y = C·x^α, exponent α2 beyond xb", ("C", "alpha", "alpha2", "xb"), "C", "alpha", None,
-        _broken, _broken_natural, _broken_starts,
+        _broken, _broken_natural, _broken_starts, _broken_inverse,
     ),
 }  # fmt: skip

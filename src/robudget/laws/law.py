@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from robudget.errors import InputError
 from robudget.laws import forms
@@ -63,6 +63,11 @@ class Law:
     fitted in log space; `predict` and `band` always answer in the units of `y`. `r2` is taken in the space of the fit
     (`space`: linear or log); `rmse` is in the units of y. `x_ref` scales x inside; `theta` (p,) and `draws` (resamples, p) are the form's inner
     parameters. `level` is the intervals' nominal coverage.
+
+    A resample can only lose a bin's best run, never find a better one, so resampled envelopes lie lower than the real one,
+    which lies lower than that of ever more runs by about as much again. `shift` (units of y) is that bias, by which
+    everything that is said from the draws about a level (predictions, ceiling, cost at a target) is moved; exponents
+    need none. It is 0 where every run is a point.
     """
 
     form: FormName
@@ -83,6 +88,7 @@ class Law:
     warnings: tuple[str, ...]
     x_ref: float = field(repr=False)
     shape: Shape = field(repr=False)
+    shift: float = field(repr=False)
     theta: Floats = field(repr=False)
     draws: Floats = field(repr=False)
 
@@ -110,7 +116,8 @@ class Law:
         name = forms.get(self.form).ceiling
         if not name:
             return (float("nan"), float("nan"))
-        low, high = sorted(float(from_scale(np.float64(v), self.on)) for v in self.intervals[name])
+        limits = (float(from_scale(np.float64(v), self.on)) + self.shift for v in self.intervals[name])
+        low, high = sorted(min(v, 100.0) if is_percent(self.y) else v for v in limits)
         return low, high
 
     @property
@@ -149,12 +156,13 @@ class Law:
         )  # fmt: skip
 
     def values(self, x: Floats) -> Floats:
-        """y at each x (n,) by every resampled law: (resamples, n)."""
-        return self._values(self.draws, x)
+        """y at each x (n,) by every resampled law, its bias corrected: (resamples, n)."""
+        return self._values(self.draws, x) + self.shift
 
     def costs(self, target: float) -> Floats:
         """The x at which every resampled law reaches `target`: (resamples,), inf where it never does."""
-        return self._inverse(self.draws, target)
+        goal = target - self.shift
+        return self._inverse(self.draws, float(np.clip(goal, 1e-6, 100 - 1e-6)) if is_percent(self.y) else goal)
 
     def next_point(self, x: float, gain: float = 1.0) -> Reach:
         """The x at which y is `gain` better than the law's own value at `x`: the price of the next point is the difference."""
@@ -194,28 +202,19 @@ class Law:
         return from_scale(value.reshape(u.shape) if theta.ndim == 1 else value, self.on)
 
     def _inverse(self, theta: Floats, target: float) -> Floats:
-        """First x at which each law of θ (d, p) reaches the target: (d,), inf where none is within FARTHEST decades."""
-        form, goal = forms.get(self.form), to_scale(np.float64(target), self.on)
-        span = np.log(self.envelope.xs[[0, -1]] / self.x_ref)
-        grid = np.concatenate([
-            np.linspace(span[0] - FARTHEST * np.log(10), span[0], 31)[:-1],
-            np.linspace(span[0], span[1], 33),
-            np.linspace(span[1], span[1] + FARTHEST * np.log(10), 61)[1:],
-        ])  # fmt: skip
+        """First x at which each law of θ (d, p) reaches the target: (d,), inf where none is within FARTHEST decades.
 
-        def there(u: Floats) -> NDArray[np.bool_]:
-            value, _ = form.value(theta, u, self.shape)
-            return np.asarray(value >= goal if self.shape.rising else value <= goal)
-
-        reached = there(np.broadcast_to(grid, (len(theta), len(grid))))
-        first = reached.argmax(axis=1)
-        high = grid[first]
-        low = grid[np.maximum(first - 1, 0)]
-        for _ in range(60):
-            middle = (low + high) / 2
-            hit = there(middle[:, None])[:, 0]
-            low, high = np.where(hit, low, middle), np.where(hit, middle, high)
-        return np.where(reached.any(axis=1), self.x_ref * np.exp(high), np.inf)
+        A law that runs the wrong way reaches at its cheapest run what it reaches at all.
+        """
+        form, goal = forms.get(self.form), float(to_scale(np.float64(target), self.on))
+        first, last = np.log(self.envelope.xs[[0, -1]] / self.x_ref)
+        u = form.inverse(theta, goal, self.shape)
+        sign = self.shape.sign
+        at_first = form.value(theta, np.full((len(theta), 1), first), self.shape)[0][:, 0]
+        u = np.where(np.isnan(u), np.where(sign * (at_first - goal) >= 0, first, np.inf), u)
+        far = FARTHEST * np.log(10)
+        u = np.where(u > last + far, np.inf, np.maximum(u, first - far))
+        return np.where(np.isinf(u), np.inf, self.x_ref * np.exp(np.minimum(u, last + far)))
 
 
 def to_scale(y: Floats | np.float64, on: On) -> Floats:

@@ -1,0 +1,206 @@
+"""Everything the laws can say of one table, in one call: what `robudget fit` prints and the report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from robudget.errors import InputError
+from robudget.laws.compare import Average, average, fit_forms
+from robudget.laws.effects import Effects, effects
+from robudget.laws.envelope import Envelope, How, envelope_of
+from robudget.laws.fit import LEVEL, RESAMPLES, auto_bins, fit_envelope, fit_power_law
+from robudget.laws.holdout import Hidden, Holdout, holdout
+from robudget.laws.law import Law, Reach
+from robudget.laws.plain import fields
+from robudget.laws.predictor import PaperGBR, Predictor
+from robudget.laws.select import Counts, column, is_percent, points, where
+
+COSTS = ("train_energy_kwh", "co2_kg", "cost_usd", "train_seconds")
+SPLITS = ("steps", "synthetic", "loss")
+SPLIT_RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class BinChoice:
+    """The power law under another binning; `how="pareto"` needs none."""
+
+    how: How
+    bins: int
+    n_bins: int
+    C: float
+    alpha: float
+    rmse: float
+
+
+@dataclass(frozen=True)
+class Split:
+    """The power law of the runs with `feature` = `level`; `law` is None where they hold none, for the `reason` given."""
+
+    feature: str
+    level: Any
+    n_runs: int
+    law: Law | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What one table says.
+
+    `law` is the headline: the power law of `y` over `x` on `envelope`. `forms` are all competing forms there (the
+    headline first) and `average` their weighted answer; `reaches` is what round targets cost by that average. `holdouts`
+    hide the top decade and the top bin. `sensitivity` refits the power law under other binnings. `costs` are power laws
+    of every known cost column over `x`, on all runs. `splits` are power laws per attack steps, data regime and loss.
+    `published` are the paper's own two laws, from its published columns, where the table has them. `effects`, `gbr` and
+    `predictor` are None where the table is too small, which `warnings` say.
+    """
+
+    x: str
+    y: str
+    counts: Counts
+    envelope: Envelope
+    law: Law
+    forms: tuple[Law, ...]
+    average: Average | None
+    reaches: tuple[Reach, ...]
+    holdouts: tuple[Holdout, ...]
+    sensitivity: tuple[BinChoice, ...]
+    costs: tuple[Law, ...]
+    published: tuple[Law, ...]
+    splits: tuple[Split, ...]
+    effects: Effects | None
+    gbr: PaperGBR | None
+    predictor: Predictor | None
+    warnings: tuple[str, ...]
+    table: pd.DataFrame = field(repr=False)
+
+    @property
+    def laws(self) -> tuple[Law, ...]:
+        """Every law fitted to the whole table, the headline first."""
+        return (self.law, *self.forms[1:], *self.costs, *self.published)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; each of `laws` holds form, C, alpha, alpha_interval, r2, n_runs, n_bins, x, y."""
+        return {"laws": [law.to_dict() for law in self.laws]} | {
+            name: value for name, value in fields(self).items() if name not in ("law", "forms", "costs", "published")
+        }
+
+
+def analyse(
+    table: pd.DataFrame,
+    x: str = "train_flops_exact",
+    y: str = "aa_acc",
+    *,
+    choose: Mapping[str, Any] | None = None,
+    bins: int | Literal["auto"] = "auto",
+    how: How | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+    predict: bool = True,
+) -> Analysis:
+    """Fit everything to a table. `choose` selects rows first, e.g. {"dataset": "cifar10"}; `predict=False` leaves the
+    predictor, the paper's regressor and the effects out. Raises InputError for a table that holds no law."""
+    frame = where(table, choose)
+    chosen = points(frame, x, y)
+    kind: How = how or ("log" if is_percent(y) else "all")
+    env = envelope_of(chosen, auto_bins(chosen.counts.used) if bins == "auto" else bins, kind)
+    law = fit_envelope(env, "power", resamples=resamples, level=level, seed=seed)
+    warnings = list(table.attrs.get("notes", ())) + list(law.warnings)
+    others = fit_forms(env, resamples=resamples, level=level, seed=seed) if is_percent(y) else ()
+    forms = (law, *(other for other in others if (other.form, other.on) != ("power", "value")))
+    mixed = average(others) if others else None
+    holdouts = tuple(h for h in (_holdout(env, hidden, warnings) for hidden in ("decade", "bin")) if h is not None)
+    warnings += [w for h in holdouts[:1] for w in h.warnings()]
+    extra = _explain(frame, seed, warnings) if predict else (None, None, None)
+    return Analysis(
+        x=x, y=y, counts=chosen.counts, envelope=env, law=law, forms=forms, average=mixed,
+        reaches=tuple(mixed.cost_at(t) for t in targets(env)) if mixed else (), holdouts=holdouts,
+        sensitivity=_sensitivity(env) if kind != "all" else (),
+        costs=_costs(frame, x, y, resamples, level, seed), published=_published(frame, resamples, level, seed),
+        splits=tuple(_splits(frame, x, y, level, seed)), effects=extra[0], gbr=extra[1], predictor=extra[2],
+        warnings=tuple(dict.fromkeys(warnings)), table=frame,
+    )  # fmt: skip
+
+
+def targets(env: Envelope) -> tuple[float, ...]:
+    """One point better than the best run, and the fives beyond it up to 90 (below, down to 10, for an error)."""
+    if env.best == "max":
+        best = float(env.ys.max())
+        return (round(best + 1, 1), *(float(t) for t in range(5, 95, 5) if t > best + 1)) if best < 98 else ()
+    best = float(env.ys.min())
+    return (round(best - 1, 1), *(float(t) for t in range(90, 5, -5) if t < best - 1)) if best > 2 else ()
+
+
+def _holdout(env: Envelope, hidden: Hidden, warnings: list[str]) -> Holdout | None:
+    try:
+        return holdout(env, hidden)
+    except InputError as error:
+        warnings.append(f"no hold-out of the top {hidden}: {error}")
+        return None
+
+
+def _sensitivity(env: Envelope) -> tuple[BinChoice, ...]:
+    out = []
+    counts = sorted({max(5, env.bins // 2), env.bins, 2 * env.bins})
+    choices: Sequence[tuple[How, int]] = [
+        *(("log", n) for n in counts), ("quantile", env.bins), ("linear", env.bins), ("pareto", 1),
+    ]  # fmt: skip
+    for how, bins in choices:
+        try:
+            law = fit_envelope(envelope_of(env.points, bins, how), "power", resamples=0)
+        except InputError:  # a frontier of a single run
+            continue
+        out.append(BinChoice(how, bins, law.n_bins, law.C, law.alpha, law.rmse))
+    return tuple(out)
+
+
+def _costs(frame: pd.DataFrame, x: str, y: str, resamples: int, level: float, seed: int) -> tuple[Law, ...]:
+    out = []
+    for name in COSTS:
+        if name in (x, y) or name not in frame.columns or (column(frame, name) > 0).sum() < 3:
+            continue
+        out.append(fit_power_law(frame, x, name, resamples=resamples, level=level, seed=seed))
+    return tuple(out)
+
+
+def _published(frame: pd.DataFrame, resamples: int, level: float, seed: int) -> tuple[Law, ...]:
+    x = "published_run_tflops"
+    if x not in frame.columns or frame[x].isna().any():
+        return ()
+    return tuple(
+        fit_power_law(frame, x, y, resamples=resamples, level=level, seed=seed) for y in ("aa_acc", "cost_usd")
+    )
+
+
+def _splits(frame: pd.DataFrame, x: str, y: str, level: float, seed: int) -> list[Split]:
+    out: list[Split] = []
+    for name in SPLITS:
+        levels = sorted(frame[name].dropna().unique()) if name in frame.columns else []
+        if not 2 <= len(levels) <= 12:
+            continue
+        for value in levels:
+            part = frame[(frame[name] == value).to_numpy(dtype=bool)]
+            plain_value = value.item() if isinstance(value, np.generic) else value
+            try:
+                law = fit_power_law(part, x, y, resamples=SPLIT_RESAMPLES, level=level, seed=seed)
+            except InputError as error:
+                out.append(Split(name, plain_value, len(part), None, str(error)))
+                continue
+            out.append(Split(name, plain_value, law.n_runs, law))
+    return out
+
+
+def _explain(
+    frame: pd.DataFrame, seed: int, warnings: list[str]
+) -> tuple[Effects | None, PaperGBR | None, Predictor | None]:
+    try:
+        return effects(frame, seed=seed), PaperGBR.fit(frame), Predictor.fit(frame, seed=seed)
+    except InputError as error:
+        warnings.append(f"no effects and no predictor: {error}")
+        return None, None, None
