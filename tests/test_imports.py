@@ -28,7 +28,8 @@ ALLOWED = {
     "laws": {"interop", "store"},
     "report": {"laws", "store"},
     "demo": {"sweep", "store", "laws", "report", "terminal"},
-    "terminal": {"sweep", "store", "laws"},
+    "terminal": {"sweep", "report"},
+    "terminal_laws": {"terminal", "laws", "report"},
 }
 
 

@@ -208,7 +208,9 @@ def runs(
 def cost(
     what: Annotated[str, typer.Argument(metavar="RECIPE|STUDY", help="a recipe or a study, by name or YAML file")],
     overrides: Overrides = None,
-    device: Annotated[str | None, typer.Option(help="a device by name (robudget devices); default: this machine, calibrated")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="a device by name (robudget devices); default: this machine, calibrated")
+    ] = None,
     devices: Annotated[int, typer.Option(min=1, help="how many of them")] = 1,
     prices: Annotated[str | None, typer.Option(help="a YAML file, a preset or a region")] = None,
     json: AsJson = False,
@@ -218,20 +220,22 @@ def cost(
 
 @app.command()
 def fit(
-    table: Annotated[str, typer.Argument(help="a folder of runs, a csv or parquet table, or RobustBench's JSON folder")],
+    table: Annotated[
+        str, typer.Argument(help="a folder of runs, a csv or parquet table, or RobustBench's JSON folder")
+    ],
     x: Annotated[str, typer.Option("-x", help="what is spent: a column of the table")] = "train_flops_exact",
     y: Annotated[str, typer.Option("-y", help="what is bought")] = "aa_acc",
     json: AsJson = False,
 ) -> None:
     """Laws of robustness against compute: envelope, forms, intervals, hold-outs, effects of each choice."""
-    from robudget import terminal
+    from robudget import terminal, terminal_laws
     from robudget.laws import analyse, read_table
 
     analysis = analyse(read_table(table), x=x, y=y)
     if json:
         terminal.print_json(analysis.to_dict())
     else:
-        terminal.out.print(analysis.text())
+        terminal.out.print(terminal_laws.analysis(analysis))
 
 
 @app.command()
@@ -242,7 +246,7 @@ def predict(
     json: AsJson = False,
 ) -> None:
     """A recipe's robust accuracy before it is trained, with its interval, P(collapse) and the nearest real runs."""
-    from robudget import terminal
+    from robudget import terminal, terminal_laws
     from robudget.config import parse_overrides
     from robudget.laws import Predictor, read_table
     from robudget.recipe import Recipe
@@ -252,7 +256,7 @@ def predict(
     if json:
         terminal.print_json(prediction.to_dict())
     else:
-        terminal.out.print(terminal.prediction(chosen.slug, prediction))
+        terminal.out.print(terminal_laws.prediction(chosen.slug, prediction))
 
 
 @app.command()
@@ -263,7 +267,7 @@ def plan(
     json: AsJson = False,
 ) -> None:
     """What to train for a budget, or the cheapest way to a target, with risk and the price of the next point."""
-    from robudget import terminal
+    from robudget import terminal, terminal_laws
     from robudget.laws import plan as make_plan
     from robudget.laws import read_table
 
@@ -271,7 +275,7 @@ def plan(
     if json:
         terminal.print_json(made.to_dict())
     else:
-        terminal.out.print(terminal.plan(made))
+        terminal.out.print(terminal_laws.plan(made))
 
 
 @app.command()
