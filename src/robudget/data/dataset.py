@@ -122,26 +122,30 @@ def fingerprint(*splits: Split) -> str:
 
 
 def hold_out(train: Split, share: float, classes: int, *, seed: int = HOLDOUT_SEED) -> tuple[Split, Split]:
-    """(rest, held out): a stratified share of the training set, the same rows for every recipe.
+    """(rest, held out): a stratified share of the training set, the same rows for every recipe (`stratified_rows`)."""
+    rest, held = stratified_rows(train.labels, share, classes, seed=seed)
+    return train[rest], train[held]
 
-    Each class gives up its share, rounded, and at least one image. The rest keeps the order of its rows; the held-out
-    part is mixed, so that its first n rows hold every class. With share 0 it is empty. Raises InputError when a class
-    would keep none.
+
+def stratified_rows(labels: Tensor, share: float, classes: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers (rest, held out) of labels int64 (N,).
+
+    Each class gives up its share, rounded, and at least one row. The rest keeps its order; the held-out rows are mixed,
+    so that the first n of them hold every class. With share 0 there are none. Raises InputError when a class would keep
+    none.
     """
     if not 0 <= share < 1:
         raise InputError(f"validation.fraction = {share} (allowed: 0 <= fraction < 1)")
-    held = torch.zeros(len(train), dtype=torch.bool)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
     if share > 0:
-        generator = torch.Generator().manual_seed(seed)
         for label in range(classes):
-            rows = (train.labels == label).nonzero().flatten()
+            rows = (labels == label).nonzero().flatten()
             if len(rows) == 0:
                 continue
             count = max(1, round(share * len(rows)))
             if count >= len(rows):
-                raise InputError(
-                    f"validation.fraction = {share} leaves no training image of class {label} (it has {len(rows)})"
-                )
+                raise InputError(f"a held-out share of {share} leaves no image of class {label} (it has {len(rows)})")
             held[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
-    order = torch.randperm(int(held.sum()), generator=torch.Generator().manual_seed(seed))
-    return train[(~held).nonzero().flatten()], train[held.nonzero().flatten()[order]]
+    order = torch.randperm(int(held.sum()), generator=generator)
+    return (~held).nonzero().flatten(), held.nonzero().flatten()[order]

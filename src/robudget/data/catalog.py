@@ -1,0 +1,80 @@
+"""Names to datasets, whatever layout their files have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from robudget.data import cifar, folders, parquet, svhn, tiny_imagenet
+from robudget.data.cache import decoded
+from robudget.data.dataset import Dataset
+from robudget.data.digits import load_digits
+from robudget.data.source import Source, folder_at
+from robudget.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Known:
+    """A dataset that is read from files: its layouts in words, a reader for its own, its classes, its image size."""
+
+    layouts: str
+    own: Callable[[str, Path], Source | None]
+    class_names: tuple[str, ...] = ()
+    image_size: int | None = None  # where its images come in all sizes
+
+
+def _cifar(layouts: tuple[cifar.Layout, ...]) -> Callable[[str, Path], Source | None]:
+    def own(name: str, root: Path) -> Source | None:
+        found = cifar.find(root, layouts)
+        return cifar.read(name, *found) if found else None
+
+    return own
+
+
+_ANY = "parquet shards as on the Hub, or class sub-folders with images"
+_CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FILES: dict[str, Known] = {
+    "cifar10": Known(f"the official python or binary archive or folder, {_ANY}", _cifar(cifar.CIFAR10), _CIFAR10_NAMES),
+    "cifar100": Known(f"the official python or binary archive or folder, {_ANY}", _cifar(cifar.CIFAR100)),
+    "svhn": Known(f"train_32x32.mat and test_32x32.mat, {_ANY}", svhn.read, tuple("0123456789")),
+    "tiny-imagenet": Known(f"the official tiny-imagenet-200 folder, {_ANY}", tiny_imagenet.read, image_size=64),
+    "imagenet": Known(_ANY, lambda name, root: None, image_size=224),
+    "folder": Known(_ANY, lambda name, root: None),
+}
+
+
+def names() -> list[str]:
+    """Every dataset that `load` knows."""
+    return ["digits", *FILES]
+
+
+def load(
+    name: str, *, root: str | Path | None = None, cache: str | Path | None = None, image_size: int | None = None
+) -> Dataset:
+    """The dataset called `name`, read from the folder or file `root` (digits need none).
+
+    `image_size` scales and crops all images to that many pixels; without it they keep their size (Tiny-ImageNet 64,
+    ImageNet 224). `cache`: where decoded images are kept; default `$ROBUDGET_CACHE`, else `$XDG_CACHE_HOME/robudget`,
+    else `~/.cache/robudget`. `root` is only read. Raises InputError for an unknown name, and for a source that is
+    missing, empty, corrupt or of no known layout.
+    """
+    if name == "digits":
+        if image_size not in (None, 8):
+            raise InputError(f"data.image_size = {image_size}: digits are 8×8 pixels")
+        return load_digits()
+    if name not in FILES:
+        raise unknown("dataset", name, names())
+    known = FILES[name]
+    source = _find(name, known, folder_at(Path(root) if root is not None else None, name))
+    return decoded(source, image_size=image_size or known.image_size, folder=Path(cache) if cache is not None else None)
+
+
+def _find(name: str, known: Known, root: Path) -> Source:
+    if (source := known.own(name, root)) is not None:
+        return source
+    if (shards := parquet.find(root)) is not None:
+        return parquet.read(name, root, shards, known.class_names)
+    if folders.find(root):
+        return folders.read(name, root)
+    raise InputError(f"data.root = {str(root)!r} holds no {name} that can be read (allowed: {known.layouts})")
