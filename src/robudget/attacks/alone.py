@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robudget.attacks.rng import Noise
-from robudget.attacks.rows import Attack, Outcome, blank, drive, plan
+from robudget.attacks.rows import Attack, Found, drive, plan
 from robudget.attacks.victim import Model, Victim, frozen
 from robudget.errors import InputError
 from robudget.threat import Threat
@@ -32,25 +32,37 @@ def alone(
     restarts: int = 1,
     noise: Noise,
     batch_size: int,
-) -> Outcome:
+) -> Tensor:
     """Run one state machine over the images that are classified correctly, verified by the model itself."""
     check_images(x, y)
+    x_adv = x.clone()
     with frozen(model):
         victim = Victim(model)
         logits = clean_logits(victim, x, batch_size)
         images = (logits.argmax(1) == y).nonzero().squeeze(1)
         if not len(images) or threat.eps == 0:
-            return blank(x)
-        return drive(
+            return x_adv
+        drive(
             machine(victim),
             plan(images, logits, targets=min(targets, logits.shape[1] - 1), restarts=restarts),
             x,
             y,
             threat,
             noise=noise,
-            verify=lambda x_adv, label: victim.logits(x_adv).argmax(1) != label,
+            verify=lambda at, label: victim.logits(at).argmax(1) != label,
             batch_size=batch_size,
+            found=keep_in(x_adv),
         )
+    return x_adv
+
+
+def keep_in(x_adv: Tensor) -> Found:
+    """A `found` that writes the examples into x_adv."""
+
+    def found(at: Tensor, examples: Tensor) -> None:
+        x_adv[at.to(x_adv.device)] = examples.to(x_adv.device)
+
+    return found
 
 
 def clean_logits(victim: Victim, x: Tensor, batch_size: int) -> Tensor:

@@ -235,6 +235,4 @@ def apgd(
         return Apgd(victim, threat, name, loss, steps, eot, large_eps=large_eps)
 
     noise = noise or Noise()
-    return alone(
-        machine, model, x, y, threat, targets=targets, restarts=restarts, noise=noise, batch_size=batch_size
-    ).x_adv
+    return alone(machine, model, x, y, threat, targets=targets, restarts=restarts, noise=noise, batch_size=batch_size)

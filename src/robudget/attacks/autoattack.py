@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robudget.attacks.alone import check_images, clean_logits
+from robudget.attacks.alone import check_images, clean_logits, keep_in
 from robudget.attacks.apgd import Apgd
 from robudget.attacks.fab import Fab
 from robudget.attacks.pgd import Pgd
@@ -151,7 +151,7 @@ def autoattack(
                 noise=noise,
                 verify=lambda at, label: victim.logits(at).argmax(1) != label,
                 batch_size=batch_size,
+                found=keep_in(x_adv),
             )
-            x_adv[out.broken] = out.x_adv[out.broken]
             standing &= ~out.broken
     return x_adv

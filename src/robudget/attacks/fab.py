@@ -208,6 +208,4 @@ def fab(
         return Fab(victim, threat, "fab-t" if targets else "fab", targeted=targets > 0, steps=steps, first=False)
 
     noise = noise or Noise()
-    return alone(
-        machine, model, x, y, threat, targets=targets, restarts=restarts, noise=noise, batch_size=batch_size
-    ).x_adv
+    return alone(machine, model, x, y, threat, targets=targets, restarts=restarts, noise=noise, batch_size=batch_size)

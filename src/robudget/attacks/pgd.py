@@ -94,4 +94,4 @@ def pgd(
         return Pgd(victim, threat, steps, step_size, loss=loss, start=start, eot=eot)
 
     noise = noise or Noise()
-    return alone(machine, model, x, y, threat, restarts=restarts, noise=noise, batch_size=batch_size).x_adv
+    return alone(machine, model, x, y, threat, restarts=restarts, noise=noise, batch_size=batch_size)

@@ -95,8 +95,9 @@ class State(Batch):
 
 def fresh(rows: Rows, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
     """The fields of `State` for new rows, sitting on their clean image."""
-    x0 = x[rows.image]
-    n, device = len(rows), x.device
+    # The caller's images may lie in another memory than the rows are worked on.
+    n, device = len(rows), index.device
+    x0 = x[rows.image.to(x.device)].to(device)
     counts = torch.zeros(n, dtype=torch.int64, device=device)
     return {
         "image": rows.image,
@@ -104,7 +105,7 @@ def fresh(rows: Rows, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
         "target": rows.target,
         "rank": rows.rank,
         "restart": rows.restart,
-        "y": y[rows.image],
+        "y": y[rows.image.to(y.device)].to(device),
         "x0": x0,
         "x": x0.clone(),
         "adv": x0.clone(),
@@ -133,18 +134,43 @@ class Attack(Protocol[S]):
 Verify = Callable[[Tensor, Tensor], Tensor]
 """(x_adv, y) → (N,) bool: does the model as given, in full precision, misclassify?"""
 
+Found = Callable[[Tensor, Tensor], None]
+"""(positions (N,), x_adv (N, C, H, W)): these images were just broken by these examples."""
+
 
 @dataclass
 class Outcome:
-    """What an attack did to each of the caller's images. `when` is 0 and `x_adv` the image itself where not broken."""
+    """What an attack did to each of the caller's N images.
+
+    `finished`: nothing of the image is left to do; `when`: the evaluation of the model that broke it (0: not broken);
+    `worst`: smallest margin an attack saw inside the ball, in its own arithmetic. `refuted` counts claims that the
+    verification did not confirm.
+    """
 
     broken: Tensor
-    x_adv: Tensor
+    finished: Tensor
     when: Tensor
     restart: Tensor
     target: Tensor
     worst: Tensor
     refuted: int = 0
+
+    @classmethod
+    def blank(cls, n: int, device: torch.device | str = "cpu") -> Outcome:
+        """No image attacked yet."""
+        zeros = torch.zeros(n, dtype=torch.int64, device=device)
+        no = torch.zeros(n, dtype=torch.bool, device=device)
+        worst = torch.full((n,), torch.inf, device=device)
+        return cls(broken=no, finished=no.clone(), when=zeros, restart=zeros.clone(), target=zeros - 1, worst=worst)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What `watch` is told: rows done, rows in all, and evaluations made by the rows at work."""
+
+    rows_done: int
+    rows: int
+    evaluations: int
 
 
 def drive(
@@ -157,15 +183,15 @@ def drive(
     noise: Noise,
     verify: Verify,
     batch_size: int,
-    outcome: Outcome | None = None,
-    watch: Callable[[Outcome, Tensor, int], None] | None = None,
+    found: Found,
+    watch: Callable[[Outcome, Look], None] | None = None,
 ) -> Outcome:
     """Run `attack` over `rows` of images x (N, C, H, W), labels y (N,); at most `batch_size` rows at a time.
 
-    Every claim of a row is sealed into the threat's contract and verified; a refuted row stays in the attack. `watch`
-    is called after every look with (outcome, image positions that are now finished, rows left).
+    Every claim of a row is sealed into the threat's contract and verified; a refuted row stays in the attack. `found`
+    is told the examples, `watch` is called after every look.
     """
-    out = outcome or blank(x)
+    out = Outcome.blank(len(x), rows.image.device)
     left = torch.bincount(rows.image, minlength=len(x))
     state: S | None = None
     first = 0
@@ -174,10 +200,9 @@ def drive(
         live = 0 if state is None else len(state)
         while live < batch_size and first < len(rows):
             piece = slice(first, first + batch_size - live)
-            image = rows.image[piece]
-            useful = ~out.broken[image]
-            chosen = Rows(*(getattr(rows, f.name)[piece][useful] for f in fields(rows)))
-            first += len(image)
+            chosen = Rows(*(getattr(rows, f.name)[piece] for f in fields(rows)))
+            first += len(chosen)
+            chosen.keep(~out.broken[chosen.image])
             if len(chosen):
                 stream = noise.stream(attack.name, chosen.image, chosen.rank, chosen.restart)
                 new = attack.init(chosen, x, y, stream)
@@ -190,50 +215,39 @@ def drive(
             return out
         for _ in range(attack.stride):
             attack.step(state)
-        _settle(state, out, threat, verify)
+        _settle(state, out, threat, verify, found)
         gone = state.done
         if bool(gone.any()):
-            dropped = state.image[gone]
-            out.worst.scatter_reduce_(0, dropped, state.worst[gone], "amin")
-            left.scatter_add_(0, dropped, torch.full_like(dropped, -1))
+            image = state.image[gone]
+            out.worst.scatter_reduce_(0, image, state.worst[gone], "amin")
+            left.scatter_add_(0, image, torch.full_like(image, -1))
+            out.finished[image] = out.broken[image] | (left[image] <= 0)
             state.keep(~gone)
-            if watch is not None:
-                finished = torch.unique(dropped)
-                finished = finished[out.broken[finished] | (left[finished] <= 0)]
-                watch(out, finished, len(state) + len(rows) - first)
+        if watch is not None:
+            watch(out, Look(first - len(state), len(rows), int(state.it.sum())))
 
 
-def blank(x: Tensor) -> Outcome:
-    """No image attacked yet."""
-    n, device = len(x), x.device
-    zeros = torch.zeros(n, dtype=torch.int64, device=device)
-    return Outcome(
-        broken=torch.zeros(n, dtype=torch.bool, device=device),
-        x_adv=x.clone(),
-        when=zeros,
-        restart=zeros.clone(),
-        target=zeros - 1,
-        worst=torch.full((n,), torch.inf, device=device),
-    )
-
-
-def _settle(state: State, out: Outcome, threat: Threat, verify: Verify) -> None:
+def _settle(state: State, out: Outcome, threat: Threat, verify: Verify, found: Found) -> None:
     """Verify the claims, record what broke, and finish every row of a broken image."""
     claims = state.fooled.nonzero().squeeze(1)
     if not len(claims):
         return
-    image = state.image[claims]
     x_adv = seal(state.adv[claims], state.x0[claims], threat.eps, threat.norm)
     true = verify(x_adv, state.y[claims])
     out.refuted += int((~true).sum())
     state.fooled[claims[~true]] = False
-    # Two rows of one image may succeed in the same look: the first in queue order is the one reported.
-    for row, i, ok in zip(claims.tolist(), image.tolist(), true.tolist(), strict=True):
-        if ok and not out.broken[i]:
-            at = (claims == row).nonzero().squeeze()
-            out.broken[i] = True
-            out.x_adv[i] = x_adv[at]
-            out.when[i] = state.when[row]
-            out.restart[i] = state.restart[row]
-            out.target[i] = state.target[row]
+    # Two rows of one image may succeed in the same look: the first one is reported.
+    image = state.image[claims]
+    chosen, seen = [], set()
+    for n, (i, ok) in enumerate(zip(image.tolist(), true.tolist(), strict=True)):
+        if ok and i not in seen:
+            seen.add(i)
+            chosen.append(n)
+    if not chosen:
+        return
+    pick = torch.tensor(chosen, device=image.device)
+    at, row = image[pick], claims[pick]
+    out.broken[at] = True
+    out.when[at], out.restart[at], out.target[at] = state.when[row], state.restart[row], state.target[row]
+    found(at, x_adv[pick])
     state.done |= out.broken[state.image]

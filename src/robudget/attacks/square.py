@@ -251,4 +251,4 @@ def square(
     def machine(victim: Victim) -> Square:
         return Square(victim, threat, noise.seed, steps=steps, p=p)
 
-    return alone(machine, model, x, y, threat, restarts=restarts, noise=noise, batch_size=batch_size).x_adv
+    return alone(machine, model, x, y, threat, restarts=restarts, noise=noise, batch_size=batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -43,15 +43,15 @@ class Passes:
 
 @dataclass
 class Victim:
-    """Calls a model in physical batches of allowed sizes and counts the passes.
+    """Calls a model in physical batches of `least` to `most` images and counts the passes.
 
-    `sizes`: physical batch sizes in ascending order; a call is padded with zeros to the smallest that fits, and a call
-    larger than the largest is cut. Empty: any size, uncut. Out of memory, the largest size is halved and the call is
-    made again; `halved` then says so.
+    A smaller call is padded with zeros, a larger one is cut (`most` 0: never). Out of memory, `most` is halved and the
+    call is made again; `halved` then says so.
     """
 
     model: Model
-    sizes: Sequence[int] = ()
+    least: int = 1
+    most: int = 0
     passes: Passes = field(default_factory=Passes)
     halved: list[int] = field(default_factory=list)
 
@@ -106,7 +106,7 @@ class Victim:
         parts: list[tuple[Tensor, ...]] = []
         first = 0
         while first < len(x) or not parts:
-            limit = self.sizes[-1] if self.sizes else max(len(x), 1)
+            limit = self.most or max(len(x), 1)
             piece = x[first : first + limit]
             try:
                 parts.append(call(self._padded(piece), len(piece), first))
@@ -119,12 +119,12 @@ class Victim:
         return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _padded(self, x: Tensor) -> Tensor:
-        size = next((s for s in self.sizes if s >= len(x)), len(x))
-        return x if size == len(x) else torch.cat((x, x.new_zeros(size - len(x), *x.shape[1:])))
+        short = min(self.least, self.most or self.least) - len(x)
+        return x if short <= 0 else torch.cat((x, x.new_zeros(short, *x.shape[1:])))
 
     def _halve(self, limit: int) -> None:
         half = limit // 2
-        self.sizes = [s for s in self.sizes if s < half] + [half]
+        self.most = half
         self.halved.append(half)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

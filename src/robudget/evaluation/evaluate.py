@@ -1,0 +1,403 @@
+"""The robust accuracy of a classifier: clean pass, ensemble, float32 confirmation, checks; resumable at any moment."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robudget.attacks.alone import check_images
+from robudget.attacks.autoattack import Member, build, ensemble, fit_to_classes, rows_of
+from robudget.attacks.objective import margin
+from robudget.attacks.rng import Noise
+from robudget.attacks.rows import Look, Outcome, drive
+from robudget.attacks.victim import Model, Passes, Victim, frozen
+from robudget.errors import InputError
+from robudget.evaluation.checks import after, before, few_classes, logits_of, of_mode
+from robudget.evaluation.physical import least_size
+from robudget.evaluation.precision import crafting_copy, resolve
+from robudget.evaluation.state import State, fingerprint, weights_of
+from robudget.evaluation.verdicts import Finding, Spent, Verdicts
+from robudget.threat import Threat
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Window = Callable[[str], AbstractContextManager[Any]]
+
+# Of the survivors of a low-precision evaluation, the nearest are attacked again in float32.
+CONFIRM_SHARE, CONFIRM_LEAST = 0.1, 16
+SAVE_EVERY = 30.0  # seconds, at most, between two writes of the state
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an evaluation is: `fraction` of its estimated work; `robust` so far, a fraction of all images."""
+
+    attack: str
+    images_done: int
+    images: int
+    robust: float
+    fraction: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One attack of the run; `precise`: in float32; `round_`: 0 the ensemble, 1 the nearest again, 2 all again."""
+
+    name: str
+    member: Member
+    precise: bool
+    round_: int
+
+    @property
+    def cost(self) -> float:
+        """Forward passes of one surviving image, a backward pass counted as one."""
+        m, n = self.member, self.member.length
+        if m.name == "square":
+            return float(m.restarts * (n + 1))
+        if m.name == "fab":
+            return float(m.restarts * n * 11)
+        rows = m.restarts * (m.targets if m.targeted else 1)
+        return float(rows * (3 * n if m.name == "fab-t" else 2 * (n + 1) * m.eot))
+
+
+def evaluate(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    version: str = "standard",
+    attacks: Sequence[str | Member] | None = None,
+    seed: int = 0,
+    batch_size: int = 500,
+    precision: Precision = "auto",
+    index: Tensor | None = None,
+    device: torch.device | str | None = None,
+    state: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    window: Window | None = None,
+    checks: bool = True,
+    examples: bool = False,
+) -> Verdicts:
+    """A verdict for each image x (N, C, H, W) float32 in [0, 1] with label y (N,) int64.
+
+    `version` names the ensemble (standard, plus, rand); `attacks` replaces it by a list of names or `Member`s.
+    `index`: each image's row in the full split, which keys its noise (default 0 … N − 1). `precision`: what the attacks
+    compute in; every success is confirmed in float32 on the model as given. `device` None: where the model is.
+    `state`: a folder that the evaluation resumes from and writes to. `progress` is told a few times a second;
+    `window(name)` is a context entered around "evaluation/<attack>". `examples` keeps the adversarial examples
+    (`Verdicts.examples`). Raises InputError for what the caller can mend.
+    """
+    members = list(ensemble(version, threat.norm)) if attacks is None else [_member(a) for a in attacks]
+    check_images(x, y)
+    if batch_size < 1:
+        raise InputError(f"batch_size = {batch_size} (allowed: at least 1)")
+    where = torch.arange(len(x)) if index is None else index.to("cpu", torch.int64)
+    if where.shape != (len(x),) or len(torch.unique(where)) != len(x) or bool((where < 0).any()):
+        raise InputError(f"index must hold {len(x)} different row numbers, one per image")
+    place = torch.device(device) if device is not None else _home(model, x)
+    if isinstance(model, nn.Module) and any(t.device.type != place.type for t in model.parameters()):
+        model = copy.deepcopy(model).to(place)
+    found = of_mode(model)
+    with frozen(model):
+        return _Run(
+            model=model,
+            x=x,
+            y=y,
+            threat=threat,
+            version=version if attacks is None else "custom",
+            members=members,
+            seed=seed,
+            batch_size=batch_size,
+            asked=precision,
+            index=where,
+            device=place,
+            folder=None if state is None else Path(state),
+            progress=progress,
+            window=window or (lambda name: nullcontext()),
+            check=checks,
+            examples=examples,
+        ).verdicts(found)
+
+
+def _member(item: str | Member) -> Member:
+    return item if isinstance(item, Member) else Member(item)
+
+
+def _home(model: Model, x: Tensor) -> torch.device:
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return x.device
+
+
+class _Run:
+    """One evaluation: the resolved choices, the state, and the stages."""
+
+    def __init__(
+        self,
+        *,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        version: str,
+        members: list[Member],
+        seed: int,
+        batch_size: int,
+        asked: Precision,
+        index: Tensor,
+        device: torch.device,
+        folder: Path | None,
+        progress: Callable[[Progress], None] | None,
+        window: Window,
+        check: bool,
+        examples: bool,
+    ) -> None:
+        self.model, self.x, self.y, self.threat, self.device = model, x, y, threat, device
+        self.version, self.seed, self.batch_size, self.index = version, seed, batch_size, index
+        self.folder, self.progress, self.window, self.check = folder, progress, window, check
+        self.judge = Victim(model, most=batch_size)
+        probe = self.x[: min(len(x), batch_size)].to(device)
+        logits = logits_of(model, probe, y)
+        self.classes = logits.shape[1]
+        fitted = [fit_to_classes(member, self.classes) for member in members]
+        self.members = [member for member, _ in fitted]
+        self.precision = resolve(asked, device, model, probe)
+        self.about: dict[str, Any] = {
+            "weights": weights_of(model, logits),
+            "images": fingerprint(x),
+            "labels": fingerprint(y),
+            "index": fingerprint(index),
+            "threat": str(threat),
+            "version": version,
+            "attacks": [member.name for member in members],
+            "members": [str(member) for member in self.members],
+            "seed": seed,
+            "batch_size": batch_size,
+            "precision": self.precision,
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "examples": examples,
+        }
+        self.state = self._resumed() or State.blank(len(x), keep_examples=examples)
+        self.notes = [note for _, note in fitted if note]
+        self.began = self.saved = self.told = time.monotonic()
+        self.start_fraction: float | None = None
+        self.victims: dict[bool, Victim] = {}
+
+    def _resumed(self) -> State | None:
+        return None if self.folder is None else State.load(self.folder, self.about)
+
+    # -- the whole --------------------------------------------------------------------------------------------------
+
+    def verdicts(self, mode: list[Finding]) -> Verdicts:
+        s = self.state
+        with self._stage("clean", len(self.x)) as spent:
+            if not spent.done:
+                self._clean_pass(spent)
+        if "findings" not in s.notes:
+            with self._stage("checks", 0) as spent:
+                found = before(self, mode, spent) if self.check else mode
+                found += [few_classes(self.classes, note) for note in self.notes]
+                s.notes["findings"] = [finding.to_dict() for finding in found]
+        stages = [_Stage(m.name, m, self.precision == "float32", 0) for m in self.members]
+        self._run(stages)
+        if self.precision != "float32":
+            self._confirm(stages)
+        findings = [Finding(**item) for item in s.notes["findings"]]
+        out = self._collect(findings)
+        return replace(out, findings=[*findings, *after(out, self.x)]) if self.check else out
+
+    def _run(self, stages: list[_Stage]) -> None:
+        for n, stage in enumerate(stages):
+            if self._done(stage):
+                continue
+            entering = self._entering(stage)
+            with self._stage(stage.name, len(entering)) as spent:
+                if len(entering) and self.threat.eps > 0:
+                    self._attack(stage, entering, stages[n + 1 :], spent)
+                self.state.finished[:] = False
+
+    def _done(self, stage: _Stage) -> bool:
+        return stage.name in self.state.spent and self.state.spent[stage.name].done
+
+    def _entering(self, stage: _Stage) -> Tensor:
+        mask = self.state.standing
+        if stage.round_ == 1:
+            mask = mask & np.isin(np.arange(len(mask)), self.state.notes["nearest"])
+        return torch.from_numpy(mask.nonzero()[0])
+
+    def _confirm(self, stages: list[_Stage]) -> None:
+        """Low precision may miss what float32 finds: attack the nearest survivors again, and all if one falls."""
+        s = self.state
+        if "nearest" not in s.notes:
+            alive = s.standing.nonzero()[0]
+            n = max(CONFIRM_LEAST, -(-len(alive) * CONFIRM_SHARE // 1))
+            s.notes["nearest"] = alive[np.argsort(s.worst_margin[alive], kind="stable")[: int(n)]].tolist()
+        again = [replace(stage, name=f"{stage.name}@float32", precise=True, round_=1) for stage in stages]
+        self._run(again)
+        if any(s.spent[stage.name].broken for stage in again):
+            self._run([replace(stage, name=f"{stage.name}-all", round_=2) for stage in again])
+
+    @contextmanager
+    def _stage(self, name: str, images: int) -> Iterator[Spent]:
+        spent = self.state.spent.setdefault(name, Spent(name, images=images))
+        if spent.done:
+            yield spent
+            return
+        self.clock = time.perf_counter()
+        with self.window(f"evaluation/{name}"):
+            yield spent
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        spent.seconds += time.perf_counter() - self.clock
+        spent.done = True
+        self._save()
+
+    # -- one stage --------------------------------------------------------------------------------------------------
+
+    def _clean_pass(self, spent: Spent) -> None:
+        s, passes = self.state, replace(self.judge.passes)
+        for i in range(0, len(self.x), self.batch_size):
+            part = slice(i, i + self.batch_size)
+            y = self.y[part].to(self.device)
+            logits = self.judge.logits(self.x[part].to(self.device))
+            s.clean_margin[part] = margin(logits, y).cpu().numpy()
+            wrong = misclassified(logits, y).cpu().numpy()
+            s.broken_by[part] = np.where(wrong, "clean", s.broken_by[part])
+        spent.broken = int((~s.standing).sum())
+        _charge(spent, passes, self.judge.passes)
+
+    def clean_logits(self) -> Tensor:
+        """(N, classes) on the device; recomputed rather than kept, since a resumed run needs them too."""
+        parts = range(0, len(self.x), self.batch_size)
+        return torch.cat([self.judge.logits(self.x[i : i + self.batch_size].to(self.device)) for i in parts])
+
+    def victim(self, precise: bool) -> Victim:
+        """The model as attacks see it: a folded copy, in float32 or in the low precision."""
+        if precise not in self.victims:
+            precision = "float32" if precise else self.precision
+            probe = self.x[: min(len(self.x), 64)].to(self.device)
+            victim = Victim(crafting_copy(self.model, probe, precision), most=self.batch_size)
+            victim.least = least_size(victim, probe, self.y[: len(probe)].to(self.device), self.batch_size)
+            victim.passes = Passes()
+            self.victims[precise] = victim
+        return self.victims[precise]
+
+    def _attack(self, stage: _Stage, entering: Tensor, later: list[_Stage], spent: Spent) -> None:
+        s, victim, total = self.state, self.victim(stage.precise), len(entering)
+        ours, theirs = replace(victim.passes), replace(self.judge.passes)
+        base = replace(spent)
+        # On resume, what the stage had finished for an image stays finished; the rest of it is done from its start.
+        images = entering[torch.from_numpy(~s.finished[entering.numpy()])].to(self.device)
+        resumed = total - len(images)
+
+        def update(out: Outcome) -> None:
+            done = out.finished.nonzero().squeeze(1).cpu()
+            fell = out.broken.nonzero().squeeze(1).cpu()
+            s.finished[done.numpy()] = True
+            for name in ("when", "restart", "target"):
+                getattr(s, name)[fell.numpy()] = getattr(out, name)[fell.to(self.device)].cpu().numpy()
+            s.broken_by[fell.numpy()] = stage.member.name
+            seen = out.worst.cpu().numpy()
+            s.worst_margin = np.fmin(s.worst_margin, seen)
+            spent.broken = base.broken + len(fell)
+            spent.refuted = base.refuted + out.refuted
+            spent.forward, spent.backward = base.forward, base.backward
+            _charge(spent, ours, victim.passes)
+            _charge(spent, theirs, self.judge.passes)
+
+        def found(at: Tensor, x_adv: Tensor) -> None:
+            if s.examples is not None:
+                for i, example in zip(at.tolist(), x_adv.cpu().numpy(), strict=True):
+                    s.examples[i] = example
+
+        def watch(out: Outcome, look: Look) -> None:
+            now = time.monotonic()
+            if self.progress is not None and now - self.told > 0.2:
+                self.told = now
+                part = (look.rows_done + look.evaluations / (stage.member.length + 1)) / max(look.rows, 1)
+                part = (resumed + part * (total - resumed)) / max(total, 1)
+                standing = int(s.standing.sum()) - int(out.broken.sum()) + (spent.broken - base.broken)
+                self._tell(stage, later, resumed + int(out.finished.sum()), total, min(part, 1.0), standing)
+            unsaved = int(out.finished.sum()) + resumed - int(s.finished.sum())
+            if self.folder is not None and (unsaved >= self.batch_size or (unsaved and now - self.saved > SAVE_EVERY)):
+                update(out)
+                tick = time.perf_counter()
+                spent.seconds += tick - self.clock
+                self.clock = tick
+                self._save()
+
+        if len(images):
+            out = drive(
+                build(stage.member, victim, self.threat, self.seed),
+                rows_of(stage.member, images, self.clean_logits()),
+                self.x,
+                self.y,
+                self.threat,
+                noise=Noise(self.seed, self.index),
+                verify=lambda at, label: misclassified(self.judge.logits(at), label),
+                batch_size=self.batch_size,
+                found=found,
+                watch=watch,
+            )
+            update(out)
+        self._tell(stage, later, total, total, 1.0, int(s.standing.sum()))
+
+    def _tell(self, stage: _Stage, later: list[_Stage], done: int, total: int, part: float, standing: int) -> None:
+        if self.progress is None:
+            return
+        costs = {m.name: _Stage(m.name, m, False, 0).cost for m in self.members}
+        past = sum(costs.get(n, 0.0) * i.images for n, i in self.state.spent.items() if i.done)
+        work = past + stage.cost * total * part
+        whole = past + stage.cost * total + sum(item.cost for item in later) * standing
+        fraction = work / whole if whole else 1.0
+        self.start_fraction = fraction if self.start_fraction is None else self.start_fraction
+        won = fraction - self.start_fraction
+        left = (time.monotonic() - self.began) * (1 - fraction) / won if won > 0 else None
+        self.progress(Progress(stage.name, done, total, standing / len(self.x), fraction, left))
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            self.state.save(self.folder, self.about)
+            self.saved = time.monotonic()
+
+    def _collect(self, findings: list[Finding]) -> Verdicts:
+        import pandas as pd
+
+        s = self.state
+        frame = pd.DataFrame(
+            {
+                "index": self.index.numpy(),
+                "label": self.y.cpu().numpy(),
+                "broken_by": s.broken_by.astype(object),
+                "when": s.when,
+                "restart": s.restart,
+                "target": s.target,
+                "clean_margin": s.clean_margin,
+                "worst_margin": np.where(np.isfinite(s.worst_margin), s.worst_margin, s.clean_margin),
+            }
+        )
+        about = dict(self.about, halved=[*self.judge.halved, *(h for v in self.victims.values() for h in v.halved)])
+        return Verdicts(frame, self.threat, list(s.spent.values()), findings, about)
+
+
+def misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """(N,) bool; an answer that is not finite is no answer."""
+    return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
+
+
+def _charge(spent: Spent, then: Passes, now: Passes) -> None:
+    spent.forward += now.forward - then.forward
+    spent.backward += now.backward - then.backward
