@@ -71,6 +71,8 @@ class DataPart(_Part):
     crop: int = Field(4, ge=0)  # random crop after padding by so many pixels; 0 = none
     flip: bool = True
     cutmix: bool = False
+    randaugment: Number = Field(0.0, ge=0, le=10)  # magnitude of two random operations an image; 0 = none
+    image_size: int | None = Field(None, ge=8, le=1024)  # scale and crop to so many pixels; null = as the dataset is
 
 
 class SyntheticPart(_Part):
@@ -79,6 +81,7 @@ class SyntheticPart(_Part):
     source: Literal["mixture", "file"] | None = None
     amount: int | None = Field(None, ge=1)  # take (or generate) the first n
     fraction: Share = 0.7  # of every batch
+    relabel: bool = False  # labels made by a teacher (`Site.teacher`) in place of the file's own
 
     @property
     def share(self) -> float:
@@ -93,6 +96,7 @@ class CraftPart(_Part):
     step_size: Number | None = Field(None, gt=0)  # null = 1.5·ε/steps
     start: Literal["uniform", "gaussian", "none"] = "uniform"
     batchnorm: Literal["eval", "batch"] = "eval"  # statistics used while crafting; never updated by it
+    precision: Literal["same", "float32", "bfloat16"] = "same"  # same = as the update's
 
     def step_size_for(self, eps: float) -> float:
         return self.step_size if self.step_size is not None else 1.5 * eps / max(self.steps, 1)
@@ -108,12 +112,31 @@ class OptimPart(_Part):
     decay_norm: bool = False  # weight decay on BatchNorm and biases too
     schedule: Literal["cosine", "piecewise", "onecycle", "constant"] = "cosine"
     warmup_epochs: Number = Field(0.0, ge=0)
+    cooldown_epochs: Number = Field(0.0, ge=0)  # at the end, of `epochs`: at the lowest lr
+    final: Share = 0.0  # the lowest lr of the cosine, as a share of the peak
     clip: Number | None = Field(None, gt=0)  # gradient norm; null = none
 
 
 class EmaPart(_Part):
     decay: Number | None = Field(None, gt=0, lt=1)  # null = no EMA; the paper: 0.995
     warmup: bool = True  # decay_t = min(decay, (1 + t) / (10 + t))
+    evaluate: bool = True  # validate and keep the average; false = the raw weights
+
+
+class AwpPart(_Part):
+    """Adversarial weight perturbation (Wu 2020): weights move against the loss before every update."""
+
+    gamma: Number | None = Field(None, gt=0)  # relative to each layer's norm; null = off, 0.005 to 0.01 in the paper
+    after_epochs: Number = Field(0.0, ge=0)
+
+
+class CollapsePart(_Part):
+    """The watch for catastrophic overfitting: one-step against multi-step robust accuracy, every epoch."""
+
+    action: Literal["off", "warn", "stop", "restore"] = "warn"  # restore = back to before it, at half the lr
+    images: int = Field(128, ge=1)  # of the held-out split
+    steps: int = Field(10, ge=2)
+    gap: Share = 0.2  # collapsed: one-step − multi-step accuracy above this, and multi-step below 0.3 × clean
 
 
 class ValidationPart(_Part):
@@ -125,6 +148,7 @@ class ValidationPart(_Part):
     steps: int = Field(40, ge=1)
     step_size: Number | None = Field(None, gt=0)  # null = 2.5·ε/steps (Madry 2018)
     every: int = Field(1, ge=1)  # epochs
+    patience: int | None = Field(None, ge=1)  # stop after so many validations without a better one; null = never
 
     def step_size_for(self, eps: float) -> float:
         return self.step_size if self.step_size is not None else 2.5 * eps / self.steps
@@ -151,15 +175,18 @@ class Recipe(_Part):
     threat: Ball = Ball()
     loss: LossName = "at"
     beta: Number = Field(6.0, ge=0)  # weight of the robust term in TRADES and MART
+    metric: Literal["kl", "squared"] = "kl"  # cross-entropy and KL, or squared distances (SCORE/LSE, Pang 2022)
     label_smoothing: Share = 0.0
     craft: CraftPart = CraftPart()
     optim: OptimPart = OptimPart()
     ema: EmaPart = EmaPart()
+    awp: AwpPart = AwpPart()
     epochs: int = Field(100, ge=1)
     epoch_images: int | None = Field(None, ge=1)  # of the mixed stream; null = as many as there are real images
     batch_size: int = Field(256, ge=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validation: ValidationPart = ValidationPart()
+    collapse: CollapsePart = CollapsePart()
     evaluation: EvaluationPart = EvaluationPart()
 
     model_config = ConfigDict(populate_by_name=True)
@@ -171,6 +198,16 @@ class Recipe(_Part):
         if self.adversarial and self.craft.steps == 0:
             raise InputError(
                 f"craft.steps = 0 with loss = {self.loss!r}: an adversarial loss needs at least 1 (or loss=standard)"
+            )
+        if self.loss in ("fgsm-rs", "n-fgsm") and self.craft.steps != 1:
+            raise InputError(
+                f"craft.steps = {self.craft.steps} with loss = {self.loss!r}: it takes 1 step by definition"
+            )
+        if self.optim.nesterov and self.optim.momentum == 0:
+            raise InputError("optim.nesterov = true with optim.momentum = 0: Nesterov's step needs momentum")
+        if self.optim.cooldown_epochs >= self.epochs:
+            raise InputError(
+                f"optim.cooldown_epochs = {self.optim.cooldown_epochs:g} leaves nothing of epochs = {self.epochs}"
             )
         return self
 
