@@ -1,0 +1,155 @@
+"""What metering costs, and how well the cost preview foretells: python bench/metering.py [--threads 1]
+
+Prints: seconds of a FLOP count; microseconds of an energy window and its share of a training step; the preview's wall
+time and energy against what four recipes then took; on a GPU, NVML's counter against its power integrated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from robudget import data, meter
+from robudget.meter import flops, forecast
+from robudget.meter.counters import Integral
+from robudget.meter.poller import Poller
+from robudget.meter.share import machine_seconds, process_seconds
+from robudget.models.build import build
+from robudget.recipe import Recipe
+from robudget.training import Trainer
+
+# From the least to the most work, more than 30 times apart in training FLOPs.
+RECIPES = {
+    "wrn-10-1 base 8, standard": {"model.base": 8, "loss": "standard", "epochs": 12},
+    "wrn-10-1 base 8, at 2": {"model.base": 8, "loss": "at", "craft.steps": 2, "epochs": 16},
+    "wrn-10-2 base 8, trades 5": {"model.name": "wrn-10-2", "loss": "trades", "craft.steps": 5, "epochs": 16},
+    "wrn-16-2 base 16, at 5": {"model.name": "wrn-16-2", "model.base": 16, "craft.steps": 5, "epochs": 8},
+}
+
+
+def counting() -> None:
+    print("FLOP count on shapes alone (second model on: the first imports)")
+    for name in ("wrn-10-1", "wrn-28-10", "wrn-70-16", "vit_small_patch16_224"):
+        with torch.device("meta"):
+            model = build(name, classes=10, image_size=32)
+        begun = time.perf_counter()
+        counted = flops.count(model, (3, 32, 32))
+        seconds = time.perf_counter() - begun
+        print(
+            f"  {name:24} {counted.forward / 1e9:8.3f} GFLOP forward, {seconds:.2f} s, "
+            f"not counted {100 * counted.uncounted_share:.2f}%"
+        )
+
+
+def overhead(rounds: int = 9) -> None:
+    with meter.open("cpu") as opened:
+        times = []
+        for _ in range(1000):
+            begun = time.perf_counter()
+            with opened.window("empty"):
+                pass
+            times.append(time.perf_counter() - begun)
+        print(
+            f"energy window, open and close: median {1e6 * statistics.median(times):.0f} µs, "
+            f"largest {1e6 * max(times):.0f} µs (n = {len(times)})"
+        )
+        recipe = Recipe.load("digits", {"epochs": 10**6, "epoch_images": 640, "validation.every": 10**6})
+        trainer = iter(Trainer(recipe, data.load("digits")))
+        next(trainer)
+        pairs = []
+        for _ in range(rounds):  # side by side, so that a busy machine slows both
+            begun = time.perf_counter()
+            next(trainer)
+            bare = time.perf_counter() - begun
+            begun = time.perf_counter()
+            with opened.window("training"):
+                next(trainer)
+            pairs.append((time.perf_counter() - begun) / bare - 1)
+    print(
+        f"epoch of 10 steps with a window ÷ without: {100 * statistics.median(pairs):+.2f}% "
+        f"(median of {rounds} pairs, quartiles {[f'{100 * q:+.2f}%' for q in statistics.quantiles(pairs, n=4)[::2]]})"
+    )
+
+
+def preview(repeats: int = 3) -> None:
+    dataset = data.load("digits")
+    recipes = {name: Recipe.load("digits").with_(change) for name, change in RECIPES.items()}
+    begun = time.perf_counter()
+    whole = forecast.forecast_study(list(recipes.values()))
+    print(
+        f"preview of {len(whole)} recipes by calibration: {time.perf_counter() - begun:.1f} s, "
+        f"{torch.get_num_threads()} thread(s)"
+    )
+    exact = [plan.train_flops_exact for plan in whole]
+    print(f"  training FLOPs {min(exact):.2g} to {max(exact):.2g}: {max(exact) / min(exact):.0f} times")
+    for name, recipe in recipes.items():
+        misses = [_miss(recipe, dataset) for _ in range(repeats)]
+        seconds, energy, work, taken, others = (statistics.median(column) for column in zip(*misses, strict=True))
+        print(
+            f"  {name:28} took {taken:5.1f} s; foretold wall time {100 * seconds:+5.1f}% "
+            f"({', '.join(f'{100 * miss[0]:+.0f}' for miss in misses)}), energy {100 * energy:+5.1f}%, "
+            f"FLOPs {100 * work:+5.1f}%; others used {others:.1f} cores"
+        )
+
+
+def _miss(recipe: Recipe, dataset: data.Dataset) -> tuple[float, float, float, float, float]:
+    """Foretold ÷ taken − 1 of wall time, energy and FLOPs; seconds taken; cores that other processes used."""
+    plan = forecast.forecast(recipe)
+    before = machine_seconds() - process_seconds()
+    with tempfile.TemporaryDirectory() as folder, meter.open("cpu") as opened, opened.window("training") as window:
+        last = list(Trainer(recipe, dataset, folder=Path(folder)))[-1]
+    others = (machine_seconds() - process_seconds() - before) / window.energy.seconds
+    true = sum(flops.totals(flops.count(build_like(recipe), dataset.image_shape), last.calls).values())
+    return (
+        plan.train_seconds.likely / window.energy.seconds - 1,
+        plan.train_kwh.likely / window.energy.kwh - 1,
+        plan.train_flops_exact / true - 1,
+        window.energy.seconds,
+        others,
+    )
+
+
+def build_like(recipe: Recipe) -> torch.nn.Module:
+    with torch.device("meta"):
+        return build(recipe.model.name, classes=10, image_size=8, channels=1, base=recipe.model.base)
+
+
+def gpu(seconds: float = 60.0) -> None:
+    if not torch.cuda.is_available():
+        print("NVML counter against integrated power: no GPU here")
+        return
+    from robudget.meter.gpu import CounterSource, _nvml_gpu, open_source
+
+    source = open_source("cuda")
+    found, why = _nvml_gpu("cuda")
+    if not isinstance(source, CounterSource) or found is None:
+        print(f"NVML counter against integrated power: {source.method} {why}")
+        return
+    integral = Integral("NVML", found.watts, time.monotonic)
+    poller = Poller(integral.sample, 0.1)
+    start, first = source.read().joules, integral.sample()
+    x = torch.randn(8192, 8192, device="cuda")
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        (x @ x).sum().item()
+        if int(time.monotonic()) % 7 == 0:
+            time.sleep(0.5)  # load that comes and goes
+    counted, integrated = source.read().joules - start, integral.sample() - first
+    poller.close()
+    print(f"NVML counter ÷ integrated power over {seconds:.0f} s: {counted / integrated:.4f} ({counted:.0f} J)")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=["counting", "overhead", "preview", "gpu"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for part in (counting, overhead, preview, gpu):
+        if arguments.only in (None, part.__name__):
+            part()
