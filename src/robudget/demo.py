@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,17 @@ class DemoResult:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def text(self) -> str:
+        """The four things a newcomer wants to see."""
+        return (
+            f"law     {self.law}\n"
+            f"best    {self.best}\n"
+            f"spent   {self.seconds:.0f} s of work in {self.runs} runs, {self.wh:.3g} Wh, "
+            f"{self.co2_g:.3g} g CO2e ({self.how})\n"
+            f"report  {self.report}"
+        )
 
 
 def demo(
@@ -82,13 +94,13 @@ def _conclude(table: pd.DataFrame, study: Study, out: Path) -> DemoResult:
 
     analysis = analyse(table)
     report = write(table, analysis, out, title="What does robustness cost on digits?", subtitle=study.question)
-    best = table.loc[table.aa_acc.idxmax()]
+    best = table.iloc[int(table.aa_acc.argmax())]
     kwh = table.train_energy_kwh.sum(skipna=False) + table.eval_energy_kwh.sum(skipna=False)
     kg = table.co2_kg.sum(skipna=False) + table.eval_co2_kg.sum(skipna=False)
     hows = set(table.train_energy_how) | set(table.eval_energy_how)
     return DemoResult(
         report=str(report),
-        law=analysis.sentence,
+        law=analysis.law.sentence(),
         best=(
             f"{best.slug}: {best.aa_acc:.1f}% robust [{best.aa_acc_low:.1f}, {best.aa_acc_high:.1f}], "
             f"{best.clean_acc:.1f}% clean of {best.n_eval:.0f} images"
@@ -117,4 +129,5 @@ def _sealed(path: Path, contents: str) -> DemoResult | None:
         return None
     if seal.get("contents") != contents or not Path(seal["result"]["report"]).exists():
         return None
-    return DemoResult(**{key: float("nan") if value is None else value for key, value in seal["result"].items()})
+    result: dict[str, Any] = {key: math.nan if value is None else value for key, value in seal["result"].items()}
+    return DemoResult(**result)

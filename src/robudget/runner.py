@@ -27,7 +27,7 @@ from robudget.meter.energy import Energy, Meter, open_meter
 from robudget.recipe import Recipe
 from robudget.site import Site
 from robudget.store import RunFolder, Store, writing
-from robudget.training import EpochRecord, Trainer
+from robudget.training import Trainer
 
 # Of the progress bar: an evaluation takes about as long as a training of some tens of epochs.
 TRAINING_SHARE = 0.4
@@ -35,11 +35,15 @@ TRAINING_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: `phase` ("train" or "evaluate"), `fraction` of the whole run done, and a few words."""
+    """Where a run is: `phase` ("train" or "evaluate"), `fraction` of the whole run done, and a few words.
+
+    `key` changes with every epoch and every attack: enough for a log, where a display wants more.
+    """
 
     phase: str
     fraction: float
     note: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,12 @@ def run(
             return RunResult(folder, folder.record())
         with writing(folder.path):
             write_json(folder.path / "environment.json", environment(device))
+        folder.log("start")
         with open_meter(str(device)) as meter:
             ledger = _Ledger(folder, meter)
 
-            def tell(phase: str, fraction: float, note: str) -> None:
-                progress(Progress(phase, fraction, note))
-
-            trainer = _train(recipe, dataset, site, device, ledger, tell)
-            verdicts = _evaluate(recipe, dataset, trainer, device, ledger, tell)
+            trainer = _train(recipe, dataset, site, device, ledger, progress)
+            verdicts = _evaluate(recipe, dataset, trainer, device, ledger, progress)
         folder.finish(_record(recipe, dataset, trainer, verdicts, ledger, device))
     return RunResult(folder, folder.record())
 
@@ -152,17 +154,33 @@ class _Ledger:
         self.folder.log("energy", window=opened.name, **opened.energy.to_dict())
 
     def total(self, stage: str) -> Energy:
-        """What a stage took, the parts before a kill included. Inner windows (`stage/…`) are part of the outer ones."""
-        spent = [Energy.from_dict(e) for e in self.folder.events("energy") if e["window"] == stage]
-        return functools.reduce(operator.add, spent)
+        """What a stage took, attempts that were killed included.
+
+        Inner windows (`stage/…`) are part of the outer one, so they count only where a kill kept that from closing.
+        """
+        spent: list[Energy] = []
+        inner: list[Energy] = []
+        for event in self.folder.events():
+            if event["event"] == "start":
+                spent, inner = spent + inner, []
+            elif event["event"] == "energy" and event["window"] == stage:
+                spent, inner = [*spent, Energy.from_dict(event)], []
+            elif event["event"] == "energy" and event["window"].startswith(f"{stage}/"):
+                inner.append(Energy.from_dict(event))
+        return functools.reduce(operator.add, spent + inner)
 
 
 def _train(
-    recipe: Recipe, dataset: data.Dataset, site: Site, device: torch.device, ledger: _Ledger, tell: Callable[..., None]
+    recipe: Recipe,
+    dataset: data.Dataset,
+    site: Site,
+    device: torch.device,
+    ledger: _Ledger,
+    progress: Callable[[Progress], None],
 ) -> Trainer:
-    def note(record: EpochRecord) -> str:
-        held = "" if record.val_robust is None else f", validation {100 * record.val_robust:.1f}% robust"
-        return f"epoch {record.epoch}/{recipe.epochs}{held}"
+    def tell(epoch: int, robust: float | None = None) -> None:
+        note = f"epoch {epoch}/{recipe.epochs}" + ("" if robust is None else f", validation {100 * robust:.1f}% robust")
+        progress(Progress("train", TRAINING_SHARE * epoch / recipe.epochs, note, f"epoch {epoch}"))
 
     with ledger.window("training"):
         trainer = Trainer(
@@ -174,15 +192,13 @@ def _train(
             window=ledger.window,
             notify=lambda text: ledger.folder.log("notice", text=text),
         )
-    tell(
-        "train", TRAINING_SHARE * len(trainer.records) / recipe.epochs, f"epoch {len(trainer.records)}/{recipe.epochs}"
-    )
+    tell(len(trainer.records))
     epochs = iter(trainer)
     while not trainer.done:
         with ledger.window("training"):
             record = next(epochs)
         ledger.folder.log("epoch", **asdict(record))
-        tell("train", TRAINING_SHARE * record.epoch / recipe.epochs, note(record))
+        tell(record.epoch, record.val_robust)
     return trainer
 
 
@@ -192,7 +208,7 @@ def _evaluate(
     trainer: Trainer,
     device: torch.device,
     ledger: _Ledger,
-    tell: Callable[..., None],
+    progress: Callable[[Progress], None],
 ) -> Verdicts:
     target = ledger.folder.path / "evals" / recipe.evaluation_id
     if (target / "result.json").exists():
@@ -201,7 +217,7 @@ def _evaluate(
 
     def follow(now: EvaluationProgress) -> None:
         share = TRAINING_SHARE + (1 - TRAINING_SHARE) * now.fraction
-        tell("evaluate", share, f"{now.attack}, {100 * now.robust:.1f}% robust so far")
+        progress(Progress("evaluate", share, f"{now.attack}, {100 * now.robust:.1f}% robust so far", now.attack))
 
     with ledger.window("evaluation"):
         verdicts = evaluate(
@@ -226,6 +242,7 @@ def _record(
 ) -> dict[str, Any]:
     counted = flops.count(trainer.model, dataset.image_shape, key=(recipe.model, dataset.classes))
     last, best = trainer.records[-1], trainer.best
+    assert best is not None, "the last epoch is always validated"
     low, high = verdicts.interval
     synthetic = trainer.data.synthetic
     return {

@@ -6,8 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 from rich.console import Console, Group
@@ -19,6 +18,9 @@ from rich.text import Text
 from robudget.files import to_plain
 from robudget.report.labels import fixed, known, number
 from robudget.sweep.state import SweepState
+
+if TYPE_CHECKING:
+    from robudget.runner import Progress
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
@@ -84,28 +86,54 @@ def duration(seconds: float | None) -> str:
     return f"{whole} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
-class SweepDisplay:
-    """The live view of a sweep on a terminal; elsewhere (a log, a pipe) one line per finished run.
-
-    Use as a context manager and hand `update` to `sweep(watch=…)`.
-    """
+class _Display:
+    """Something live on a terminal, and nothing of it in a log or a pipe. A context manager."""
 
     def __init__(self, title: str, console: Console = err):
         self.title = title
         self.console = console
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self.said: set[int] = set()
 
-    def __enter__(self) -> SweepDisplay:
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if self.live:
             self.live.stop()
+
+
+class RunDisplay(_Display):
+    """One run: hand `update` to `run(progress=…)`. Elsewhere than on a terminal, one line per epoch and per attack."""
+
+    def __init__(self, title: str, console: Console = err):
+        super().__init__(title, console)
+        self.started = time.monotonic()
+        self.first: float | None = None
+        self.said = ""
+
+    def update(self, now: Progress) -> None:
+        # A resumed run starts in the middle: only what was done since then tells how fast it goes.
+        self.first = now.fraction if self.first is None else self.first
+        passed, gained = time.monotonic() - self.started, now.fraction - self.first
+        left = f"about {duration(passed * (1 - now.fraction) / gained)} left" if gained > 0.02 else ""
+        if self.live:
+            bar = ProgressBar(total=1.0, completed=now.fraction, width=20)
+            grid = Table.grid(padding=(0, 2))
+            grid.add_row(Text(self.title, style="bold"), bar, now.phase, now.note, Text(left, style="dim"))
+            self.live.update(grid)
+        elif now.key != self.said:
+            self.said = now.key
+            self.console.print(f"{self.title}: {now.phase}, {now.note}")
+
+
+class SweepDisplay(_Display):
+    """Many runs: hand `update` to `sweep(watch=…)`. One line stays for each finished run, on a terminal or not."""
+
+    def __init__(self, title: str, console: Console = err):
+        super().__init__(title, console)
+        self.said: set[int] = set()
 
     def update(self, state: SweepState) -> None:
         for index, note in (state.finished | state.failed).items():
