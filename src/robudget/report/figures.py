@@ -1,47 +1,103 @@
 """Every figure of the report, drawn into a folder as PDF, SVG and PNG.
 
-The paper's 1a, 1b, 1c, 2, 3a, 3b, 3c, and: `fan`, `holdout`, `forms`, `collapse`, `price`. A figure whose law or predictor
-the analysis does not have is left out.
+The paper's 1a, 1b, 1c, 2, 3a, 3b, 3c, and: `fan`, `holdout`, `forms`, `collapse`, `price`. A figure whose law or
+predictor the analysis does not have is left out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from robudget.report import figures_runs, style
-from robudget.report.style import FigureFile
-
-if TYPE_CHECKING:
-    from robudget.laws.analysis import Analysis
+from robudget.laws import Analysis, Reach
+from robudget.laws.compare import name_of
+from robudget.report import figures_forecast, figures_laws, figures_predictor, figures_runs, style
+from robudget.report.drawn import FigureFile, save
+from robudget.report.table import fill, how
 
 Drawn = tuple[Figure, str] | None
+POINTS = 5  # further points of accuracy that are priced
+POOLED = "weighed together"
 
 
 def draw_all(analysis: Analysis | None, table: pd.DataFrame, folder: Path | str) -> dict[str, FigureFile]:
-    """Draw every figure that `table` and `analysis` have data for; name → files and caption, in the paper's order.
-
-    `table` is the one that `analysis` was made of: its rows are found by position.
-    """
+    """Draw every figure that `table` and `analysis` have data for; name → files, title and caption, in the paper's
+    order. `analysis` None draws those that need only the runs. Raises InputError for a table without runs."""
+    rows = fill(table)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     out = {}
     with style.house():
-        for name, title, draw in _plan(analysis, table):
+        for name, title, draw in _plan(analysis, rows):
             drawn = draw()
             if drawn is not None:
                 figure, caption = drawn
-                out[name] = style.save(figure, folder, name, title=title, caption=caption)
+                out[name] = save(figure, folder, name, title=title, caption=caption)
     return out
 
 
-def _plan(analysis: Analysis | None, table: pd.DataFrame) -> Iterator[tuple[str, str, Callable[[], Drawn]]]:
-    x = next((c for c in ("train_flops_exact", "train_flops_paper") if (table[c] > 0).any()), None)
-    if x is not None and table["aa_acc"].notna().any():
-        yield "1a", "Robust accuracy against compute", lambda: figures_runs.all_runs(table, x)
-    yield "2", "The effect of each choice", lambda: figures_runs.effects(table)
-    yield "collapse", "Where training collapsed", lambda: figures_runs.collapse_map(table)
+def _plan(analysis: Analysis | None, rows: pd.DataFrame) -> Iterator[tuple[str, str, Callable[[], Drawn]]]:
+    x = _compute(analysis, rows)
+    if x is not None and rows["aa_acc"].notna().any():
+        yield "1a", "Robust accuracy against compute", lambda: figures_runs.all_runs(rows, x)
+    if analysis is not None:
+        yield from _predictor(analysis)
+    yield "2", "The effect of each choice", lambda: figures_runs.effects(rows)
+    if analysis is not None:
+        yield from _laws(analysis, fill(analysis.table))
+    yield "collapse", "Where training collapsed", lambda: figures_runs.collapse_map(rows)
+
+
+def _compute(analysis: Analysis | None, rows: pd.DataFrame) -> str | None:
+    wanted = (*((analysis.x,) if analysis else ()), "train_flops_exact", "train_flops_paper")
+    return next((c for c in wanted if c in rows and (rows[c] > 0).any()), None)
+
+
+def _predictor(analysis: Analysis) -> Iterator[tuple[str, str, Callable[[], Drawn]]]:
+    gbr, predictor = analysis.gbr, analysis.predictor
+    if gbr is not None:
+        yield "1b", "Predicted before training", lambda: figures_predictor.predicted(gbr, fill(analysis.table))
+    if predictor is not None:
+        yield (
+            "1c",
+            "What the predictor leans on",
+            lambda: figures_predictor.importance(predictor.importances, predictor.n_runs),
+        )
+
+
+def _laws(analysis: Analysis, seen: pd.DataFrame) -> Iterator[tuple[str, str, Callable[[], Drawn]]]:
+    """`seen` are the rows that the analysis was made of, by position."""
+    env, average = analysis.envelope, analysis.average
+    costs = {law.y: law for law in analysis.costs}
+    yield "3a", "The best that compute bought", lambda: figures_laws.best_runs(analysis.law, seen)
+    spent = next((costs[c] for c in ("cost_usd", "train_energy_kwh") if c in costs), None)
+    if spent is not None:
+        yield "3b", "Electricity against compute", lambda: figures_laws.cost(spent, seen, how(seen, spent.y))
+    if "co2_kg" in costs:
+        yield "3c", "Carbon against compute", lambda: figures_laws.cost(costs["co2_kg"], seen, how(seen, "co2_kg"))
+    yield "fan", "Forecast", lambda: figures_forecast.fan(analysis.law, analysis.forms, average, seen)
+    if analysis.holdouts:
+        yield "holdout", "Hiding the costliest runs", lambda: figures_laws.holdout(analysis.holdouts[0], env, seen)
+    if average is not None:
+        yield "forms", "Competing forms", lambda: figures_laws.forms(average, seen)
+    yield "price", "The price of the next point", lambda: figures_forecast.price(*_prices(analysis), float(env.xs[-1]))
+
+
+def _prices(analysis: Analysis) -> tuple[list[str], list[list[Reach]]]:
+    """What the headline, the saturating form and the average ask for each of the next points."""
+    env = analysis.envelope
+    if env.best != "max":
+        return [], []
+    start = math.floor(float(env.ys.max())) + 1
+    targets = [t for t in range(start, start + POINTS) if t < 100]
+    chosen = [law for law in analysis.forms if name_of(law) in ("power", "saturating")]
+    names = [name_of(law) for law in chosen]
+    series = [[law.cost_at(t) for t in targets] for law in chosen]
+    if analysis.average is not None:
+        names.append(POOLED)
+        series.append([analysis.average.cost_at(t) for t in targets])
+    return names, series

@@ -1,9 +1,6 @@
-"""Figures of laws: the envelope and its law (3a), costs against compute (3b, 3c), the forecast fan, and the price of
-the next point."""
+"""Figures of laws on their data: best runs and law (3a), cost against compute (3b, 3c), competing forms, hold-outs."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,33 +9,50 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from robudget.laws import Law, Reach
+from robudget.laws import Envelope, Law
+from robudget.laws.compare import Average, name_of
+from robudget.laws.holdout import BASELINES, Holdout
 from robudget.report import labels, style
 from robudget.report.figures_runs import MANY, wilson_bars
-from robudget.report.labels import number, quantity
-from robudget.report.style import BLUE, COLUMN, GREEN, GREY, INK, MUTED, ORANGE, PAPER, PURPLE, VERMILLION
+from robudget.report.labels import fixed, number, phrase, quantity
+from robudget.report.style import (
+    BLUE,
+    COLUMN,
+    GREEN,
+    GREY,
+    INK,
+    MUTED,
+    ORANGE,
+    PAGE,
+    PAPER,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    Dashes,
+)  # fmt: skip
 
-FAN = ((0.95, 0.14), (0.8, 0.16), (0.5, 0.2))  # level, opacity laid over the wider ones
-FORM_STYLES = {
-    "power": (VERMILLION, "-"),
-    "saturating": (BLUE, "--"),
-    "shifted": (GREEN, "-."),
-    "m4": (PURPLE, (0, (3, 1, 1, 1, 1, 1))),
-    "broken": (ORANGE, ":"),
+# Each contender keeps its colour, dashes and marker wherever it is drawn.
+LINES: dict[str, tuple[str, Dashes, str]] = {
+    "power": (VERMILLION, "-", "o"),
+    "saturating": (BLUE, (0, (5, 1.5)), "s"),
+    "shifted": (GREEN, (0, (5, 1, 1, 1)), "^"),
+    "m4": (PURPLE, (0, (3, 1, 1, 1, 1, 1)), "D"),
+    "broken": (ORANGE, (0, (1.5, 1)), "v"),
+    "power on error": (SKY, (0, (7, 2)), "P"),
+    "power on logit": (GREY, (0, (2, 1)), "X"),
+    "last value": (INK, (0, (4, 2)), "*"),
+    "mean": (MUTED, (0, (1, 1.5)), "d"),
 }
-BEYOND = 1e6  # times the largest run: a price farther out is drawn as unreachable, and its figure says so
-FAR = 2.0  # decades beyond the data that a forecast is drawn for
 
 
 def equation(law: Law) -> str:
     """The law with its numbers, in mathtext: `y = 36.8·x^0.011`."""
     p = {name: _tex(value) for name, value in law.params.items()}
+    left = {"value": "y", "error": r"100 - y", "logit": r"y/(100 - y)"}[law.on]
     if law.form == "power":
-        return rf"$y = {p['C']}\,x^{{{p['alpha']}}}$"
-    if law.form == "saturating":
-        return rf"$y = {p['E']} - {p['A']}\,x^{{-{p['alpha']}}}$"
-    if law.form == "shifted":
-        return rf"$y = {p['E']} - {p['A']}\,(x + {p['x0']})^{{-{p['alpha']}}}$"
+        return rf"${left} = {p['C']}\,x^{{{p['alpha']}}}$"
+    if law.form == "saturating" and law.on == "value":
+        return rf"${left} = {p['E']} - {p['A']}\,x^{{-{p['alpha']}}}$"
     return law.formula
 
 
@@ -50,39 +64,42 @@ def _tex(value: float) -> str:
     return text.replace(",", "{,}")
 
 
-def stretch(low: float, high: float, decades: float = 0.0, n: int = 200) -> np.ndarray:
-    return np.geomspace(low, high * 10**decades, n)
+def stretch(low: float, high: float, decades: float = 0.0) -> np.ndarray:
+    """80 points from `low` to so many decades above `high`, even in log."""
+    return np.geomspace(low, high * 10**decades, 80)
+
+
+def best_bars(env: Envelope, table: pd.DataFrame) -> np.ndarray:
+    """The Wilson bars of the envelope's runs, (2, m); none for a y that has no interval."""
+    return wilson_bars(table.iloc[env.rows]) if env.y == "aa_acc" else np.zeros((2, env.n_bins))
 
 
 def best_runs(law: Law, table: pd.DataFrame) -> tuple[Figure, str]:
     """Figure 3a: the best run per bin with its Wilson interval, the runs behind it, the law and its band."""
     env = law.envelope
     figure, ax = style.new(COLUMN, 2.45)
-    used = table.iloc[env.points.rows]
-    ax.scatter(env.points.x, env.points.y, s=5, c=GREY, alpha=0.45, linewidths=0, rasterized=len(used) > MANY)
-    top = table.iloc[env.rows]
+    raster = len(env.points.x) > MANY
+    ax.scatter(env.points.x, env.points.y, s=5, c=GREY, alpha=0.45, linewidths=0, rasterized=raster)
     xs = stretch(env.xs[0], env.xs[-1])
     low, high = law.band(xs)
     ax.fill_between(xs, low, high, color=VERMILLION, alpha=0.16, lw=0)
     ax.plot(xs, law.predict(xs), color=VERMILLION, lw=1.4)
-    bars = wilson_bars(top) if law.y == "aa_acc" else np.zeros((2, len(top)))
-    ax.errorbar(
-        env.xs, env.ys, yerr=bars, fmt="o", ms=3.6, color=BLUE, mec=PAPER, mew=0.4, elinewidth=0.7, zorder=4
-    )  # fmt: skip
+    bars = best_bars(env, table)
+    ax.errorbar(env.xs, env.ys, yerr=bars, fmt="o", ms=3.6, color=BLUE, mec=PAPER, mew=0.4, elinewidth=0.7, zorder=4)
     below = _zoom(ax, env.points.y, env.ys - bars[0], env.ys + bars[1]) if env.best == "max" else 0
-    style.log_x(ax)
-    ax.set_xlabel(quantity(law.x).axis)
-    ax.set_ylabel(quantity(law.y).axis)
-    style.grid(ax)
-    style.legend_above(figure, [
-        [_dot(BLUE, f"best per bin ({env.n_bins})"), _dot(GREY, f"usable run ({env.n_runs})", 2.6)],
-        [Line2D([], [], color=VERMILLION, lw=1.4, label=equation(law)), Patch(color=VERMILLION, alpha=0.16, lw=0, label=_alpha(law))],
-    ])  # fmt: skip
+    _axes(ax, env)
+    style.legend_above(
+        figure,
+        [
+            [_dot(BLUE, f"best per bin ({env.n_bins})"), _dot(GREY, f"usable run ({env.n_runs})", 2.6)],
+            [Line2D([], [], color=VERMILLION, lw=1.4, label=equation(law)), _band(VERMILLION, 0.16, _alpha(law))],
+        ],
+    )
     caption = (
-        f"Best run in each of {env.n_bins} bins of {quantity(law.x).name.lower()} and the {law.form} law fitted to them "
-        f"({law.formula}; α = {number(law.alpha)}, {law.level:.0%} interval {labels.interval(*law.alpha_interval, 4)}, "
-        f"bootstrap over runs, {law.resamples:,} resamples; R² = {law.r2:.2f}). {env.counts.sentence().capitalize()}. "
-        f"Bars are 95% Wilson intervals of each run."
+        f"Best run in each of {env.n_bins} bins of {phrase(law.x)} and the {name_of(law)} law fitted to "
+        f"them ({labels.formula(law.formula)}; α = {number(law.alpha)}, {law.level:.0%} interval "
+        f"{labels.interval(*law.alpha_interval, 4)}, bootstrap over runs, {law.resamples:,} resamples; "
+        f"R² = {law.r2:.2f}). {env.counts.sentence()}. Bars are 95% Wilson intervals of each run."
     )
     if below:
         caption += f" {below} usable runs lie below the axis."
@@ -93,10 +110,10 @@ def _zoom(ax: Axes, ys: np.ndarray, low: np.ndarray, high: np.ndarray) -> int:
     """Show the best runs with as much room below them as they span; return how many runs fall off."""
     span = max(float(high.max() - low.min()), 1.0)
     bottom = max(float(low.min()) - span, 0.0)
-    if bottom > ys.min():
-        ax.set_ylim(bottom, float(high.max()) + 0.15 * span)
-        return int((ys < bottom).sum())
-    return 0
+    if bottom <= ys.min():
+        return 0
+    ax.set_ylim(bottom, float(high.max()) + 0.15 * span)
+    return int((ys < bottom).sum())
 
 
 def cost(law: Law, table: pd.DataFrame, how: str) -> tuple[Figure, str]:
@@ -104,146 +121,142 @@ def cost(law: Law, table: pd.DataFrame, how: str) -> tuple[Figure, str]:
     env = law.envelope
     figure, ax = style.new(COLUMN, 2.3)
     rows = table.iloc[env.points.rows]
+    shown = []
     for value, (colour, marker) in style.encode("loss", rows["loss"]).items():
         mine = (rows["loss"].map(labels.word) == value).to_numpy()
         ax.scatter(
             env.points.x[mine], env.points.y[mine], s=9, marker=marker, c=colour, alpha=0.6, linewidths=0,
-            label={"at": "AT", "trades": "TRADES", "mart": "MART"}.get(value, value), rasterized=len(rows) > MANY,
+            rasterized=len(rows) > MANY,
         )  # fmt: skip
+        shown.append(_dot(colour, labels.choice("loss", value), 3.4, marker))
     xs = stretch(env.points.x.min(), env.points.x.max())
     low, high = law.band(xs)
     ax.fill_between(xs, low, high, color=INK, alpha=0.14, lw=0)
     ax.plot(xs, law.predict(xs), color=INK, lw=1.1)
-    style.log_x(ax)
+    _axes(ax, env)
     style.log_y(ax)
-    ax.set_xlabel(quantity(law.x).axis)
-    ax.set_ylabel(quantity(law.y).axis)
     style.grid(ax, "both")
-    numbers = [
+    numbers: list[Line2D | Patch] = [
         Line2D([], [], color=INK, lw=1.1, label=equation(law)),
-        Patch(color=INK, alpha=0.14, lw=0, label=_alpha(law)),
+        _band(INK, 0.14, _alpha(law)),
     ]
-    style.legend_above(figure, [ax.get_legend_handles_labels()[0], numbers])
+    style.legend_above(figure, [shown, numbers])
     caption = (
-        f"{quantity(law.y).name} ({how}) of {env.n_runs} runs against {quantity(law.x).name.lower()}: α = {number(law.alpha)} "
-        f"({law.level:.0%} interval {labels.interval(*law.alpha_interval, 3)}, bootstrap over runs), R² = {law.r2:.2f} in log-log."
+        f"{quantity(law.y).name} ({how}) of {env.n_runs} runs against {phrase(law.x)}: "
+        f"α = {number(law.alpha)} ({law.level:.0%} interval {labels.interval(*law.alpha_interval, 3)}, bootstrap over "
+        f"runs), R² = {law.r2:.2f} in log-log."
     )
     return figure, caption
 
 
-def fan(law: Law, others: Sequence[Law], table: pd.DataFrame) -> tuple[Figure, str]:
-    """The law beyond its data: bands at 50, 80 and 95%, the ceiling with its interval, and the other forms as lines."""
-    env = law.envelope
-    figure, ax = style.new(COLUMN, 2.6)
-    colour = FORM_STYLES[law.form][0]
-    xs = stretch(env.xs[0], env.xs[-1], FAR)
-    for level, opacity in FAN:
-        low, high = law.band(xs, level)
-        ax.fill_between(xs, low, high, color=colour, alpha=opacity, lw=0)
-    bottom, up = _room(env.ys, *law.band(xs, 0.95), percent=law.y.endswith(("_acc", "_error")))
-    for other in others:
-        tint, dashes = FORM_STYLES[other.form]
-        ax.plot(xs, other.predict(xs), color=tint, ls=dashes, lw=0.9)
-    ax.plot(xs, law.predict(xs), color=colour, lw=1.5)
-    top = table.iloc[env.rows]
-    bars = wilson_bars(top) if law.y == "aa_acc" else np.zeros((2, len(top)))
-    ax.errorbar(env.xs, env.ys, yerr=bars, fmt="o", ms=3.2, color=INK, mec=PAPER, mew=0.4, elinewidth=0.7, zorder=4)
-    ax.axvline(env.xs[-1], color=MUTED, lw=0.7, ls=(0, (2, 2)), zorder=0)
-    ax.annotate(
-        "data end", (env.xs[-1], 0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points",
-        fontsize=6, color=MUTED,
-    )  # fmt: skip
-    handles = [
-        [Line2D([], [], color=colour, lw=1.5, label=f"{law.form} law"), Patch(color=colour, alpha=0.35, lw=0, label="50, 80, 95% bands")],
-        [Line2D([], [], color=FORM_STYLES[o.form][0], ls=FORM_STYLES[o.form][1], lw=0.9, label=o.form) for o in others],
-    ]  # fmt: skip
-    if np.isfinite(law.ceiling) and law.ceiling <= up:
-        ax.axhline(law.ceiling, color=INK, lw=0.8, ls=(0, (5, 2)))
-        low, high = (min(max(end, bottom), up) for end in law.ceiling_interval)
-        ax.plot([xs[-1]] * 2, [low, high], color=INK, lw=2.4, solid_capstyle="butt", zorder=5)
-        handles.append(
-            [
-                Line2D([], [], color=INK, lw=0.8, ls=(0, (5, 2)), label=f"ceiling {law.ceiling:.1f}%"),
-                Line2D([], [], color=INK, lw=2.4, solid_capstyle="butt", label=f"its {law.level:.0%} interval"),
-            ]
-        )
+def forms(average: Average, table: pd.DataFrame) -> tuple[Figure, str]:
+    """Competing forms on one envelope: their curves, and how well each fits with its Akaike weight."""
+    env = average.laws[0].envelope
+    figure, (left, right) = style.new(PAGE, 2.5, 1, 2, width_ratios=[1.6, 1])
+    xs = stretch(env.xs[0], env.xs[-1])
+    for law in average.laws:
+        colour, dashes, _ = LINES[name_of(law)]
+        left.plot(xs, law.predict(xs), color=colour, ls=dashes, lw=1.2)
+    bars = best_bars(env, table)
+    left.errorbar(env.xs, env.ys, yerr=bars, fmt="o", ms=3.2, color=INK, mec=PAPER, mew=0.4, elinewidth=0.6, zorder=4)
+    _axes(left, env)
+    left.set_title("fits")
+    ranked = sorted(zip(average.laws, average.weights, strict=True), key=lambda pair: pair[0].rmse, reverse=True)
+    for at, (law, weight) in enumerate(ranked):
+        colour, _, marker = LINES[name_of(law)]
+        right.plot([0, law.rmse], [at, at], color=style.GRID, lw=1.2, zorder=1)
+        right.plot(law.rmse, at, marker=marker, color=colour, ls="", ms=4.5)
+        right.annotate(
+            f"w = {weight:.2f}", (1, at), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=6.3,
+            color=MUTED,
+        )  # fmt: skip
+    right.set_yticks(range(len(ranked)), [name_of(law) for law, _ in ranked])
+    right.set_xlim(0, 1.5 * max(law.rmse for law, _ in ranked))
+    right.set_ylim(-0.6, len(ranked) - 0.4)
+    right.tick_params(axis="y", length=0)
+    right.set_xlabel("root mean square miss on the best runs (points)")
+    right.set_title("misfit and Akaike weight")
+    style.legend_above(figure, [[_line(name_of(law))] for law in average.laws])
+    caption = (
+        f"{len(average.laws)} forms fitted to the same {env.n_bins} best runs of {env.n_runs} usable ones. Right: root "
+        f"mean square miss, and the Akaike weight w (AICc), which charges each form for its parameters."
+    )
+    return figure, caption
+
+
+def holdout(hidden: Holdout, env: Envelope, table: pd.DataFrame) -> tuple[Figure, str]:
+    """Hide the costliest best runs, fit the rest, predict: where each contender lands, and by how much it misses."""
+    figure, (left, right) = style.new(PAGE, 2.5, 1, 2, width_ratios=[1.6, 1])
+    seen = env.xs <= hidden.x_cut
+    bars = best_bars(env, table)
+    for mask, face in ((seen, INK), (~seen, PAPER)):
+        left.errorbar(
+            env.xs[mask], env.ys[mask], yerr=bars[:, mask], fmt="o", ms=3.6, mfc=face, mec=INK, ecolor=INK, mew=0.7,
+            elinewidth=0.6, zorder=4,
+        )  # fmt: skip
+    for name, values in hidden.predictions.items():
+        colour, dashes, marker = LINES[name]
+        left.plot(hidden.xs, values, color=colour, ls=dashes, lw=1.1, marker=marker, ms=2.6, zorder=3)
+    _axes(left, env)
+    edge = float(np.sqrt(hidden.x_cut * hidden.xs[0]))
+    left.axvspan(edge, env.xs[-1] * 1.3, color=GREY, alpha=0.1, lw=0, zorder=0)
+    left.set_xlim(right=env.xs[-1] * 1.3)
+    left.set_title(f"{hidden.n_train} seen, {hidden.n_test} hidden")
+    ranked = sorted(hidden.misses, key=lambda miss: miss.rmse, reverse=True)
+    baseline = hidden.miss("last value")
+    for at, miss in enumerate(ranked):
+        colour, _, marker = LINES[miss.name]
+        right.plot([0, miss.rmse], [at, at], color=style.GRID, lw=1.2, zorder=1)
+        right.plot(miss.rmse, at, marker=marker, color=colour, ls="", ms=4.5)
+    if baseline is not None:
+        right.axvline(baseline.rmse, color=INK, lw=0.7, ls=(0, (4, 2)), zorder=0)
+    right.set_yticks(range(len(ranked)), [miss.name for miss in ranked])
+    right.set_ylim(-0.6, len(ranked) - 0.4)
+    right.set_xlim(left=0)
+    right.tick_params(axis="y", length=0)
+    right.set_xlabel("root mean square miss on the hidden runs (points)")
+    right.set_title("who misses by how much")
+    style.legend_above(figure, [[_line(name)] for name in hidden.predictions])
+    caption = (
+        f"The top {hidden.hidden} of {phrase(env.x)} hidden (open points): {hidden.n_train} best runs "
+        f"fitted, {hidden.n_test} predicted, up to a factor of {10**hidden.decades:.2g} beyond. {verdict(hidden)} "
+        f"Bars are "
+        f"95% Wilson intervals."
+    )
+    return figure, caption
+
+
+def verdict(hidden: Holdout) -> str:
+    """Who won a hold-out, against saying the last seen value again."""
+    fitted = [miss for miss in hidden.misses if miss.name not in BASELINES]
+    baseline = hidden.miss("last value")
+    said = f"saying the last seen value again ({fixed(baseline.rmse, 2)} points)" if baseline else "a constant"
+    if not fitted:
+        return f"Too few runs are left to fit a form; {said} is all there is."
+    best = min(fitted, key=lambda miss: miss.rmse)
+    if best.beats_baseline:
+        return f"The smallest miss is that of the {best.name} form ({fixed(best.rmse, 2)} points), against {said}."
+    return f"No form beats {said}; the nearest is {best.name} ({fixed(best.rmse, 2)})."
+
+
+def _axes(ax: Axes, env: Envelope) -> None:
     style.log_x(ax)
-    ax.set_xlim(xs[0] / 1.3, xs[-1])
-    ax.set_ylim(bottom, up)
-    ax.set_xlabel(quantity(law.x).axis)
-    ax.set_ylabel(quantity(law.y).axis)
+    ax.set_xlabel(quantity(env.x).axis)
+    ax.set_ylabel(quantity(env.y).axis)
     style.grid(ax)
-    style.legend_above(figure, handles)
-    ceiling = (
-        f" Its ceiling is {labels.percent(law.ceiling)} ({law.level:.0%} interval {labels.interval(*law.ceiling_interval)})."
-        if np.isfinite(law.ceiling)
-        else " It has no ceiling."
-    )
-    caption = (
-        f"The {law.form} law carried {10**FAR:,.0f} times beyond the costliest of its {env.n_bins} best runs ({env.n_runs} usable "
-        f"runs), with bootstrap bands of the law itself.{ceiling} Other forms fitted to the same points are lines: where they part, "
-        f"the data do not decide."
-    )
-    return figure, caption
-
-
-def price(laws: Sequence[Law], reaches: Sequence[Sequence[Reach]]) -> tuple[Figure, str] | None:
-    """What each further point of accuracy costs: one series a law, targets along x, cost at target with its interval
-    along y, unreachable targets as arrows at the top. None where no law says anything finite."""
-    largest = max(law.envelope.xs[-1] for law in laws)
-    finite = [r.value for series in reaches for r in series if r.reachable and r.value < largest * BEYOND]
-    if not finite:
-        return None
-    figure, ax = style.new(COLUMN, 2.5)
-    top, bottom = max(*finite, largest) * 30, min(*finite, largest) / 30
-    for i, (law, series) in enumerate(zip(laws, reaches, strict=True)):
-        colour, marker = FORM_STYLES[law.form][0], style.MARKERS[i % len(style.MARKERS)]
-        shift = (i - (len(laws) - 1) / 2) * 0.16
-        for reach in series:
-            _reach(ax, reach, reach.target + shift, (bottom, top), colour, marker)
-    ax.axhline(largest, color=MUTED, lw=0.7, ls=(0, (2, 2)))
-    ax.annotate(
-        "largest best run", (1, largest), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
-        fontsize=6, color=MUTED, ha="right",
-    )  # fmt: skip
-    style.log_y(ax)
-    ax.set_ylim(bottom, top)
-    ax.set_xlabel(f"target {quantity(laws[0].y).name} (%)")
-    ax.set_ylabel(quantity(laws[0].x).axis)
-    style.grid(ax)
-    handles = [[_dot(FORM_STYLES[law.form][0], f"{law.form} law", 3.6, style.MARKERS[i])] for i, law in enumerate(laws)]
-    handles.append([Line2D([], [], marker="o", mfc=PAPER, mec=INK, ls="", ms=3.4, label="farther, or never")])
-    style.legend_above(figure, handles)
-    level = f"{laws[0].level:.0%}"
-    caption = (
-        f"{quantity(laws[0].x).name} at which each law reaches a target accuracy, with its {level} bootstrap interval; arrows: the interval "
-        f"goes on; open marks at the top: more than a million times the largest run, or never."
-    )
-    return figure, caption
-
-
-def _reach(ax: Axes, reach: Reach, at: float, span: tuple[float, float], colour: str, marker: str) -> None:
-    """One target of one law: its cost with the interval cut at the axis (arrowheads), or an open mark where there is none."""
-    bottom, top = span
-    if not reach.value <= top:
-        ax.plot(at, 0.965, marker=marker, ms=3.6, mfc=PAPER, mec=colour, ls="", transform=ax.get_xaxis_transform())
-        return
-    low, high = max(reach.low, bottom), min(reach.high, top)
-    ax.plot([at, at], [low, high], color=colour, lw=0.9)
-    for end, cut, arrow in ((low, reach.low < bottom, "v"), (high, reach.high > top, "^")):
-        if cut:
-            ax.plot(at, end, marker=arrow, ms=2.8, color=colour, clip_on=False)
-    ax.plot(at, reach.value, marker=marker, ms=4, color=colour, ls="", mec=PAPER, mew=0.4, zorder=3)
-
-
-def _room(ys: np.ndarray, low: np.ndarray, high: np.ndarray, *, percent: bool) -> tuple[float, float]:
-    span = max(float(np.nanmax(high) - np.nanmin(ys)), 1.0)
-    bottom, top = float(min(np.nanmin(ys), np.nanmin(low))) - 0.06 * span, float(np.nanmax(high)) + 0.06 * span
-    return (max(bottom, 0.0), min(top, 100.0)) if percent else (bottom, top)
 
 
 def _dot(colour: str, label: str, size: float = 3.6, marker: str = "o") -> Line2D:
     return Line2D([], [], marker=marker, color=colour, ls="", ms=size, label=label)
+
+
+def _band(colour: str, opacity: float, label: str) -> Patch:
+    return Patch(color=colour, alpha=opacity, lw=0, label=label)
+
+
+def _line(name: str) -> Line2D:
+    colour, dashes, _ = LINES[name]
+    return Line2D([], [], color=colour, ls=dashes, lw=1.2, label=name)
 
 
 def _alpha(law: Law) -> str:

@@ -44,8 +44,8 @@ def predicted(fit: PaperGBR, table: pd.DataFrame) -> tuple[Figure, str]:
     style.legend_above(figure, keys)
     caption = (
         f"Gradient boosting as in the paper (50 estimators, depth 5), fitted on {fit.n_train} runs and shown on the "
-        f"{fit.n_test} it did not see (70:30 split, seed {fit.seed}): R² = {labels.fixed(fit.r2, 2)}, mean absolute error "
-        f"{labels.fixed(fit.mae, 2)} points. One split; the spread over splits is in the table."
+        f"{fit.n_test} it did not see (70:30 split, seed {fit.seed}): R² = {labels.fixed(fit.r2, 2)}, mean absolute "
+        f"error {labels.fixed(fit.mae, 2)} points. It is one split of many."
     )
     return figure, caption
 
@@ -58,10 +58,8 @@ def importance(items: tuple[Importance, ...], n_runs: int) -> tuple[Figure, str]
     left.barh(at, [i.by_model for i in items], height=0.62, color=BLUE)
     middle = np.array([i.by_permutation for i in items])
     ends = np.array([[i.low, i.high] for i in items]).T
-    right.errorbar(
-        middle, at, xerr=np.clip(np.vstack([middle - ends[0], ends[1] - middle]), 0, None), fmt="D", ms=3.4, color=ORANGE,
-        ecolor=ORANGE, elinewidth=0.9,
-    )  # fmt: skip
+    bars = np.clip(np.vstack([middle - ends[0], ends[1] - middle]), 0, None)
+    right.errorbar(middle, at, xerr=bars, fmt="D", ms=3.4, color=ORANGE, ecolor=ORANGE, elinewidth=0.9)
     right.axvline(0, color=MUTED, lw=0.6)
     left.set_yticks(at, [labels.feature(i.feature) for i in items])
     left.set_xlabel("share of the model's gain")
@@ -71,8 +69,8 @@ def importance(items: tuple[Importance, ...], n_runs: int) -> tuple[Figure, str]
         style.grid(ax, "x")
     left.set_xlim(left=0)
     caption = (
-        f"What the predictor leans on ({n_runs} runs). Left: importance in the paper's gradient boosting. Right: mean absolute error "
-        f"added by shuffling a choice, with its 95% interval over shuffles."
+        f"{n_runs} runs. Left: importance in the paper's gradient boosting. Right: mean "
+        f"absolute error added by shuffling a choice, with its 95% interval over shuffles."
     )
     twins = [
         f"{labels.feature(i.feature)} cannot be told from {' and '.join(labels.feature(a) for a in i.aliases)}"

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from robudget.report import style
-from robudget.report.labels import feature, quantity, word
+from robudget.report.labels import choice, feature, phrase, quantity, word
 from robudget.report.style import COLUMN, INK, MUTED, PAGE, PAPER
 
-LOSS_NAMES = {"standard": "standard", "at": "AT", "trades": "TRADES", "mart": "MART"}
 MANY = 1500  # points above which a vector file holds them as a picture
 
 
@@ -65,11 +64,13 @@ def all_runs(table: pd.DataFrame, x: str) -> tuple[Figure, str]:
     ax.set_xlabel(quantity(x).axis)
     ax.set_ylabel("AutoAttack accuracy (%)")
     style.grid(ax)
-    losses = [_key(marker, colour, LOSS_NAMES.get(name, name)) for name, (colour, marker) in coded.items()]
+    losses = [_key(marker, colour, choice("loss", name)) for name, (colour, marker) in coded.items()]
     mixing = [_key("o", INK, "with synthetic"), _key("o", INK, "real only", PAPER)] if synthetic.nunique() > 1 else []
     crosses = [_key("x", MUTED, "collapsed")] if collapsed.any() else []
     style.legend_above(figure, [losses, mixing, crosses])
-    caption = f"{len(rows)} runs, AutoAttack accuracy against {quantity(x).name.lower()}; bars are 95% Wilson intervals{_n_eval(rows)}."
+    caption = (
+        f"{len(rows)} runs, AutoAttack accuracy against {phrase(x)}; bars are 95% Wilson intervals{_n_eval(rows)}."
+    )
     if collapsed.any():
         caption += f" Crosses: {int(collapsed.sum())} collapsed runs (robust accuracy below 0.3 × clean)."
     return figure, caption
@@ -110,7 +111,7 @@ def effects(table: pd.DataFrame) -> tuple[Figure, str] | None:
     coded = style.encode("synthetic", rows["synthetic"])
     for ax, (key, group) in zip(axes[0], groups, strict=True):
         _strips(ax, group, order, coded)
-        ax.set_title(_facet(facets, key))
+        ax.set_title(_facet(facets, [str(part) for part in key]))
         ax.set_xticks(
             range(len(order)), order, rotation=0 if len(order) * max(map(len, order)) < 110 / len(groups) else 35
         )
@@ -131,15 +132,17 @@ def effects(table: pd.DataFrame) -> tuple[Figure, str] | None:
         handles.append([_key("x", MUTED, "collapsed")])
     style.legend_above(figure, handles)
     caption = (
-        f"{len(rows)} adversarially trained runs split by {', '.join(feature(c) for c in facets)}, model size and synthetic data; "
-        f"each point is a run, sideways position within a group means nothing; {int(rows['fallen'].sum())} collapsed runs are crosses."
+        f"{len(rows)} adversarially trained runs split by {', '.join(feature(c) for c in facets)}, model size and "
+        f"synthetic data; each point is a run, sideways position within a group means nothing; "
+        f"{int(rows['fallen'].sum())} collapsed runs are crosses."
     )
     return figure, caption
 
 
 def _strips(ax: Axes, group: pd.DataFrame, order: list[str], coded: dict[str, tuple[str, str]]) -> None:
     shift = {name: (i - (len(coded) - 1) / 2) * 0.4 for i, name in enumerate(coded)}
-    for (size, syn), cell in group.groupby(["size", "syn"]):
+    for key, cell in group.groupby(["size", "syn"]):
+        size, syn = (str(part) for part in key)
         colour, marker = coded[syn]
         centre = order.index(size) + shift[syn]
         spread = np.linspace(-0.13, 0.13, len(cell)) if len(cell) > 1 else np.zeros(1)
@@ -151,11 +154,11 @@ def _strips(ax: Axes, group: pd.DataFrame, order: list[str], coded: dict[str, tu
             ax.hlines(np.median(ys[~fallen]), centre - 0.18, centre + 0.18, color=INK, lw=1.4, zorder=4)
 
 
-def _facet(columns: list[str], key: tuple[str, ...]) -> str:
+def _facet(columns: list[str], key: list[str]) -> str:
     words = []
     for column, value in zip(columns, key, strict=True):
         if column == "loss":
-            words.append(LOSS_NAMES.get(value, value))
+            words.append(choice("loss", value))
         else:
             words.append({"yes": "", "no": "no "}.get(value, value + " ") + feature(column))
     return ", ".join(words)
@@ -177,30 +180,23 @@ def collapse_map(table: pd.DataFrame) -> tuple[Figure, str] | None:
     ramp = LinearSegmentedColormap.from_list("collapse", ["#f3f5f6", "#f2c4a3", style.VERMILLION])
     for (i, name), (j, step) in product(enumerate(names), enumerate(steps)):
         if (*name, step) not in cells.index:
-            ax.text(j, i, "–", ha="center", va="center", color=MUTED, fontsize=6.5)
+            ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=MUTED, fontsize=6.5)
             continue
         fallen, n = cells.loc[(*name, step)]
         share[i, j] = fallen / n
-        ax.text(j, i, f"{fallen}/{n}", ha="center", va="center", fontsize=6.5, color="#16181b")
-    image = ax.imshow(share, cmap=ramp, vmin=0, vmax=1, aspect="auto")
-    ax.set_xticks(range(len(steps)), [word(s) for s in steps])
-    ax.set_yticks(range(len(names)), [_row_name(split, name) for name in names])
+        ax.text(j + 0.5, i + 0.5, f"{fallen}/{n}", ha="center", va="center", fontsize=6.5, color="#16181b")
+    ax.pcolormesh(share, cmap=ramp, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
+    ax.invert_yaxis()
+    ax.set_xticks(np.arange(len(steps)) + 0.5, [word(s) for s in steps])
+    ax.set_yticks(np.arange(len(names)) + 0.5, [_row_name(split, name) for name in names])
     ax.set_xlabel("attack steps in training")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_xticks(np.arange(-0.5, len(steps)), minor=True)
-    ax.set_yticks(np.arange(-0.5, len(names)), minor=True)
-    ax.grid(which="minor", color=PAPER, lw=1.5)
-    ax.tick_params(which="minor", length=0)
-    bar = figure.colorbar(image, ax=ax, shrink=0.9, aspect=18, pad=0.02)
-    bar.set_label("share collapsed", fontsize=6.5)
-    bar.set_ticks([0, 0.5, 1], labels=["0", "½", "1"])
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0)
     fallen = int(is_collapsed(rows).sum())
     caption = (
         f"Collapsed runs of all adversarially trained ones ({fallen} of {len(rows)}), by attack steps and "
-        f"{', '.join(feature(c) for c in split)}; collapsed: AutoAttack accuracy below 0.3 × clean accuracy."
+        f"{', '.join(feature(c) for c in split)}; collapsed / all, darker is more. Collapsed: AutoAttack "
+        f"accuracy below 0.3 × clean."
     )
     return figure, caption
 
@@ -213,7 +209,7 @@ def _row_name(columns: list[str], key: tuple[str, ...]) -> str:
     words = []
     for column, value in zip(columns, key, strict=True):
         if column == "loss":
-            words.append(LOSS_NAMES.get(value, value))
+            words.append(choice("loss", value))
         elif column == "epochs":
             words.append(f"{value} ep.")
         else:

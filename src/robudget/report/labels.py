@@ -39,9 +39,10 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity("aa_error", "AutoAttack error", "AA error", "%"),
         Quantity("clean_acc", "Clean accuracy", "clean", "%"),
         Quantity("val_acc", "Validation accuracy (PGD-40)", "val.", "%"),
-        Quantity("train_flops_exact", "Training compute, exact count", "FLOP (exact)", "FLOP", "train_flops_how"),
+        Quantity("train_flops_exact", "Training compute", "FLOP", "FLOP", "train_flops_how"),
         Quantity("train_flops_paper", "Training compute, paper's count", "FLOP (paper)", "FLOP", "train_flops_how"),
-        Quantity("eval_flops_exact", "Evaluation compute, exact count", "eval FLOP", "FLOP"),
+        Quantity("published_run_tflops", "Compute of one GPU, as published", "TFLOP (published)", "TFLOP"),
+        Quantity("eval_flops_exact", "Evaluation compute", "eval FLOP", "FLOP"),
         Quantity("train_energy_kwh", "Training energy", "energy", "kWh", "train_energy_how"),
         Quantity("eval_energy_kwh", "Evaluation energy", "eval energy", "kWh", "eval_energy_how"),
         Quantity("cost_usd", "Electricity cost", "cost", "$", "cost_usd_how"),
@@ -78,6 +79,19 @@ FEATURES: dict[str, str] = {
     "train_flops_paper": "compute (paper)",
     "images_seen": "images seen",
 }
+
+
+def phrase(column: str) -> str:
+    """A quantity inside a sentence: lower case but for names."""
+    name = quantity(column).name
+    return name if name.startswith("AutoAttack") else name[0].lower() + name[1:]
+
+
+def formula(text: str) -> str:
+    """`y = C·x^α` as it is written by hand: `y = C·xᵅ`."""
+    for plain, raised in (("^−α", "⁻ᵅ"), ("^α", "ᵅ"), ("^γ", "ᵞ")):
+        text = text.replace(plain, raised)
+    return text
 
 
 def quantity(column: str) -> Quantity:
@@ -203,6 +217,15 @@ def word(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+LOSSES = {"standard": "standard", "at": "AT", "trades": "TRADES", "mart": "MART"}
+ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU"}
+
+
+def choice(column: str, value: str) -> str:
+    """The word of a recipe's choice as the field writes it: `trades` → TRADES, `relu` → ReLU."""
+    return {"loss": LOSSES, "activation": ACTIVATIONS}.get(column, {}).get(value, value)
 
 
 def threat(norm: object, eps: object) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -15,13 +15,11 @@ from plotly.offline import get_plotlyjs
 
 from robudget import __version__, files
 from robudget.errors import InputError
-from robudget.laws import envelope
+from robudget.laws import Analysis, envelope
 from robudget.report import figures, labels, said, sections, style
+from robudget.report.drawn import FigureFile
 from robudget.report.labels import quantity, word
-from robudget.report.table import COLUMNS, choices, complete, name, plain
-
-if TYPE_CHECKING:
-    from robudget.laws.analysis import Analysis
+from robudget.report.table import COLUMNS, choices, name, plain, ranked
 
 X_AXES = (
     "train_flops_exact", "train_flops_paper", "train_energy_kwh", "cost_usd", "co2_kg", "train_seconds", "parameters",
@@ -48,11 +46,11 @@ def write(
     """Write folder/report.html and folder/figures/*.{pdf,svg,png}; return the path of the page.
 
     `table` has the columns of a store's table (`robudget.store.load_runs`); a missing one counts as unknown. `analysis`
-    is what `robudget.laws.analyse` made of it, or None: the page then says that there is no law. `notes` are sentences for the
-    methods section. Equal input gives equal bytes. Raises InputError for a table without runs and where `folder` cannot be
-    written.
+    is what `robudget.laws.analyse` made of it, or None: the page then says that there is no law. `notes` are sentences
+    for the methods section. Equal input gives equal bytes. Raises InputError for a table without runs and where
+    `folder` cannot be written.
     """
-    rows = complete(table)
+    rows = ranked(table)
     folder = Path(folder)
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -67,13 +65,13 @@ def write(
 def render(
     rows: pd.DataFrame,
     analysis: Analysis | None,
-    drawn: dict[str, style.FigureFile],
+    drawn: dict[str, FigureFile],
     *,
     title: str,
     subtitle: str | None,
     notes: Sequence[str],
 ) -> str:
-    """The page's HTML from a completed table (`complete`)."""
+    """The page's HTML from a completed table (`ranked`)."""
     shown = rows.head(MOST)
     data = payload(shown, analysis)
     columns = sections.board_columns(shown)
@@ -90,12 +88,14 @@ def render(
         board_columns=columns,
         filters=sections.filters(shown),
         planner=sections.planner(shown),
-        axes={"x": data["axes"]["x"], "y": data["axes"]["y"], "colours": data["axes"]["colours"]},
+        axes=data["axes"],
+        lines=[law["name"] for law in data["laws"]],
         drivers=said.drivers(analysis),
         laws=said.laws(analysis),
         collapse=said.collapse(rows, analysis),
         prices=said.prices(analysis),
         figures=drawn,
+        glyphs={key: shape for figure in drawn.values() for key, shape in sorted(figure.glyphs.items())},
         methods=said.methods(rows, analysis, notes),
         data=_json(data),
         plotly=get_plotlyjs(),
@@ -115,18 +115,23 @@ def payload(rows: pd.DataFrame, analysis: Analysis | None) -> dict[str, Any]:
         "names": [name(row) for _, row in frame.iterrows()],
         "choices": [" · ".join(choices(row)) for _, row in frame.iterrows()],
         "words": words,
-        "axes": {"x": _labelled(xs), "y": _labelled(ys), "colours": [{"column": c, "label": labels.feature(c)} for c in colours]},
+        "axes": {
+            "x": _labelled(xs),
+            "y": _labelled(ys),
+            "colours": [{"column": c, "label": labels.feature(c)} for c in colours],
+        },
         "encodings": {
             c: [
-                {"value": value, "colour": colour, "symbol": MARKS[marker]}
-                for value, (colour, marker) in style.encode(c, list(frame[c])).items()
+                {"value": v, "label": labels.choice(c, v), "colour": style.THEMED[colour], "symbol": MARKS[marker]}
+                for v, (colour, marker) in style.encode(c, list(frame[c])).items()
             ]
             for c in colours
         },
-        "frontiers": {f"{x}|{y}": rows for x in xs for y in ys if (rows := _frontier(frame, x, y))},
+        "frontiers": {f"{x}|{y}": found for x in xs for y in ys if (found := _frontier(frame, x, y))},
         "laws": said.curves(analysis),
         "quantities": {
-            q.column: {"axis": q.axis, "short": q.short, "unit": q.unit, "how": q.how} for q in labels.QUANTITIES.values()
+            q.column: {"axis": q.axis, "short": q.short, "unit": q.unit, "how": q.how}
+            for q in labels.QUANTITIES.values()
         },
         "hover": [c for c in HOVER if frame[c].notna().any()],
     }  # fmt: skip

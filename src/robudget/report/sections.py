@@ -35,24 +35,20 @@ def head(rows: pd.DataFrame) -> str:
 
 
 def best(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """The run of the highest known AutoAttack accuracy; `rows` are sorted (table.complete)."""
+    """The run of the highest known AutoAttack accuracy; `rows` are sorted (table.ranked)."""
     row = rows.iloc[0]
     if not known(row["aa_acc"]):
         return None
     low, high = row["aa_acc_low"], row["aa_acc_high"]
     about = [f"Clean accuracy {write('clean_acc', row['clean_acc'])}."]
     spent = ", ".join(
-        f"{write(c, row[c])} ({row[quantity(c).how]})" if row[quantity(c).how] else write(c, row[c])
+        f"{write(c, row[c])} ({_source(row, c)})" if _source(row, c) else write(c, row[c])
         for c in ("train_flops_exact", "train_energy_kwh", "cost_usd")
         if known(row[c])
     )
     if spent:
         about.append(f"Training took {spent}.")
-    second = rows.iloc[1] if len(rows) > 1 else None
-    if second is not None and known(second["aa_acc"]) and known(low) and second["aa_acc"] >= low:
-        rivals = int((rows["aa_acc"] >= low).sum()) - 1
-        also = "1 other run lies" if rivals == 1 else f"{rivals} other runs lie"
-        about.append(f"{also} within its interval: the order among them is not certain.")
+    about += _rivals(rows)
     images = f" on {int(row['n_eval']):,} images" if known(row["n_eval"]) else ""
     return {
         "accuracy": labels.percent(row["aa_acc"]),
@@ -60,6 +56,32 @@ def best(rows: pd.DataFrame) -> dict[str, Any] | None:
         "choices": choices(row),
         "about": f"{name(row)}. {' '.join(about)}",
     }
+
+
+def _rivals(rows: pd.DataFrame) -> list[str]:
+    """How many runs lie within the best one's interval, and what the cheapest of them cost."""
+    low = rows["aa_acc_low"].iloc[0]
+    rivals = rows.iloc[1:][rows["aa_acc"].iloc[1:] >= low]
+    if rivals.empty:
+        return []
+    also = "1 other run lies" if len(rivals) == 1 else f"{len(rivals)} other runs lie"
+    said = [f"{also} within its interval: the order among them is not certain."]
+    column = next((c for c in ("train_flops_exact", "train_flops_paper", "cost_usd") if rivals[c].notna().any()), None)
+    if column is not None and rivals[column].min() < rows[column].iloc[0]:
+        cheapest = rivals.loc[rivals[column].idxmin()]
+        factor = rows[column].iloc[0] / cheapest[column]
+        said.append(
+            f"The cheapest, {name(cheapest)} ({labels.percent(cheapest['aa_acc'])}), took "
+            f"{write(column, cheapest[column])}: "
+            f"{labels.number(factor, 2)} times less."
+        )
+    return said
+
+
+def _source(row: pd.Series, column: str) -> str | None:
+    """How this run's value was obtained, where the table says."""
+    source = quantity(column).how
+    return str(row[source]) if source and known(row[source]) else None
 
 
 def bill(rows: pd.DataFrame) -> dict[str, Any]:
@@ -83,7 +105,10 @@ def bill(rows: pd.DataFrame) -> dict[str, Any]:
             "name": title, "value": write(training, value), "how": how(rows, training) if n else labels.UNKNOWN,
             "small": "; ".join(parts) if n else "",
         })  # fmt: skip
-    note = "Energy is at the plug of the machine. Runs side by side share a clock, so their times add up to more than the wait."
+    note = (
+        "Energy is at the plug of the machine. Runs side by side share a clock, so their times add up to more than the "
+        "wait."
+    )
     return {"facts": facts, "note": note}
 
 
@@ -104,17 +129,16 @@ def board_columns(rows: pd.DataFrame) -> list[dict[str, str]]:
 def board_row(row: pd.Series, columns: list[dict[str, str]]) -> dict[str, Any]:
     cells = []
     for column in (c["column"] for c in columns):
-        cell: dict[str, Any] = {"text": write(column, row[column])}
-        source = quantity(column).how
-        if source and known(row[column]) and known(row[source]):
-            cell["how"] = str(row[source])
+        cell: dict[str, Any] = {"text": write(column, row[column]).removesuffix(" FLOP")}
+        source = _source(row, column)
+        if source and known(row[column]):
+            cell["how"] = source
         if column == "aa_acc" and known(row["aa_acc_low"]):
             cell["small"] = labels.interval(row["aa_acc_low"], row["aa_acc_high"])
         cells.append(cell)
-    said = " · ".join(choices(row))
     return {
-        "name": name(row), "choices": said, "cells": cells, "status": word(row["status"]),
-        "collapsed": bool(row["collapsed"]), "text": f"{name(row)} {said} {row['run_id']}".lower(),
+        "name": name(row), "choices": " · ".join(choices(row)), "cells": cells, "status": word(row["status"]),
+        "collapsed": bool(row["collapsed"]),
     }  # fmt: skip
 
 
@@ -141,18 +165,18 @@ UNITS = (
 
 
 def planner(rows: pd.DataFrame) -> dict[str, Any]:
-    """The planner's units and what it opens with: the median run's cost in the first unit that makes it a handy number."""
+    """The planner's units, and what it opens with: the median run's cost in the first unit that makes it handy."""
     units = [{"column": c, "factor": f, "text": text} for c, f, text in UNITS if rows[c].notna().any()]
     costs = dict.fromkeys(c for c, _, _ in UNITS if rows[c].notna().any())
-    chosen = {"column": "", "factor": 1.0, "amount": ""}
-    for unit in units:
-        amount = float(rows[unit["column"]].median()) / float(unit["factor"])
-        if 0.1 <= amount < 1e5:
-            chosen = {**unit, "amount": f"{float(f'{amount:.2g}'):g}"}
+    column, factor, start = "", 1.0, ""
+    for c, f, _ in UNITS:
+        middle = float(rows[c].median()) / f
+        if 0.1 <= middle < 1e5:
+            column, factor, start = c, f, f"{float(f'{middle:.2g}'):g}"
             break
     top = rows["aa_acc"].median()
     return {
-        "units": units, "column": chosen["column"], "factor": chosen["factor"], "amount": chosen["amount"],
+        "units": units, "column": column, "factor": factor, "amount": start,
         "costs": [{"column": c, "label": quantity(c).name.lower()} for c in costs],
         "target": f"{top:.0f}" if known(float(top)) else "",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The look of every figure: sizes, type, the Okabe–Ito palette with a shape for every colour, and saving.
+"""The look of every figure: sizes, type, axes, and the Okabe–Ito palette with a shape for every colour.
 
 Widths are those of a two-column paper (3.3 and 7 inches); type is 6–8 pt at that size. Ink, grid and paper are three
 fixed colours so that the page can put its theme's in their place.
@@ -6,24 +6,19 @@ fixed colours so that the page can put its theme's in their place.
 
 from __future__ import annotations
 
-import io
-import logging
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from robudget import files
 from robudget.report.labels import known, word
 
 COLUMN, PAGE = 3.3, 7.0  # inches
@@ -34,6 +29,14 @@ BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 ORANGE, SKY, GREY = "#e69f00", "#56b4e9", "#8a9299"
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+# Colours that the page replaces with its theme's; every data colour has a lighter twin for dark paper.
+THEMED = {
+    INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "card", BLUE: "blue", VERMILLION: "vermillion", GREEN: "green",
+    PURPLE: "purple", ORANGE: "orange", SKY: "sky", GREY: "grey",
+}  # fmt: skip
+
+Dashes = str | tuple[float, tuple[float, ...]]  # of a line
 
 # A choice keeps its colour and shape in every figure and on the page, whatever else is in the table.
 FIXED: dict[str, dict[str, tuple[str, str]]] = {
@@ -49,8 +52,8 @@ FIXED: dict[str, dict[str, tuple[str, str]]] = {
     "synthetic": {"no": (BLUE, "o"), "yes": (ORANGE, "^")},
     "collapsed": {"no": (BLUE, "o"), "yes": (VERMILLION, "X")},
 }
-# Ordered choices (attack steps) get an ordered ramp: dark to light, also in grey print.
-RAMP = ("#1d2b5e", "#0072b2", "#2a9d8f", "#c9a227", "#d55e00", "#8c2d6a", "#7a7a7a")
+# Ordered choices (attack steps): the same colours from cold to warm.
+RAMP = (BLUE, SKY, GREEN, ORANGE, VERMILLION, PURPLE, GREY)
 
 
 def encode(column: str, values: Iterable[object]) -> dict[str, tuple[str, str]]:
@@ -72,7 +75,8 @@ def encode(column: str, values: Iterable[object]) -> dict[str, tuple[str, str]]:
 def _family() -> list[str]:
     """The first of the paper's sans faces that this machine has; DejaVu ships with matplotlib and has every glyph."""
     have = set(font_manager.fontManager.get_font_names())
-    return [name for name in ("Arial", "Helvetica", "Liberation Sans") if name in have][:1] + ["DejaVu Sans"]
+    found = [name for name in ("Arial", "Helvetica", "Liberation Sans") if name in have]
+    return [*found[:1], "DejaVu Sans"]
 
 
 def _settings() -> dict[str, Any]:
@@ -139,79 +143,14 @@ def house() -> Iterator[None]:
     """Draw in the house style whatever the caller's matplotlib settings are, and leave those as they were."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_settings())
+        mpl.rcParams.update(cast(Any, _settings()))
         yield
-
-
-@dataclass(frozen=True)
-class FigureFile:
-    """A figure on disk: one path per format, its caption (n and intervals in it), its title, and its SVG text with
-    the theme's colours as CSS variables and ids that no other figure of the page has."""
-
-    name: str
-    title: str
-    caption: str
-    pdf: Path
-    svg: Path
-    png: Path
-    inline: str
-    wide: bool
 
 
 def new(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, Any]:
     """A figure of so many inches and its axes (an `Axes`, or an array of them). No pyplot: nothing global is kept."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **kwargs)
-
-
-def save(figure: Figure, folder: Path, name: str, *, title: str, caption: str) -> FigureFile:
-    """Write name.pdf, name.svg and name.png, each in one step and with no date in it, so equal input gives equal
-    bytes."""
-    paths = {}
-    inline = ""
-    undated: dict[str, dict[str, str | None]] = {
-        "pdf": {"CreationDate": None, "Title": title},
-        "svg": {"Date": None, "Title": title},
-        "png": {"Title": title},
-    }
-    for kind, metadata in undated.items():
-        buffer = io.BytesIO()
-        with _quiet():
-            figure.savefig(buffer, format=kind, metadata=metadata)
-        data = buffer.getvalue()
-        paths[kind] = folder / f"{name}.{kind}"
-        files.replace(paths[kind], lambda temporary, data=data: temporary.write_bytes(data), durable=False)
-        if kind == "svg":
-            inline = _inline(data.decode("utf-8"), name, f"{title}. {caption}")
-    return FigureFile(
-        name, title, caption, paths["pdf"], paths["svg"], paths["png"], inline, figure.get_figwidth() > COLUMN
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """fontTools warns about the dates inside some system fonts, which is nothing to the reader of a report."""
-    logger = logging.getLogger("fontTools")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _inline(svg: str, name: str, label: str) -> str:
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r"<title>.*?</title>", "", svg, count=1, flags=re.S)  # a tooltip over the whole figure otherwise
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    for colour, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--grid"), (PAPER, "--card")):
-        svg = svg.replace(colour, f"var({variable})")
-    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"|height="[\d.]+pt" width="[\d.]+pt"', "", svg, count=1)
-    safe = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{safe}" ', 1)
 
 
 # -- axes -------------------------------------------------------------------------------------------------------------
@@ -246,8 +185,6 @@ def _log_ticks(axis: Any, limits: tuple[float, float]) -> None:
 
 
 def _decades(limits: Sequence[float]) -> float:
-    import math
-
     low, high = max(min(limits), 1e-300), max(max(limits), 1e-300)
     return math.log10(high / low)
 
@@ -272,10 +209,10 @@ def accuracy_axis(ax: Axes) -> None:
     ax.set_ylim(-0.03 * top, top)
 
 
-def legend_above(figure: Figure, groups: Sequence[Sequence[Any]]) -> None:
+def legend_above(figure: Figure, groups: Sequence[Sequence[Line2D | Patch]]) -> None:
     """One legend over the axes, outside the data: what belongs together (a group) stands in columns of its own."""
-    rows = min(max((len(group) for group in groups), default=0), 2)
-    handles: list[Any] = []
+    rows = min(max((len(group) for group in groups), default=0), 2 if len(groups) > 1 else 3)
+    handles: list[Line2D | Patch] = []
     for group in groups:
         blanks = -len(group) % rows
         handles += [*group, *(Line2D([], [], ls="", label=" ") for _ in range(blanks))]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from robudget.errors import InputError
 from robudget.laws import select
-from robudget.report.labels import QUANTITIES, UNKNOWN, known, quantity, word
+from robudget.report.labels import QUANTITIES, UNKNOWN, choice, known, quantity, word
 
 NUMBERS = (
     "eps", "parameters", "base", "beta", "steps", "epochs", "synthetic_fraction", "seed", "aa_acc", "aa_acc_low",
@@ -28,21 +28,19 @@ COLUMNS = (
     "epochs", "ema", "cutmix", "synthetic", "synthetic_fraction", "seed", "status", "aa_acc", "aa_acc_low",
     "aa_acc_high", "n_eval", "clean_acc", "val_acc", "collapsed", "train_flops_exact", "train_flops_paper",
     "train_flops_how", "train_energy_kwh", "train_energy_how", "cost_usd", "cost_usd_how", "co2_kg", "co2_kg_how",
-    "train_seconds", "train_seconds_how", "images_seen", "eval_flops_exact", "eval_energy_kwh", "eval_energy_how", "eval_cost_usd",
-    "eval_co2_kg", "eval_seconds",
+    "train_seconds", "train_seconds_how", "images_seen", "eval_flops_exact", "eval_energy_kwh", "eval_energy_how",
+    "eval_cost_usd", "eval_co2_kg", "eval_seconds",
 )  # fmt: skip
 
 
-def complete(table: pd.DataFrame) -> pd.DataFrame:
-    """Every column of COLUMNS, numbers as float64 with NaN for unknown, sorted by `aa_acc` from the best, unknown last.
-
-    `collapsed` is worked out where it is missing. The index holds each run's position in `table`. Raises InputError
-    for a table without a run or without `aa_acc`, and for a number column that holds something else.
-    """
+def fill(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` in its order and index, with every column of COLUMNS: numbers as float64 with NaN for unknown, words as
+    objects with None. `collapsed` is worked out where it is missing. Raises InputError for a table without a run or
+    without `aa_acc`, and for a number column that holds something else."""
     if len(table) == 0:
         raise InputError("the table holds no run: there is nothing to report")
     select.column(table, "aa_acc", "the report")
-    rows = table.reset_index(drop=True).reindex(columns=list(COLUMNS))
+    rows = table.reindex(columns=[*COLUMNS, *(c for c in table.columns if c not in COLUMNS)])
     for name in NUMBERS:
         if name in table.columns:
             rows[name] = select.column(table, name)
@@ -54,6 +52,12 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
     if "status" not in table.columns:
         rows["status"] = "done"
     rows["collapsed"] = select.collapsed(table)
+    return rows
+
+
+def ranked(table: pd.DataFrame) -> pd.DataFrame:
+    """`fill`ed and sorted by `aa_acc` from the best, unknown last; the index holds each run's position in `table`."""
+    rows = fill(table.reset_index(drop=True))
     return rows.sort_values("aa_acc", ascending=False, kind="stable", na_position="last")
 
 
@@ -72,9 +76,9 @@ def choices(row: pd.Series) -> list[str]:
         base = row["base"]
         out.append(word(row["model"]) + (f" (base {word(base)})" if known(base) and base != 16 else ""))
     if known(row["activation"]):
-        out.append({"relu": "ReLU", "gelu": "GELU", "silu": "SiLU"}.get(row["activation"], str(row["activation"])))
+        out.append(choice("activation", word(row["activation"])))
     if known(loss):
-        shown = {"at": "AT", "trades": "TRADES", "mart": "MART", "standard": "standard training"}.get(loss, str(loss))
+        shown = "standard training" if loss == "standard" else choice("loss", word(loss))
         plural = "" if steps == 1 else "s"
         steps_shown = f", {word(steps)} step{plural}" if loss != "standard" and known(steps) else ""
         beta_shown = f", β {word(row['beta'])}" if loss in ("trades", "mart") and known(row["beta"]) else ""
@@ -93,7 +97,7 @@ def choices(row: pd.Series) -> list[str]:
 
 
 def how(rows: pd.DataFrame, column: str) -> str:
-    """How the values of a column were obtained, over the runs where they are known: `measured`, `estimated, measured`."""
+    """How a column's values were obtained, over the runs where they are known: `measured`, `estimated, measured`."""
     source = quantity(column).how if column in QUANTITIES else None
     if source is None or source not in rows.columns:
         return UNKNOWN
@@ -102,7 +106,7 @@ def how(rows: pd.DataFrame, column: str) -> str:
 
 
 def total(rows: pd.DataFrame, *columns: str) -> tuple[float, int]:
-    """Sum over the runs and columns where it is known, and the number of runs that know the first; NaN where none does."""
+    """Sum over the runs and columns where known, and the number of runs that know the first; NaN where none does."""
     values = rows[list(columns)]
     n = int(values.iloc[:, 0].notna().sum())
     return (float(np.nansum(values.to_numpy(dtype=np.float64))) if n else math.nan), n
