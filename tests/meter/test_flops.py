@@ -112,10 +112,11 @@ def test_a_resumed_training_counts_what_one_in_one_go_counts(tmp_path) -> None:
 
 def test_a_model_is_left_as_it_was_and_counted_once() -> None:
     model = build("wrn-10-1", classes=10, image_size=16, base=4)
-    before = copy.deepcopy(model.state_dict())
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     first = flops.count(model, (3, 16, 16))
     assert flops.count(model, (3, 16, 16)) is first
     assert flops.count(model, (3, 8, 8)) is not first
+    assert torch.equal(torch.get_rng_state(), random)
     assert model.training
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     for name, tensor in model.state_dict().items():
@@ -159,6 +160,8 @@ def test_control_flow_that_depends_on_data_is_counted_on_real_images() -> None:
     counted = flops.count(Moody(), (3, 2, 2))
     assert counted.forward == 2 * 12 * 5
     assert "real images" in counted.method
+    assert counted.uncounted_share == pytest.approx(sum(counted.uncounted.values()))
+    assert counted.uncounted_share > 0
 
 
 def test_activation_bytes_are_what_autograd_keeps() -> None:

@@ -43,9 +43,7 @@ def test_what_is_planned_is_what_happens(change: dict) -> None:
 
 
 def test_known_sizes_are_the_datasets() -> None:
-    digits = load("digits")
-    known = schedule.sizes_of("digits")
-    assert known == schedule.Sizes(len(digits.train), len(digits.test), digits.image_shape, digits.classes)
+    assert schedule.sizes_of("digits") == schedule.Sizes.of(load("digits"))
     with pytest.raises(InputError, match="unknown dataset 'cifar1'; did you mean 'cifar10'"):
         schedule.sizes_of("cifar1")
 

@@ -16,12 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -48,8 +43,7 @@ _QUERIES = frozenset(
         *("layout", "device"),
     ]
 )
-# What a model does that shapes alone do not tell.
-_DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
+_LISTED = 1e-5  # a smaller share is listed among `other`
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,8 @@ def count(model: nn.Module, image_shape: tuple[int, ...], *, key: Hashable | Non
 
     Counted once per model and shape. `key` names the architecture where the caller knows it (the recipe's model part
     and the number of classes, say), so that equal models share one count. The model may live on the meta device. A
-    model whose control flow depends on its data is counted on two real black images instead, and `method` says so.
+    model that shapes alone do not carry through (control flow that depends on the data, say) is counted on two black
+    images instead, and `method` says so.
     """
     shape = tuple(image_shape)
     if key is not None:
@@ -138,11 +133,13 @@ def _count(model: nn.Module, shape: tuple[int, ...]) -> PassFlops:
         with FakeTensorMode(allow_non_fake_inputs=True):
             fake = {name: torch.empty_like(t, device=on) for name, t in state.items()}
             return _three_passes(model, state, fake, shape, on, "shapes alone (fake tensors)")
-    except _DATA_DEPENDENT:
+    except RuntimeError as error:  # what every fault of a fake tensor is, such as a branch on its values
         if device.type == "meta":
             raise
         copies = {name: t.detach().clone() for name, t in state.items()}
-        return _three_passes(model, state, copies, shape, on, "two real images (control flow depends on the data)")
+        with torch.random.fork_rng(devices=[] if on.type == "cpu" else [on]):
+            method = f"two real images (shapes alone do not do: {type(error).__name__})"
+            return _three_passes(model, state, copies, shape, on, method)
 
 
 def _three_passes(
@@ -182,9 +179,15 @@ def _three_passes(
         parameters=sum(p.numel() for p in model.parameters()),
         activation_bytes=round(saved / _BATCH),
         image_shape=shape,
-        uncounted={op: n / work for op, n in elements.most_common()},
+        uncounted=_shares(elements, work),
         method=method,
     )
+
+
+def _shares(elements: Counter[str], work: int) -> dict[str, float]:
+    listed = {op: n / work for op, n in elements.most_common() if n >= _LISTED * work}
+    other = (sum(elements.values()) - sum(elements[op] for op in listed)) / work if work else 0.0
+    return listed | ({"other": other} if other else {})
 
 
 class _Counts(TorchDispatchMode):  # type: ignore[no-untyped-call]

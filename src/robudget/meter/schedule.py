@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from robudget.errors import InputError, unknown
 from robudget.meter.convention import passes
 from robudget.recipe import Recipe
+
+if TYPE_CHECKING:
+    from robudget.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,10 @@ class Sizes:
     test: int
     image_shape: tuple[int, int, int]
     classes: int
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Sizes:
+        return cls(len(dataset.train), len(dataset.test), dataset.image_shape, dataset.classes)
 
 
 KNOWN = {
