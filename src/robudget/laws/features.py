@@ -24,10 +24,11 @@ Kind = Literal["log", "number", "flag", "category"]
 KINDS: dict[str, Kind] = {
     "parameters": "log", "synthetic": "flag", "activation": "category", "loss": "category", "steps": "log",
     "ema": "flag", "epochs": "log", "cutmix": "flag", "synthetic_fraction": "number", "synthetic_amount": "log",
-    "beta": "number", "variant": "category", "batch_size": "log", "epoch_images": "log", "images_seen": "log",
+    "beta": "number", "variant": "category", "batch_size": "log", "epoch_images": "log",
     "base": "log", "model": "category", "ema_decay": "number", "precision": "category",
 }  # fmt: skip
 EMPTY = ("beta", "ema_decay", "synthetic_amount", "synthetic_fraction")
+MOST_UNKNOWN = 0.2  # a column with more unknown values than this is no feature
 PAPER = ("parameters", "synthetic", "activation", "loss", "steps", "ema")  # Section "Prediction" of the paper
 
 
@@ -71,7 +72,7 @@ class Features:
             kind = KINDS.get(name) or ("number" if pd.api.types.is_numeric_dtype(frame[name]) else "category")
             values = _values(frame[name], name, kind)
             code = pd.factorize(values)[0]
-            if len(set(code[code >= 0])) < 2:
+            if len(set(code[code >= 0])) < 2 or (code < 0).mean() > MOST_UNKNOWN:
                 continue
             twin = next((i for i, (_, other) in enumerate(codes) if _same(code, other)), None)
             if twin is not None:

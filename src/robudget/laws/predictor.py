@@ -9,23 +9,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robudget.errors import InputError
-from robudget.laws.features import Features, rows_of
-from robudget.laws.models import Fitted, ModelName, paper_gbr
+from robudget.errors import InputError, unknown
+from robudget.laws.conformal import Calibration
+from robudget.laws.explain import CollapseMap, Importance, Partial, collapse_map, importances, partial
+from robudget.laws.features import PAPER, Features, rows_of
+from robudget.laws.models import MODELS, Bools, Fitted, ModelName, paper_gbr
 from robudget.laws.plain import fields
 from robudget.laws.select import Floats, check_scope, collapsed, column, failed
+from robudget.laws.selection import GROUPS, REPEATS, Score, at_random, by_group, choose
 from robudget.recipe import Recipe
 
 Rows = Recipe | Sequence[Recipe] | pd.DataFrame | Mapping[str, Any]
 LEVEL = 0.9
 FEWEST = 10  # runs
+MOST = 3_000  # runs a predictor is fitted on; of more, so many are drawn
+NEAREST = 3
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What to expect of one recipe, accuracies in percent. `nearest` are real runs: (run_id, aa_acc, distance).
+    """What to expect of one recipe, accuracies in percent: `aa_acc` with its `level` interval `low` to `high`.
 
-    `survivor` is the accuracy if training does not collapse; `outside` names features beyond the fitted table's range.
+    `p_collapse` is the probability of catastrophic overfitting and `survivor` the accuracy without it. `nearest` are the
+    real runs most like it: (run_id, aa_acc, distance in standard deviations of the features). `outside` names the
+    features beyond the fitted table's range, where nothing vouches for the interval.
     """
 
     aa_acc: float
@@ -40,26 +47,21 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
 
-
-@dataclass(frozen=True)
-class Importance:
-    """How much the predictor leans on a feature: `by_model` (a share, summing to 1) and by permutation (points of mean
-    absolute error added when it is shuffled, with its interval). `aliases` vary only together with it."""
-
-    feature: str
-    by_model: float
-    by_permutation: float
-    low: float
-    high: float
-    aliases: tuple[str, ...] = ()
+    def sentence(self) -> str:
+        """`59.8% (90%: 58.9 to 60.3), P(collapse) 0%; nearest run paper-220: 59.9%`."""
+        text = f"{self.aa_acc:.1f}% ({self.level:.0%}: {self.low:.1f} to {self.high:.1f}), "
+        text += f"P(collapse) {self.p_collapse:.0%}"
+        if self.nearest:
+            text += f"; nearest run {self.nearest[0][0]}: {self.nearest[0][1]:.1f}%"
+        return text + (f"; beyond the table in {', '.join(self.outside)}" if self.outside else "")
 
 
 @dataclass(frozen=True)
 class PaperGBR:
     """The paper's predictor exactly: gradient boosting, 50 estimators of depth 5, fitted on 70% of the runs.
 
-    `r2` and `mae` (points) are on the other 30%; `truth` and `predicted` (m,) are those runs; `importances` is the
-    model's own, by feature. Figures 1b and 1c.
+    `r2` and `mae` (points) are on the other 30%; `truth` and `predicted` (m,) are those runs' accuracies and `rows` (m,)
+    their positions in the table; `importances` is the model's own, feature → share. Figures 1b and 1c.
     """
 
     r2: float
@@ -77,8 +79,8 @@ class PaperGBR:
         """Features as in the paper where the table has them and they vary, else whatever varies."""
         from sklearn.model_selection import train_test_split
 
-        runs, y, _ = usable(frame)
-        seen = features_of(runs, features)
+        named = features or (PAPER if set(PAPER) <= set(frame.columns) else None)
+        runs, y, _, seen, positions = _usable_with_features(frame, named)
         X = seen.matrix(runs)
         train, test = train_test_split(np.arange(len(y)), test_size=0.3, random_state=seed)
         model = paper_gbr(X[train], y[train])
@@ -90,7 +92,8 @@ class PaperGBR:
             shares[name] = shares.get(name, 0.0) + float(share)
         return cls(
             1 - float((miss**2).sum()) / total if total else float("nan"), float(np.abs(miss).mean()),
-            len(train), len(test), seed, shares, y[test], predicted, runs.index.to_numpy()[test],
+            len(train), len(test), seed, dict(sorted(shares.items(), key=lambda item: -item[1])),
+            y[test], predicted, positions[test],
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,9 +102,10 @@ class PaperGBR:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A fitted predictor. `fit` chooses and fits, `predict` answers, `importances` explain.
+    """A fitted predictor. `fit` chooses and fits, `predict` answers; `importances`, `partial` and `collapse_map` explain.
 
-    `calibration` (n,) are the sorted conformity scores behind the intervals.
+    `scores` are those of every model, at random and by group, and `model` the one they chose. `n_runs` finished runs were
+    fitted on, `n_collapsed` of them collapsed; `n_left_out` had no accuracy, an unknown feature, or were too many.
     """
 
     model: ModelName
@@ -109,66 +113,93 @@ class Predictor:
     level: float
     n_runs: int
     n_collapsed: int
+    n_left_out: int
+    scores: tuple[Score, ...]
     importances: tuple[Importance, ...]
-    calibration: Floats = field(repr=False)
+    warnings: tuple[str, ...]
+    calibration: Calibration = field(repr=False)
     table: pd.DataFrame = field(repr=False)
     fitted: Fitted = field(repr=False)
 
     @classmethod
     def fit(
         cls, frame: pd.DataFrame, *, model: ModelName | None = None, features: Sequence[str] | None = None,
-        level: float = LEVEL, seed: int = 0,
+        level: float = LEVEL, seed: int = 0, repeats: int = REPEATS, groups: Sequence[str] = GROUPS,
     ) -> Predictor:  # fmt: skip
-        """Fit on every finished run of one dataset and threat. Raises InputError for fewer than FEWEST of them."""
-        runs, y, fallen = usable(frame)
-        seen = Features.of(runs, features)
+        """Fit on the finished runs of one dataset and threat. The model is chosen by `repeats` of five-fold
+        cross-validation and by leaving out each level of each of `groups`, unless it is named.
+
+        Raises InputError for fewer than FEWEST runs, mixed threats, or choices that do not vary.
+        """
+        if model is not None and model not in MODELS:
+            raise unknown("model of a predictor", model, MODELS)
+        if not 0 < level < 1:
+            raise InputError(f"level = {level:g} (allowed: between 0 and 1, e.g. 0.9)")
+        runs, y, fallen, seen, _ = _usable_with_features(frame, features, seed)
         X = seen.matrix(runs)
-        name: ModelName = model or "blend"
-        scores = _out_of_fold(name, X, y, fallen, seed)
-        fitted = Fitted(name, X, y, fallen, seed)
+        fitted = Fitted(X, y, fallen, seed)
+        random = at_random(X, y, fallen, seed, fitted.kernels, repeats)
+        scores = list(random.scores(y, fallen))
+        for name in groups:
+            if any(c.name == name or name in c.aliases for c in seen.columns):
+                out = by_group(name, list(runs[name]), X, y, fallen, seed, fitted.kernels)
+                scores += out.scores(y, fallen) if out else ()
+        chosen = model or choose(scores)
         return cls(
-            name, seen, level, len(y), int(fallen.sum()), _importances(fitted, seen, X, y, seed),
-            np.sort(scores), runs, fitted,
+            chosen, seen, level, len(y), int(fallen.sum()), len(frame) - len(y), tuple(scores),
+            importances(chosen, random, fitted, seen, X, y, seed), _warnings(len(frame), len(y), seen, fallen),
+            Calibration.fit(X, y, fallen, random.once(len(y)), level), runs, fitted,
         )  # fmt: skip
 
     def predict(self, rows: Rows) -> list[Prediction]:
-        """One prediction per recipe or row; the features may come as recipes, rows of a table, or one mapping."""
+        """One prediction per recipe or row; the features may come as recipes, rows of a table, or one mapping.
+
+        Raises InputError for a missing or unknown feature, or a level that no run of the table has.
+        """
         asked = rows_of(rows, self.table)
         X = self.features.matrix(asked)
         out = self.fitted.outlook(X)
-        reach = self._reach()
-        nearest = self._nearest(X)
-        outside = self.features.outside(asked)
+        accuracy = np.clip(out.by_model[self.model], 0, 100)
+        low, high = self.calibration.interval(X, out)
+        low, high = np.minimum(low, accuracy), np.maximum(high, accuracy)
+        nearest, outside = self._nearest(X), self.features.outside(asked)
         return [
             Prediction(
-                float(out.aa_acc[i]), float(max(0.0, out.aa_acc[i] - reach)), float(min(100.0, out.aa_acc[i] + reach)),
-                float(out.p_collapse[i]), float(out.survivor[i]), self.level, nearest[i], outside[i],
+                float(accuracy[i]), float(low[i]), float(high[i]), float(out.p_collapse[i]), float(out.survivor[i]),
+                self.level, nearest[i], outside[i],
             )
             for i in range(len(X))
         ]  # fmt: skip
 
+    def score(self, design: str = "random", model: ModelName | None = None) -> Score | None:
+        """The score of the chosen (or named) model in a design: `random`, `by steps`, …; None if it was not tried."""
+        return next((s for s in self.scores if s.design == design and s.model == (model or self.model)), None)
+
+    def partial(self, feature: str) -> Partial:
+        """The mean prediction over the table with one feature set to each of its levels."""
+        return partial(self.model, self.fitted, self.features, self.table, feature)
+
+    def collapse_map(self, first: str = "steps", second: str = "ema") -> CollapseMap:
+        """P(collapse) over two features, beside the share that really collapsed."""
+        return collapse_map(self.fitted, self.features, self.table, collapsed(self.table), first, second)
+
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
 
-    def _reach(self) -> float:
-        n = len(self.calibration)
-        rank = int(np.ceil((n + 1) * self.level)) - 1
-        return float(self.calibration[rank]) if rank < n else float("inf")
-
-    def _nearest(self, X: Floats, k: int = 3) -> list[tuple[tuple[str, float, float], ...]]:
+    def _nearest(self, X: Floats) -> list[tuple[tuple[str, float, float], ...]]:
         known = self.features.matrix(self.table)
         scale = np.where(known.std(axis=0) > 0, known.std(axis=0), 1.0)
-        names = self.table["run_id"].astype(str) if "run_id" in self.table else self.table.index.astype(str)
-        ids, accuracy = np.asarray(names), column(self.table, "aa_acc")
+        names = self.table["run_id"] if "run_id" in self.table else self.table.index.to_series()
+        ids, accuracy = names.astype(str).to_numpy(), column(self.table, "aa_acc")
         out = []
         for row in X:
             distance = np.sqrt((((known - row) / scale) ** 2).sum(axis=1))
-            order = np.argsort(distance, kind="stable")[:k]
+            order = np.argsort(distance, kind="stable")[:NEAREST]
             out.append(tuple((str(ids[i]), float(accuracy[i]), float(distance[i])) for i in order))
         return out
 
 
-def usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, Floats, Any]:
+def usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, Floats, Bools]:
     """Finished runs with a known robust accuracy, their accuracy (n,) in percent, and which collapsed (n,)."""
     check_scope(frame)
     keep = ~failed(frame) & ~np.isnan(column(frame, "aa_acc", "the target"))
@@ -178,39 +209,27 @@ def usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, Floats, Any]:
     return runs, column(runs, "aa_acc"), collapsed(runs)
 
 
-def features_of(frame: pd.DataFrame, names: Sequence[str] | None = None) -> Features:
-    """The paper's features where the table has all of them, else whatever varies."""
-    from robudget.laws.features import PAPER
-
-    if names is None and set(PAPER) <= set(frame.columns):
-        return Features.of(frame, PAPER)
-    return Features.of(frame, names)
-
-
-def _out_of_fold(name: ModelName, X: Floats, y: Floats, fallen: Any, seed: int, folds: int = 10) -> Floats:
-    """Absolute error of each run predicted without it."""
-    order = np.random.default_rng(seed).permutation(len(y))
-    out = np.empty(len(y))
-    for part in np.array_split(order, min(folds, len(y))):
-        rest = np.setdiff1d(order, part)
-        out[part] = np.abs(Fitted(name, X[rest], y[rest], fallen[rest], seed).outlook(X[part]).aa_acc - y[part])
-    return out
+def _usable_with_features(
+    frame: pd.DataFrame, names: Sequence[str] | None, seed: int = 0
+) -> tuple[pd.DataFrame, Floats, Bools, Features, Any]:
+    """As `usable`, without rows of unknown features, at most MOST of them; and their positions in `frame`."""
+    runs, _, _ = usable(frame.assign(_position=np.arange(len(frame))))
+    seen = Features.of(runs, names)
+    runs = runs[seen.known(runs)]
+    if len(runs) > MOST:
+        runs = runs.iloc[np.sort(np.random.default_rng(seed).choice(len(runs), MOST, replace=False))]
+    runs, y, fallen = usable(runs)
+    positions = runs["_position"].to_numpy()
+    return runs.drop(columns="_position"), y, fallen, seen, positions
 
 
-def _importances(fitted: Fitted, seen: Features, X: Floats, y: Floats, seed: int) -> tuple[Importance, ...]:
-    model = paper_gbr(X, y, seed)
-    names = np.array(seen.names)
-    rng = np.random.default_rng(seed)
-    base = np.abs(fitted.outlook(X).aa_acc - y).mean()
+def _warnings(n_table: int, n_runs: int, seen: Features, fallen: Bools) -> tuple[str, ...]:
     out = []
+    if n_runs < 10 * len(seen.columns):
+        out.append(f"the predictor knows {n_runs} runs for {len(seen.columns)} choices: take its intervals seriously")
+    if n_runs == MOST and n_table > MOST:
+        out.append(f"the predictor was fitted on {MOST} of {n_table} runs, drawn at random")
     for c in seen.columns:
-        mine = np.flatnonzero(names == c.name)
-        worse = []
-        for _ in range(10):
-            shuffled = X.copy()
-            shuffled[:, mine] = X[rng.permutation(len(y))][:, mine]
-            worse.append(float(np.abs(fitted.outlook(shuffled).aa_acc - y).mean() - base))
-        low, high = np.quantile(worse, [0.025, 0.975])
-        share = float(model.feature_importances_[mine].sum())
-        out.append(Importance(c.name, share, float(np.mean(worse)), float(low), float(high), c.aliases))
-    return tuple(sorted(out, key=lambda i: -i.by_permutation))
+        if c.aliases:
+            out.append(f"{c.name} varies only together with {', '.join(c.aliases)}: their effects cannot be told apart")
+    return tuple(out)
