@@ -1,14 +1,14 @@
 """What an update minimises, as functions of logits.
 
 Every function takes float32 logits (N, classes) and `target`, either int64 labels (N,) or probabilities (N, classes)
-as CutMix and label smoothing make them, and returns a scalar: the mean over the batch. None of them sees a model or an
-optimizer. `target_of` turns labels into probabilities once, outside.
+as CutMix, label smoothing and soft labels make them, and returns a scalar: the mean over the batch. None of them sees a
+model or an optimizer.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
@@ -29,10 +29,9 @@ def at(logits_adv: Tensor, target: Tensor) -> Tensor:
 
 
 def kl(logits: Tensor, logits_adv: Tensor) -> Tensor:
-    """KL(softmax(logits) ‖ softmax(logits_adv)), mean over the batch."""
-    return F.kl_div(
-        F.log_softmax(logits_adv, dim=1), F.log_softmax(logits, dim=1), reduction="batchmean", log_target=True
-    )
+    """KL(softmax(logits) ‖ softmax(logits_adv))."""
+    log_p, log_q = F.log_softmax(logits, dim=1), F.log_softmax(logits_adv, dim=1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
 def trades(logits: Tensor, logits_adv: Tensor, target: Tensor, beta: float) -> Tensor:
@@ -54,3 +53,14 @@ def mart(logits: Tensor, logits_adv: Tensor, target: Tensor, beta: float) -> Ten
     per_image = (log_p.exp() * (log_p - log_p_adv)).sum(1)
     doubt = 1 - log_p.gather(1, labels[:, None]).squeeze(1).exp()
     return boosted + beta * (per_image * doubt).mean()
+
+
+def squared(logits: Tensor, target: Tensor) -> Tensor:
+    """‖softmax(logits) − target‖²: the squared error in place of cross-entropy (LSE; Pang et al. 2022, section 4)."""
+    return (F.softmax(logits, dim=1) - smooth(target, logits.shape[1], 0.0)).square().sum(1).mean()
+
+
+def score(logits: Tensor, logits_adv: Tensor, target: Tensor, beta: float) -> Tensor:
+    """‖p(clean) − target‖² + β·‖p(clean) − p(adversarial)‖² (SCORE; Pang et al. 2022): TRADES with a true metric."""
+    gap = F.softmax(logits, dim=1) - F.softmax(logits_adv, dim=1)
+    return squared(logits, target) + beta * gap.square().sum(1).mean()

@@ -31,6 +31,7 @@ TINY = Recipe().with_(
         "batch_size": 128,
         "validation.steps": 3,
         "validation.images": 64,
+        "collapse.action": "off",
     }
 )
 

@@ -5,26 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+WHOLE = slice(None)  # all rows of a batch
 
-def crop_flip(images: Tensor, *, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
+
+def crop_flip(
+    images: Tensor, *, crop: int, flip: bool, generator: torch.Generator, rows: slice = WHOLE, total: int | None = None
+) -> Tensor:
     """Each image shifted by up to `crop` pixels either way (zeros come in) and mirrored with probability one half.
 
-    The random crop after padding and the flip of He et al. 2016, as one gather. uint8 (N, C, H, W) in and out.
+    The random crop after padding and the flip of He et al. 2016, as one gather. uint8 (N, C, H, W) in and out. Where
+    `images` are only the `rows` of a batch of `total`, each image gets what it would have got in the whole batch.
     """
     if not crop and not flip:
         return images
     n, c, h, w = images.shape
     device = images.device
-    rows = torch.arange(h, device=device).expand(n, h)
+    total = total or n
+    lines = torch.arange(h, device=device).expand(n, h)
     columns = torch.arange(w, device=device).expand(n, w)
     if flip:
-        mirrored = torch.rand(n, 1, generator=generator, device=device) < 0.5
+        mirrored = torch.rand(total, 1, generator=generator, device=device)[rows] < 0.5
         columns = torch.where(mirrored, w - 1 - columns, columns)
     if crop:
-        shift = torch.randint(-crop, crop + 1, (2, n, 1), generator=generator, device=device)
-        rows, columns = rows + shift[0], columns + shift[1]
-    inside = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
-    source = rows.clamp(0, h - 1)[:, :, None] * w + columns.clamp(0, w - 1)[:, None, :]
+        shift = torch.randint(-crop, crop + 1, (total, 2, 1), generator=generator, device=device)[rows]
+        lines, columns = lines + shift[:, 0], columns + shift[:, 1]
+    inside = ((lines >= 0) & (lines < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
+    source = lines.clamp(0, h - 1)[:, :, None] * w + columns.clamp(0, w - 1)[:, None, :]
     moved = images.reshape(n, c, h * w).gather(2, source.reshape(n, 1, h * w).expand(n, c, h * w))
     return (moved * inside.reshape(n, 1, h * w)).view(n, c, h, w)
 

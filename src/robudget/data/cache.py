@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from robudget import files
 from robudget.data.dataset import Dataset, Split, fingerprint
 from robudget.data.keyed import key
 from robudget.data.picture import decode, shape_of
-from robudget.data.source import Source
+from robudget.data.source import Part, Source
 from robudget.errors import InputError
 
 LAYOUT = 1  # raise it when what is stored, or how it is decoded, changes
@@ -41,15 +41,50 @@ def decoded(source: Source, *, image_size: int | None, folder: Path | None) -> D
     under its name in one step when it is complete, so a killed decoder leaves nothing that is trusted later. Raises
     InputError for a corrupt image and for a cache folder that can't be written.
     """
-    folder = folder or default_folder()
-    identity = f"{key(LAYOUT, source.name, source.identity, str(image_size)):016x}"
-    entry = folder / f"{source.name}-{identity}"
+    parts = {"train": source.train, "test": source.test}
+
+    def about(splits: dict[str, Split]) -> dict[str, Any]:
+        # A Dataset is made here for its checks: what is not one never gets a name in the cache.
+        print_ = fingerprint(*splits.values())
+        whole = Dataset(source.name, splits["train"], splits["test"], source.class_names, print_)
+        return {"class_names": list(whole.class_names), "fingerprint": whole.fingerprint}
+
+    splits, facts = _entry(source.name, source.identity, parts, about, image_size=image_size, folder=folder)
+    return Dataset(source.name, splits["train"], splits["test"], tuple(facts["class_names"]), facts["fingerprint"])
+
+
+def decoded_part(name: str, identity: str, part: Part, *, image_size: int | None, folder: Path | None) -> Split:
+    """A single split, kept in the same way."""
+    splits, _ = _entry(name, identity, {"all": part}, lambda splits: {}, image_size=image_size, folder=folder)
+    return splits["all"]
+
+
+def _entry(
+    name: str,
+    identity: str,
+    parts: dict[str, Part],
+    about: Callable[[dict[str, Split]], dict[str, Any]],
+    *,
+    image_size: int | None,
+    folder: Path | None,
+) -> tuple[dict[str, Split], dict[str, Any]]:
+    """The parts decoded, and what `about` says of them; read back if this entry is complete, else written first."""
+    entry = (folder or default_folder()) / f"{name}-{key(LAYOUT, name, identity, str(image_size)):016x}"
     if not (entry / "about.json").exists():
-        _write(entry, source, image_size)
-    return _read(entry)
+        _write(entry, parts, about, image_size)
+    try:
+        facts = json.loads((entry / "about.json").read_text("utf-8"))
+        return {part: _open(entry, part) for part in parts}, facts
+    except (OSError, ValueError) as error:
+        raise InputError(f"the cached images {str(entry)!r} are damaged: {error} (delete that folder)") from None
 
 
-def _write(entry: Path, source: Source, image_size: int | None) -> None:
+def _write(
+    entry: Path,
+    parts: dict[str, Part],
+    about: Callable[[dict[str, Split]], dict[str, Any]],
+    image_size: int | None,
+) -> None:
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
@@ -58,15 +93,12 @@ def _write(entry: Path, source: Source, image_size: int | None) -> None:
             f"cannot write the image cache {str(entry.parent)!r}: {error.strerror} (set ROBUDGET_CACHE to a folder)"
         ) from None
     try:
-        splits = {}
-        shape = None
-        for name, part in (("train", source.train), ("test", source.test)):
+        splits, shape = {}, None
+        for name, part in parts.items():
             shape = _fill(draft, name, part.pictures(), part.labels, image_size, shape)
             splits[name] = _open(draft, name)
-        # Made here for its checks: what is not a dataset never gets its name.
-        whole = Dataset(source.name, splits["train"], splits["test"], source.class_names, fingerprint(*splits.values()))
-        about = {"name": whole.name, "class_names": list(whole.class_names), "fingerprint": whole.fingerprint}
-        files.write_json(draft / "about.json", about)
+        files.write_json(draft / "about.json", about(splits))
+        del splits
         try:
             draft.rename(entry)
         except OSError:
@@ -117,17 +149,3 @@ def _open(entry: Path, name: str) -> Split:
     images = np.load(entry / f"{name}_images.npy", mmap_mode="c", allow_pickle=False)
     labels = np.load(entry / f"{name}_labels.npy", allow_pickle=False)
     return Split(torch.from_numpy(images), torch.from_numpy(labels))
-
-
-def _read(entry: Path) -> Dataset:
-    try:
-        about = json.loads((entry / "about.json").read_text("utf-8"))
-        return Dataset(
-            about["name"],
-            _open(entry, "train"),
-            _open(entry, "test"),
-            tuple(about["class_names"]),
-            about["fingerprint"],
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"the cached images {str(entry)!r} are damaged: {error} (delete that folder)") from None

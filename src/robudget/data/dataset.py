@@ -17,10 +17,12 @@ HOLDOUT_SEED = 20231213  # fixed, so that every recipe and every seed validates 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """`images` uint8 (N, C, H, W), `labels` int64 (N,). Images may be memory-mapped: index, don't copy."""
+    """`images` uint8 (N, C, H, W), `labels` int64 (N,), and where a teacher gave them `soft` probabilities float32
+    (N, classes). Images may be memory-mapped: index, don't copy."""
 
     images: Tensor
     labels: Tensor
+    soft: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -34,7 +36,7 @@ class Split:
         return len(self.labels)
 
     def __getitem__(self, rows: slice | Tensor) -> Split:
-        return Split(self.images[rows], self.labels[rows])
+        return Split(self.images[rows], self.labels[rows], self.soft[rows] if self.soft is not None else None)
 
     def first(self, n: int | None) -> Split:
         """The first n rows (all without n). Raises InputError when there are fewer."""

@@ -25,7 +25,7 @@ def find(root: Path) -> bool:
     if not root.is_dir():
         return False
     train = root / "train"
-    return bool(_classes(train if train.is_dir() else root))
+    return bool(classes_in(train if train.is_dir() else root))
 
 
 def read(name: str, root: Path) -> Source:
@@ -36,9 +36,9 @@ def read(name: str, root: Path) -> Source:
     test = next((root / n for n in TEST_NAMES if (root / n).is_dir()), None)
     if test is None:
         raise InputError(f"{str(root)!r} has train/ but no test split (allowed: {', '.join(TEST_NAMES)})")
-    classes = _classes(train)
-    if _classes(test) != classes:
-        odd = sorted(set(_classes(test)) ^ set(classes))
+    classes = classes_in(train)
+    if classes_in(test) != classes:
+        odd = sorted(set(classes_in(test)) ^ set(classes))
         raise InputError(f"{str(root)!r}: {train.name} and {test.name} differ in classes ({', '.join(odd[:5])})")
     listed = [_list(folder, classes) for folder in (train, test)]
     identity = identity_of(root, [path for paths, _ in listed for path in paths])
@@ -47,15 +47,22 @@ def read(name: str, root: Path) -> Source:
 
 def _one_folder(name: str, root: Path) -> Source:
     """Class sub-folders only: a sixth of each class, always the same images, becomes the test split."""
-    classes = _classes(root)
+    classes = classes_in(root)
     paths, labels = _list(root, classes)
     rows = stratified_rows(torch.from_numpy(labels), TEST_SHARE, len(classes), seed=_SPLIT_SEED)
     train, test = (_part(root, [paths[i] for i in part.tolist()], labels[part.numpy()]) for part in rows)
     return Source(name, train, test, classes, identity_of(root, paths))
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
+def classes_in(folder: Path) -> tuple[str, ...]:
+    """Names of the sub-folders, sorted."""
     return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+
+
+def read_part(folder: Path, classes: tuple[str, ...]) -> tuple[Part, list[Path]]:
+    """All pictures of class sub-folders as one part, labelled by the order of `classes`; and their paths."""
+    paths, labels = _list(folder, classes)
+    return _part(folder, paths, labels), paths
 
 
 def _list(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], NDArray[np.int64]]:

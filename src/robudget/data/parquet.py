@@ -47,6 +47,11 @@ def read(name: str, root: Path, shards: tuple[list[Path], list[Path]], class_nam
     return Source(name, parts[0], parts[1], own or class_names, identity_of(root, [*train, *test]))
 
 
+def read_part(shards: list[Path]) -> Part:
+    """All pictures of the shards as one part."""
+    return Part(_labels(shards), partial(_pictures, shards))
+
+
 def _split_of(path: Path) -> str:
     return path.name.split("-")[0].split(".")[0].lower()
 

@@ -17,7 +17,9 @@ class Prepared:
     synthetic: Split | None
 
 
-def prepare(recipe: Recipe, dataset: Dataset, synthetic_root: str | Path | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe, dataset: Dataset, synthetic_root: str | Path | None = None, cache: str | Path | None = None
+) -> Prepared:
     """Hold out the validation images, take the first `data.amount` of the rest, then make or read the synthetic ones.
 
     In this order the validation images are the same for every recipe on this dataset, and a generator fitted here has
@@ -28,5 +30,5 @@ def prepare(recipe: Recipe, dataset: Dataset, synthetic_root: str | Path | None 
     else:
         rest, held = hold_out(dataset.train, recipe.validation.fraction, dataset.classes)
     train = rest.first(recipe.data.amount)
-    generated = synthetic.make(recipe, train, dataset.classes, synthetic_root)
+    generated = synthetic.make(recipe, train, dataset, synthetic_root, cache)
     return Prepared(train, held.first(recipe.validation.images), generated)

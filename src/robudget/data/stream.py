@@ -5,14 +5,21 @@ Batch `t` is a function of (seed, t) alone. Nothing has to be remembered to go o
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from robudget.data.augment import WHOLE
 from robudget.data.dataset import Split
 from robudget.data.keyed import generator_for
 from robudget.errors import InputError
+
+AHEAD = 3  # batches read ahead from a source that does not fit in memory
+RESIDENT = 1 << 30  # bytes up to which a memory-mapped source is copied into a CPU's memory
 
 
 class Passes:
@@ -20,41 +27,52 @@ class Passes:
 
     def __init__(self, size: int, take: int, *, seed: int, name: str) -> None:
         self._size, self._take, self._seed, self._name = size, take, seed, name
-        self._orders: dict[int, Tensor] = {}
+        self._orders: OrderedDict[int, Tensor] = OrderedDict()
 
     def rows(self, step: int) -> Tensor:
         """int64 (take,) row numbers of batch `step`."""
-        first, parts = step * self._take, []
-        while first < (step + 1) * self._take:
+        first, last, parts = step * self._take, (step + 1) * self._take, []
+        while first < last:
             number, offset = divmod(first, self._size)
-            part = self._order(number)[offset : offset + (step + 1) * self._take - first]
-            parts.append(part)
-            first += len(part)
+            parts.append(self._order(number)[offset : offset + last - first])
+            first += len(parts[-1])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _order(self, number: int) -> Tensor:
         if number not in self._orders:
-            # A batch touches two passes at most at a time, unless the source is smaller than its share of a batch.
-            self._orders = {n: order for n, order in self._orders.items() if n == number - 1}
             generator = generator_for("cpu", self._seed, self._name, number)
             self._orders[number] = torch.randperm(self._size, generator=generator)
+            # A batch is smaller than its source, so it touches two passes at most.
+            while len(self._orders) > 2:
+                self._orders.popitem(last=False)
         return self._orders[number]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`images` uint8 (N, C, H, W) and `labels` int64 (N,) on the device; the first `real` rows are real images."""
+    """`images` uint8 (N, C, H, W), `labels` int64 (N,) and, where a source has them, probabilities `soft` (N, classes),
+    all on the device."""
 
     images: Tensor
     labels: Tensor
-    real: int
+    soft: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A source where it is read from: on the device, or memory-mapped."""
+
+    split: Split
+    passes: Passes
+    resident: bool
 
 
 class Stream:
     """Batches of `batch_size` images on `device`, a `share` of them synthetic.
 
-    Images that fit are moved to the device once; memory-mapped ones are read row by row. Raises InputError when the
-    batch asks for more images than a source has.
+    What fits is moved to the device once. A larger source stays memory-mapped, and threads read its next batches while
+    the device works. `mine` are the rows of every batch that this process trains on. Raises InputError when a batch
+    asks for more images than a source has.
     """
 
     def __init__(
@@ -62,21 +80,21 @@ class Stream:
         real: Split,
         synthetic: Split | None,
         *,
+        classes: int,
         batch_size: int,
         share: float,
         seed: int,
         device: torch.device,
-        resident: bool = True,
+        mine: slice = WHOLE,
     ) -> None:
         generated = round(share * batch_size) if synthetic is not None else 0
         if generated >= batch_size:
             raise InputError(
                 f"synthetic.fraction = {share} leaves no real image in a batch of {batch_size} (allowed: at least one)"
             )
-        self.real = batch_size - generated
-        self.batch_size = batch_size
-        self._device = device
-        self._sources = []
+        self.batch_size, self.real = batch_size, batch_size - generated
+        self._classes, self._device, self._mine = classes, device, mine
+        self._sources: list[_Held] = []
         for name, split, take in (("real", real, self.real), ("synthetic", synthetic, generated)):
             if split is None or take == 0:
                 continue
@@ -84,18 +102,74 @@ class Stream:
                 raise InputError(
                     f"batch_size = {batch_size} takes {take} {name} images at once, but there are only {len(split)}"
                 )
-            held = Split(split.images.to(device), split.labels.to(device)) if resident else split
-            self._sources.append((held, Passes(len(split), take, seed=seed, name=name)))
+            self._sources.append(self._hold(split, Passes(len(split), take, seed=seed, name=name)))
+        self._soft = any(held.split.soft is not None for held in self._sources)
+        waits = not all(held.resident for held in self._sources)
+        self._pool = ThreadPoolExecutor(max_workers=AHEAD, thread_name_prefix="read-ahead") if waits else None
+        self._ahead: dict[int, Future[Batch]] = {}
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`, counted from 0."""
-        images, labels = [], []
-        for split, passes in self._sources:
-            rows = passes.rows(step).to(split.labels.device)
-            images.append(split.images.index_select(0, rows).to(self._device))
-            labels.append(split.labels.index_select(0, rows).to(self._device))
-        return Batch(
-            images[0] if len(images) == 1 else torch.cat(images),
-            labels[0] if len(labels) == 1 else torch.cat(labels),
-            self.real,
-        )
+        if self._pool is None:
+            return self._gather(step)
+        for number in range(step, step + AHEAD + 1):
+            if number not in self._ahead:
+                self._ahead[number] = self._pool.submit(self._gather, number)
+        batch = self._ahead.pop(step).result()
+        self._ahead = {number: future for number, future in self._ahead.items() if number > step}
+        return batch
+
+    def _hold(self, split: Split, passes: Passes) -> _Held:
+        size = split.images.numel()
+        if self._device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self._device)
+            fits = size < free // 4
+        else:
+            fits = size <= RESIDENT
+        soft = split.soft.to(self._device) if split.soft is not None and fits else split.soft
+        if not fits:
+            return _Held(split, passes, resident=False)
+        # A copy even on the CPU: a mapped file is left alone from here on.
+        images = split.images.to(self._device, copy=True)
+        return _Held(Split(images, split.labels.to(self._device), soft), passes, resident=True)
+
+    def _gather(self, step: int) -> Batch:
+        # Which rows of the whole batch are this process's is settled before anything is read.
+        order = torch.arange(self.batch_size)[self._mine]
+        parts = []
+        first = 0
+        for held in self._sources:
+            rows = held.passes.rows(step)
+            chosen = (
+                rows[order[(order >= first) & (order < first + len(rows))] - first] if self._mine != WHOLE else rows
+            )
+            parts.append(self._take(held, chosen))
+            first += len(rows)
+        images, labels, soft = zip(*parts, strict=True)
+        return Batch(_joined(images), _joined(labels), _joined(soft) if self._soft else None)
+
+    def _take(self, held: _Held, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        split = held.split
+        rows = rows.to(split.labels.device)
+        # Files hold height × width × channels; reading whole images in that order is what keeps the disk sequential.
+        if split.images.is_contiguous():
+            images = split.images.index_select(0, rows)
+        else:
+            images = split.images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+        labels = split.labels.index_select(0, rows)
+        if not self._soft:
+            soft = labels
+        elif split.soft is None:
+            soft = F.one_hot(labels, self._classes).float()
+        else:
+            soft = split.soft.index_select(0, rows)
+        if held.resident:
+            return images, labels, soft
+        pinned = (images.contiguous(), labels, soft)
+        if self._device.type == "cuda":
+            pinned = (pinned[0].pin_memory(), labels.pin_memory(), soft.pin_memory())
+        return tuple(t.to(self._device, non_blocking=True) for t in pinned)  # type: ignore[return-value]
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from robudget.errors import InputError, unknown
 from robudget.models.layers import ACTIVATIONS, Normalize, kaiming
+from robudget.models.memory import run_block
 
 Variant = Literal["original", "deepmind"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -96,9 +96,6 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.stem(self.normalize(x))
         for block in self.blocks:
-            if self.checkpointing and self.training:
-                h = checkpoint(block, h, use_reentrant=False)
-            else:
-                h = block(h)
+            h = run_block(block, h, recompute=self.checkpointing)
         logits: Tensor = self.head(self.act(self.bn(h)).mean((2, 3)))
         return logits

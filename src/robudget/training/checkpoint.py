@@ -31,6 +31,17 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.safetensors"
 State = dict[str, Any]
 
 
+def copied(value: Any) -> Any:
+    """A copy of nested dicts and lists with every tensor copied to the CPU's memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [copied(item) for item in value]
+    return value
+
+
 def digest(value: Any) -> str:
     """SHA-256 of nested dicts, lists, numbers, strings and tensors, independent of how a file lays them out."""
     sha = hashlib.sha256()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections import Counter
@@ -14,24 +13,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robudget import losses
-from robudget.data.augment import crop_flip, cutmix
-from robudget.data.dataset import Dataset, to_unit
-from robudget.data.keyed import generator_for
+from robudget.data.dataset import Dataset
 from robudget.data.prepare import prepare
-from robudget.data.stream import Stream
 from robudget.errors import InputError, RunFailed
 from robudget.models.build import build_for
+from robudget.models.memory import checkpoint_activations
 from robudget.recipe import Recipe
 from robudget.training import checkpoint
-from robudget.training.craft import CraftMode, craft, cross_entropy, divergence
+from robudget.training.batches import Batches
 from robudget.training.ema import Ema
 from robudget.training.optim import build_optimizer, lr_at, peak_lr
 from robudget.training.precision import resolve
-from robudget.training.records import Best, EpochRecord
-from robudget.training.validation import Validation, validate
+from robudget.training.records import PHASES, Best, EpochRecord
+from robudget.training.step import CLEAN, Step
+from robudget.training.stopwatch import Stopwatch
+from robudget.training.teacher import relabel
+from robudget.training.validation import Validation, Validator, check_collapse, validating
+from robudget.training.world import current, synchronise_batchnorm
 
-EXPLODED = 1e4  # a mean cross-entropy that large means logits beyond any use
+EXPLODED = 1e4  # a mean loss that large means logits beyond any use
+LOOK = 50  # steps between two looks at the loss and the clock, since each waits for the device
 Window = Callable[[str], AbstractContextManager[object]]
 
 
@@ -42,11 +43,17 @@ class Trainer:
         for record in trainer: print(record.epoch, record.val_robust)
         model = trainer.best_model()
 
-    With a `folder` it writes `last.pt` after every epoch and `best.safetensors` whenever validation improves, and a new
-    Trainer on the same folder goes on from there to the same bits. `records` holds all epochs, those before a resume
-    too. `window(name)` is entered around each epoch's "train" and "validation". `notify` gets one-line notices.
+    With a `folder` it writes `last.pt` after every epoch (and within one, every `save_seconds`) and `best.safetensors`
+    whenever validation improves; a new Trainer on the same folder goes on from there to the same bits. `records` holds
+    all epochs, those before a resume too. `synthetic_root` and `teacher` (weights as safetensors with their recipe):
+    for recipes that ask for them. `window(name)` is entered around each epoch's "train" and "validation". `notify` gets
+    one-line notices. `checkpointing` recomputes activations in the backward pass to save memory.
 
-    Raises InputError for a recipe, data set or checkpoint that can't be used, RunFailed when the loss diverges.
+    Under an initialised torch.distributed every process makes the same Trainer and gets the same records: the batch is
+    shared out, only the first one writes. `sync_batchnorm` (default) makes BatchNorm see the whole batch, so that the
+    result does not depend on the number of processes.
+
+    Raises InputError for a recipe, data or checkpoint that can't be used, RunFailed when the loss diverges.
     """
 
     def __init__(
@@ -55,56 +62,100 @@ class Trainer:
         dataset: Dataset,
         *,
         synthetic_root: str | Path | None = None,
+        teacher: str | Path | None = None,
         device: str | torch.device = "cpu",
         folder: Path | None = None,
         window: Window | None = None,
         notify: Callable[[str], None] = warnings.warn,
+        save_seconds: float = 600.0,
+        checkpointing: bool = False,
+        sync_batchnorm: bool = True,
+        cache: str | Path | None = None,
     ) -> None:
         self.recipe, self.dataset, self.folder = recipe, dataset, folder
-        self.device = torch.device(device)
+        self.device, self.world = torch.device(device), current()
         self._window: Window = window or (lambda name: nullcontext())
-        self._notify = notify
+        self._notify, self._save_seconds, self._checkpointing = notify, save_seconds, checkpointing
+        if recipe.batch_size % self.world.size:
+            raise InputError(f"batch_size = {recipe.batch_size} can't be shared by {self.world.size} processes")
 
-        self.data = prepare(recipe, dataset, synthetic_root)
-        self._stream = Stream(
-            self.data.train,
-            self.data.synthetic,
-            batch_size=recipe.batch_size,
-            share=recipe.synthetic.share,
-            seed=recipe.seed,
-            device=self.device,
-        )
-        self._held_images = self.data.validation.images.to(self.device)
-        self._held_labels = self.data.validation.labels.to(self.device)
+        self.data = relabel(prepare(recipe, dataset, synthetic_root, cache), recipe, dataset, teacher, self.device)
+        self.steps_per_epoch = max(1, (recipe.epoch_images or len(self.data.train)) // recipe.batch_size)
+        self.steps = recipe.epochs * self.steps_per_epoch
 
         model = build_for(recipe, dataset)
+        if self.world.size > 1 and sync_batchnorm:
+            model = synchronise_batchnorm(model, self.device)
+        self._synchronised = sync_batchnorm
+        if checkpointing:
+            checkpoint_activations(model, recipe.model.name)
         self.precision = resolve(recipe.precision, self.device, model)
+        craft_precision = self.precision
+        if recipe.craft.precision != "same":
+            craft_precision = resolve(recipe.craft.precision, self.device, model)
         self.model: nn.Module = model.to(self.device).to(memory_format=self.precision.memory_format)
         self.ema = Ema(self.model, recipe.ema.decay, warmup=recipe.ema.warmup) if recipe.ema.decay else None
         self._peak_lr = peak_lr(recipe.optim, recipe.batch_size)
         self._optimizer = build_optimizer(self.model, recipe.optim, self._peak_lr)
-        self._crafting = CraftMode(self.model, recipe.craft.batchnorm)
-        self._autocast = self.precision.autocast
+        self._batches = Batches(
+            recipe,
+            self.data,
+            dataset.classes,
+            device=self.device,
+            world=self.world,
+            memory_format=self.precision.memory_format,
+        )
+        self._calls: Counter[str] = Counter(dict.fromkeys(PHASES, 0))
+        self._watch = Stopwatch(self.device)
+        self._step = Step(
+            recipe,
+            self.model,
+            self._optimizer,
+            self.ema,
+            precision=self.precision,
+            craft_precision=craft_precision,
+            world=self.world,
+            watch=self._watch,
+            calls=self._calls,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+        held = self.data.validation
+        self._validator = Validator(
+            held.images.to(self.device),
+            held.labels.to(self.device),
+            recipe.seed,
+            max(recipe.batch_size // self.world.size, 256),
+            craft_precision,
+            self.world,
+            self._calls,
+        )
 
-        self.steps_per_epoch = max(1, (recipe.epoch_images or len(self.data.train)) // recipe.batch_size)
-        self.steps = recipe.epochs * self.steps_per_epoch
         self.step = 0
         self.best: Best | None = None
         self.records: list[EpochRecord] = []
-        self.calls: Counter[str] = Counter()
+        self.stopped: str | None = None  # why it ended before its epochs did
+        self._lr_scale = 1.0  # halved by every restore after a collapse
+        self._good: checkpoint.State | None = None  # the last epoch before a collapse, where the recipe restores it
         self._best_weights: dict[str, Tensor] = {}
+        self._saved = time.monotonic()
         self._start_epoch()
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            if self.world.leads:
+                folder.mkdir(parents=True, exist_ok=True)
             state = checkpoint.load_last(folder, notify)
             if state is not None:
                 self._restore(state)
 
-    # -- the loop ------------------------------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------------------------
 
     @property
     def done(self) -> bool:
-        return self.step >= self.steps
+        return self.step >= self.steps or self.stopped is not None
+
+    @property
+    def collapsed_at(self) -> list[int]:
+        """Epochs (from 1) after which the collapse watch fired."""
+        return [record.epoch for record in self.records if record.collapsed]
 
     def __iter__(self) -> Iterator[EpochRecord]:
         while not self.done:
@@ -114,172 +165,121 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         self.model.train()
-        while self.step < (len(self.records) + 1) * self.steps_per_epoch:
+        last = (len(self.records) + 1) * self.steps_per_epoch
+        self._watch.start()
+        while self.step < last:
             self._train_step()
+            if self.step % LOOK == 0 and self.step < last:
+                self._look()
 
     def _train_step(self) -> None:
-        recipe, begun = self.recipe, time.perf_counter()
+        recipe = self.recipe
         lr = lr_at(recipe.optim, self._peak_lr, self.step, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        x, labels, target = self._batch()
-        prepared = time.perf_counter()
-        x_adv = self._craft(x, labels) if recipe.adversarial else None
-        crafted = time.perf_counter()
-        loss = self._update(x, x_adv, labels, target)
-        updated = time.perf_counter()
-        if self.ema is not None:
-            self.ema.update()
-        self._losses[self.step % self.steps_per_epoch] = loss
+            group["lr"] = lr * self._lr_scale
+        x, labels, target = self._batches(self.step)
+        self._watch.lap("data")
+        outcome = self._step(x, labels, target, self.step)
+        if self._checkpointing:
+            # Every pass with a backward runs its forward twice.
+            self._calls["recompute_forward"] = self._calls["update_backward"] + self._calls["craft_backward"]
+        self._losses[self.step % self.steps_per_epoch] = outcome.loss
+        if outcome.clean is not None:
+            self._correct["clean"] += outcome.clean
+        if outcome.crafted is not None:
+            self._correct["craft"] += outcome.crafted
         self.step += 1
-        self._seconds["data"] += prepared - begun
-        self._seconds["craft"] += crafted - prepared
-        self._seconds["update"] += updated - crafted
-        self._seconds["ema"] += time.perf_counter() - updated
 
-    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(images in [0, 1], hard labels, what the loss is measured against)."""
-        recipe = self.recipe
-        batch = self._stream.batch(self.step)
-        generator = generator_for(self.device, recipe.seed, "augment", self.step)
-        images = crop_flip(batch.images, crop=recipe.data.crop, flip=recipe.data.flip, generator=generator)
-        labels = target = batch.labels
-        if recipe.data.cutmix:
-            images, target = cutmix(images, losses.smooth(labels, self.dataset.classes, 0.0), generator=generator)
-            labels = target.argmax(1)  # the adversary attacks the label that covers most of the image
-        if recipe.label_smoothing:
-            target = losses.smooth(target, self.dataset.classes, recipe.label_smoothing)
-        return to_unit(images).contiguous(memory_format=self.precision.memory_format), labels, target
+    def _look(self) -> None:
+        """Now and then within an epoch: is the loss finite, and is it time to save?"""
+        self._check_losses(self.world.total(self._losses.clone()).tolist())
+        due = torch.tensor(float(time.monotonic() - self._saved > self._save_seconds), device=self.device)
+        if self.folder is not None and float(self.world.total(due)) > 0:
+            self.save()
+            self._watch.lap("checkpoint")
 
-    def _craft(self, x: Tensor, labels: Tensor) -> Tensor:
-        recipe = self.recipe
-        with self._crafting():
-            if recipe.loss == "trades":
-                with torch.no_grad(), self._autocast():
-                    objective = divergence(self.model(x).float())
-                self.calls["craft_forward"] += len(x)
-            else:
-                objective = cross_entropy(labels)
-            x_adv = craft(
-                self.model,
-                x,
-                objective,
-                recipe.threat.threat(),
-                steps=recipe.craft.steps,
-                step_size=recipe.craft.step_size_for(recipe.threat.eps),
-                start=recipe.craft.start,
-                generator=generator_for(self.device, recipe.seed, "craft", self.step),
-                autocast=self._autocast,
-            )
-        self.calls["craft_forward"] += recipe.craft.steps * len(x)
-        self.calls["craft_backward"] += recipe.craft.steps * len(x)
-        return x_adv
-
-    def _update(self, x: Tensor, x_adv: Tensor | None, labels: Tensor, target: Tensor) -> Tensor:
-        """One step of the optimizer; returns the loss, still on the device."""
-        recipe = self.recipe
-        self._optimizer.zero_grad(set_to_none=True)
-        clean = adversarial = None
-        with self._autocast():
-            if recipe.loss in ("standard", "trades", "mart"):
-                clean = self.model(x)
-            if x_adv is not None:
-                adversarial = self.model(x_adv)
-        if clean is not None:
-            clean = clean.float()
-            self._correct["clean"] += (clean.detach().argmax(1) == labels).sum()
-        if adversarial is not None:
-            adversarial = adversarial.float()
-            self._correct["craft"] += (adversarial.detach().argmax(1) == labels).sum()
-        loss = self._loss(clean, adversarial, target)
-        torch.autograd.backward(loss)
-        if recipe.optim.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optim.clip, foreach=True)
-        self._optimizer.step()
-        passes = (clean is not None) + (adversarial is not None)
-        self.calls["update_forward"] += passes * len(x)
-        self.calls["update_backward"] += passes * len(x)
-        return loss.detach()
-
-    def _loss(self, clean: Tensor | None, adversarial: Tensor | None, target: Tensor) -> Tensor:
-        beta = self.recipe.beta
-        if clean is not None and adversarial is not None:
-            pair = losses.trades if self.recipe.loss == "trades" else losses.mart
-            return pair(clean, adversarial, target, beta)
-        if adversarial is not None:
-            return losses.at(adversarial, target)
-        assert clean is not None
-        return losses.standard(clean, target)
-
-    # -- the end of an epoch -------------------------------------------------------------------------------------------
+    # -- the end of an epoch ---------------------------------------------------------------------------------------
 
     def _end_epoch(self) -> EpochRecord:
         recipe, epoch = self.recipe, len(self.records) + 1
-        history = self._losses.tolist()
-        self._check_loss(history)
-        held = None
-        if epoch % recipe.validation.every == 0 or self.done:
-            begun = time.perf_counter()
-            with self._window("validation"):
-                held = self._validate()
-            self._seconds["validation"] = time.perf_counter() - begun
+        history = [loss / self.world.size for loss in self.world.total(self._losses.clone()).tolist()]
+        self._check_losses(history)
+        held, collapse = None, None
+        self._watch.start()
+        with self._window("validation"):
+            if epoch % recipe.validation.every == 0 or self.done:
+                held = self._validator(self.final_model, validating(recipe))
+            if recipe.adversarial and recipe.collapse.action != "off":
+                collapse = check_collapse(self.model, self._validator, recipe)
+        self._watch.lap("validation")
         best = held is not None and self._keep_if_best(epoch, held)
         seen = self.steps_per_epoch * recipe.batch_size
-        clean, crafted = int(self._correct["clean"]), int(self._correct["craft"])
+        clean, crafted = (int(self.world.total(self._correct[name].clone())) for name in ("clean", "craft"))
         record = EpochRecord(
             epoch=epoch,
             steps=self.step,
             images=self.step * recipe.batch_size,
             train_loss=sum(history) / len(history),
-            train_acc=clean / seen if recipe.loss in ("standard", "trades", "mart") else None,
+            train_acc=clean / seen if recipe.loss in CLEAN else None,
             craft_acc=crafted / seen if recipe.adversarial else None,
             val_clean=held.clean if held else None,
             val_robust=held.robust if held else None,
             val_images=held.images if held else 0,
             lr=self._optimizer.param_groups[0]["lr"],
             best=best,
-            seconds=dict(self._seconds),
-            calls=dict(self.calls),
+            one_step=collapse.one_step if collapse else None,
+            multi_step=collapse.multi_step if collapse else None,
+            collapsed=collapse is not None and collapse.collapsed,
+            seconds=self._watch.read(),
+            calls=self.world.totals(self._calls, self.device),
         )
         self.records.append(record)
+        self._react(record)
         self._start_epoch()
         self.save()
         return record
 
     def _start_epoch(self) -> None:
-        self._seconds: dict[str, float] = dict.fromkeys(("data", "craft", "update", "ema", "validation"), 0.0)
-        self._losses = torch.full((self.steps_per_epoch,), math.nan, device=self.device)
+        self._watch.clear()
+        self._losses = torch.zeros(self.steps_per_epoch, device=self.device)
         self._correct = {name: torch.zeros((), dtype=torch.int64, device=self.device) for name in ("clean", "craft")}
 
-    def _check_loss(self, history: list[float]) -> None:
+    def _check_losses(self, history: list[float]) -> None:
         for index, loss in enumerate(history):
             if not abs(loss) < EXPLODED:
                 step = len(self.records) * self.steps_per_epoch + index
                 lr = self._optimizer.param_groups[0]["lr"]
                 raise RunFailed(
-                    f"the loss is {loss} at step {step} of {self.steps} (lr {lr:.3g}); the last good checkpoint is of "
-                    f"epoch {len(self.records)}; try a smaller optim.lr, warm-up or optim.clip"
+                    f"the loss is {loss:g} at step {step} of {self.steps} (lr {lr:.3g}); the last good checkpoint is "
+                    f"of epoch {len(self.records)}; try a smaller optim.lr, optim.warmup_epochs or optim.clip"
                 )
 
-    def _validate(self) -> Validation:
-        recipe = self.recipe
-        return validate(
-            self._final_model(),
-            self._held_images,
-            self._held_labels,
-            recipe.threat.threat(),
-            steps=recipe.validation.steps,
-            step_size=recipe.validation.step_size_for(recipe.threat.eps),
-            seed=recipe.seed,
-            batch_size=max(recipe.batch_size, 256),
-            memory_format=self.precision.memory_format,
-            autocast=self._autocast,
-            calls=self.calls,
-        )
+    def _react(self, record: EpochRecord) -> None:
+        """What follows from the epoch: the collapse watch's action, and early stopping."""
+        part, patience = self.recipe.collapse, self.recipe.validation.patience
+        if record.collapsed:
+            assert record.one_step is not None
+            assert record.multi_step is not None
+            self._notify(
+                f"epoch {record.epoch}: catastrophic overfitting, {100 * record.one_step:.0f}% robust to one step but "
+                f"{100 * record.multi_step:.0f}% to {part.steps} (collapse.action = {part.action})"
+            )
+            if part.action == "stop":
+                self.stopped = f"collapsed at epoch {record.epoch}"
+            elif part.action == "restore" and self._good is not None:
+                self._load(self._good)
+                self._lr_scale /= 2
+        elif part.action == "restore":
+            self._good = checkpoint.copied(self._weights())
+        validated = [r for r in self.records if r.val_robust is not None]
+        since = len(validated) - max((i + 1 for i, r in enumerate(validated) if r.best), default=0)
+        if patience is not None and since >= patience and not self.done:
+            self.stopped = f"no better validation in {patience}"
 
-    def _final_model(self) -> nn.Module:
-        """What is validated and kept: the average where there is one."""
-        return self.ema.model if self.ema is not None else self.model
+    @property
+    def final_model(self) -> nn.Module:
+        """What is validated and kept: the average where there is one and the recipe says so."""
+        return self.ema.model if self.ema is not None and self.recipe.ema.evaluate else self.model
 
     @property
     def selected_by(self) -> str:
@@ -291,10 +291,10 @@ class Trainer:
         if self.best is not None and now.score(self.selected_by) <= self.best.score(self.selected_by):
             return False
         self.best = now
-        weights = self._final_model().state_dict()
+        weights = self.final_model.state_dict()
         if self.folder is None:
-            self._best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-        else:
+            self._best_weights = checkpoint.copied(weights)
+        elif self.world.leads:
             about = {key: str(value) for key, value in asdict(now).items()}
             checkpoint.save_weights(self.folder / checkpoint.BEST, weights, self.recipe, about)
         return True
@@ -310,35 +310,65 @@ class Trainer:
         model.load_state_dict(weights)
         return model.to(self.device).eval()
 
-    # -- going on ------------------------------------------------------------------------------------------------------
+    # -- going on --------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write `last.pt` (nothing without a folder)."""
+        """Write `last.pt` (nothing without a folder). Every process calls it, the first one writes."""
         if self.folder is None:
             return
+        delta, calls = self._whole_delta(), self.world.totals(self._calls, self.device)
         state: checkpoint.State = {
             "recipe_id": self.recipe.id,
             "setting": self._setting(),
             "step": self.step,
+            **self._weights(),
+            "delta": delta,
+            "good": self._good,
+            "lr_scale": self._lr_scale,
+            "best": asdict(self.best) if self.best else None,
+            "stopped": self.stopped,
+            "records": [asdict(record) for record in self.records],
+            "calls": calls,
+            "seconds": self._watch.read(),
+            "losses": self.world.total(self._losses.clone()) / self.world.size,
+            "correct": {name: self.world.total(count.clone()) for name, count in self._correct.items()},
+        }
+        if self.world.leads:
+            checkpoint.save_last(self.folder, state)
+        self._saved = time.monotonic()
+
+    def _weights(self) -> checkpoint.State:
+        """Everything that an update changes."""
+        return {
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "ema": self.ema.state() if self.ema is not None else None,
-            "best": asdict(self.best) if self.best else None,
-            "records": [asdict(record) for record in self.records],
-            "calls": dict(self.calls),
-            "seconds": self._seconds,
-            "losses": self._losses,
-            "correct": self._correct,
         }
-        checkpoint.save_last(self.folder, state)
 
-    def _setting(self) -> dict[str, str | int]:
+    def _load(self, weights: checkpoint.State) -> None:
+        self.model.load_state_dict(weights["model"])
+        self._optimizer.load_state_dict(weights["optimizer"])
+        if self.ema is not None:
+            self.ema.load(weights["ema"])
+
+    def _whole_delta(self) -> Tensor | None:
+        """Free-AT's perturbation of the global batch."""
+        mine = self._step.delta
+        if mine is None or self.world.size == 1:
+            return mine
+        whole = mine.new_zeros((len(mine) * self.world.size, *mine.shape[1:]))
+        whole[self.world.mine] = mine
+        return self.world.total(whole)
+
+    def _setting(self) -> dict[str, str | int | bool]:
         """What has to be the same for a resumed run to reach the same bits, beside the recipe."""
         return {
             "data": self.dataset.fingerprint,
             "device": self.device.type,
             "precision": self.precision.name,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
+            "processes": self.world.size,
+            "synchronised BatchNorm": self._synchronised,
         }
 
     def _restore(self, state: checkpoint.State) -> None:
@@ -346,16 +376,19 @@ class Trainer:
         if state["recipe_id"] != self.recipe.id:
             raise InputError(f"{where} is of recipe {state['recipe_id']}, not {self.recipe.id}")
         for name, mine in self._setting().items():
-            if state["setting"][name] != mine:
-                raise InputError(f"{where} was made with {name} = {state['setting'][name]}, this run has {mine}")
-        self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.load(state["ema"])
-        self.step = state["step"]
+            if state["setting"].get(name) != mine:
+                raise InputError(f"{where} was made with {name} = {state['setting'].get(name)}, this run has {mine}")
+        self._load(state)
+        if state["delta"] is not None:
+            delta = state["delta"][self.world.mine].to(self.device)
+            self._step.delta = delta.contiguous(memory_format=self.precision.memory_format)
+        self.step, self.stopped = state["step"], state["stopped"]
+        self._good, self._lr_scale = state["good"], state["lr_scale"]
         self.best = Best(**state["best"]) if state["best"] else None
         self.records = [EpochRecord(**record) for record in state["records"]]
-        self.calls = Counter(state["calls"])
-        self._seconds = dict(state["seconds"])
-        self._losses = state["losses"].to(self.device)
-        self._correct = {name: count.to(self.device) for name, count in state["correct"].items()}
+        if self.world.leads:  # the others go on counting from nothing, since totals are sums
+            self._calls.update(state["calls"])
+        self._watch.clear(state["seconds"])
+        share = 1.0 if self.world.leads else 0.0
+        self._losses = state["losses"].to(self.device) * self.world.size * share
+        self._correct = {name: (count * share).long().to(self.device) for name, count in state["correct"].items()}

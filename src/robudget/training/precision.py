@@ -12,6 +12,8 @@ from torch import nn
 
 from robudget.errors import InputError
 
+Autocast = Callable[[], AbstractContextManager[object]]
+
 _WIDE = 32  # channels from which bfloat16 channels-last convolutions beat float32 on a CPU that has them
 
 
@@ -27,7 +29,7 @@ class Precision:
         return torch.channels_last if self.name == "bfloat16" else torch.contiguous_format
 
     @property
-    def autocast(self) -> Callable[[], AbstractContextManager[object]]:
+    def autocast(self) -> Autocast:
         if self.name == "float32":
             return nullcontext
         return lambda: torch.autocast(self.device.type, dtype=torch.bfloat16)

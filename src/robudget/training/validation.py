@@ -1,19 +1,19 @@
-"""Clean accuracy and robust accuracy under PGD, on images that training does not see."""
+"""Clean accuracy and robust accuracy under PGD, on images that training does not see; and the watch for collapse."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from robudget.data.dataset import to_unit
 from robudget.data.keyed import generator_for
-from robudget.threat import Threat
-from robudget.training.craft import CraftMode, craft, cross_entropy
+from robudget.recipe import CollapsePart, Recipe
+from robudget.training.craft import Adversary, CraftMode, craft, cross_entropy, victim_of
+from robudget.training.precision import Precision
+from robudget.training.world import World
 
 
 @dataclass(frozen=True)
@@ -25,50 +25,80 @@ class Validation:
     images: int
 
 
-def validate(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    threat: Threat,
-    *,
-    steps: int,
-    step_size: float,
-    seed: int,
-    batch_size: int,
-    memory_format: torch.memory_format,
-    autocast: Callable[[], AbstractContextManager[object]],
-    calls: Counter[str],
-) -> Validation:
-    """PGD with one uniform start on uint8 `images` (N, C, H, W); images that are wrong already are not attacked.
+@dataclass(frozen=True)
+class Validator:
+    """PGD on fixed uint8 `images` (N, C, H, W), shared among the processes of `world` by whole batches.
 
-    The noise depends on `seed` and the batch alone, so that epochs are comparable. Passes are added to `calls`. The
-    model is used in eval mode and left as it was.
+    The noise depends on `seed` and the batch alone, so that epochs are comparable. Passes are added to `calls`, each
+    process its own.
     """
-    clean = robust = 0
-    with CraftMode(model, "eval")():
-        for index, first in enumerate(range(0, len(labels), batch_size)):
-            x = to_unit(images[first : first + batch_size]).contiguous(memory_format=memory_format)
-            y = labels[first : first + batch_size]
-            with torch.no_grad(), autocast():
-                right = model(x).argmax(1) == y
-            calls["validation_forward"] += len(y)
-            x, y = x[right], y[right]
-            clean += len(y)
-            if len(y) == 0:
-                continue
-            x_adv = craft(
-                model,
-                x.contiguous(memory_format=memory_format),
-                cross_entropy(y),
-                threat,
-                steps=steps,
-                step_size=step_size,
-                start="uniform",
-                generator=generator_for(x.device, seed, "validation", index),
-                autocast=autocast,
-            )
-            with torch.no_grad(), autocast():
-                robust += int((model(x_adv).argmax(1) == y).sum())
-            calls["validation_forward"] += (steps + 1) * len(y)
-            calls["validation_backward"] += steps * len(y)
-    return Validation(clean / len(labels), robust / len(labels), len(labels))
+
+    images: Tensor
+    labels: Tensor
+    seed: int
+    batch_size: int
+    precision: Precision
+    world: World
+    calls: Counter[str]
+
+    def first(self, n: int) -> Validator:
+        return replace(self, images=self.images[:n], labels=self.labels[:n])
+
+    def __call__(self, model: nn.Module, adversary: Adversary) -> Validation:
+        """Accuracies of `model`, used in eval mode and left as it was. Wrong images are not attacked."""
+        counts = torch.zeros(2, dtype=torch.int64)
+        with CraftMode(model, "eval")():
+            for index, first in enumerate(range(0, len(self.labels), self.batch_size)):
+                if index % self.world.size == self.world.rank:
+                    counts += torch.tensor(self._batch(model, adversary, index, first))
+        clean, robust = self.world.total(counts.to(self.images.device)).tolist()
+        return Validation(clean / len(self.labels), robust / len(self.labels), len(self.labels))
+
+    def _batch(self, model: nn.Module, adversary: Adversary, index: int, first: int) -> tuple[int, int]:
+        victim, autocast = victim_of(model, self.precision, "eval")()
+        x = self._arranged(to_unit(self.images[first : first + self.batch_size]))
+        y = self.labels[first : first + self.batch_size]
+        with torch.no_grad(), autocast():
+            right = victim(x).argmax(1) == y
+        self.calls["validation_forward"] += len(y)
+        x, y = self._arranged(x[right]), y[right]
+        if len(y) == 0:
+            return 0, 0
+        generator = generator_for(x.device, self.seed, "validation", index)
+        x_adv = craft(victim, x, cross_entropy(y), adversary, generator=generator, autocast=autocast)
+        with torch.no_grad(), autocast():
+            robust = int((victim(x_adv).argmax(1) == y).sum())
+        self.calls["validation_forward"] += (adversary.steps + 1) * len(y)
+        self.calls["validation_backward"] += adversary.steps * len(y)
+        return len(y), robust
+
+    def _arranged(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=self.precision.memory_format)
+
+
+def validating(recipe: Recipe) -> Adversary:
+    """The recipe's validation attack."""
+    threat, part = recipe.threat.threat(), recipe.validation
+    return Adversary(threat, part.steps, part.step_size_for(threat.eps))
+
+
+@dataclass(frozen=True)
+class CollapseCheck:
+    """Robust accuracies of the raw weights under one large step and under several small ones, as fractions."""
+
+    one_step: float
+    multi_step: float
+    collapsed: bool
+
+
+def check_collapse(model: nn.Module, validator: Validator, recipe: Recipe) -> CollapseCheck:
+    """Catastrophic overfitting (Wong et al. 2020): robust to the single step of FGSM, not to PGD."""
+    threat, part = recipe.threat.threat(), recipe.collapse
+    few = validator.first(part.images)
+    one = few(model, Adversary(threat, 1, threat.eps, start="none"))
+    multi = few(model, Adversary(threat, part.steps, 2.5 * threat.eps / part.steps))
+    return CollapseCheck(one.robust, multi.robust, is_collapsed(one.robust, multi.robust, multi.clean, part))
+
+
+def is_collapsed(one_step: float, multi_step: float, clean: float, part: CollapsePart) -> bool:
+    return one_step - multi_step > part.gap and multi_step < 0.3 * clean
