@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from robudget.errors import InputError, unknown
+from robudget.intervals import wilson
+from robudget.meter.convention import PAPER_EPOCH_IMAGES, PAPER_GPUS, PAPER_MODELS, exact_factor, wrn_forward_flops
+from robudget.meter.cost import PAPER
 
-GPUS = 4
 WATTS = 300.0  # a V100's rated power: what the published dollars assume
-PUE = 1.58
-USD_PER_KWH = 0.12
-CO2_KG_PER_KWH = 0.5663  # US, Google Cloud; without PUE, as the paper has it
-EPOCH_IMAGES = 50_000  # of the mixed stream
 N_EVAL = 10_000
-FORWARD = {"wrn-28-10": 10.49e9, "wrn-34-10": 13.32e9, "wrn-34-20": 53.16e9, "wrn-70-16": 77.53e9}  # FLOP an image
 COLLAPSE_RATIO = 0.3
 COLUMNS = (
     "train_flops", "train_electricity_cost", "train_emissions", "epochs", "model", "model_parameters",
@@ -32,7 +30,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def is_paper_table(columns: list[str]) -> bool:
+def is_paper_table(columns: Iterable[str]) -> bool:
     """Whether these are the columns of the paper's CSV."""
     return {"train_flops", "at_steps", "aa_robust_acc", "model_parameters"} <= set(columns)
 
@@ -56,16 +54,16 @@ def table(raw: pd.DataFrame, where: str = "the paper's table") -> pd.DataFrame:
         raise unknown("loss in the paper's CSV", raw.loc[loss.isna(), "at"].iloc[0], ["pgd", "trades"])
     name = raw["model"].map(_model_name)
     smooth = raw["model"].str.endswith("_dm")
-    forward = name.map(FORWARD).astype(float)
+    forward = name.map({model: float(wrn_forward_flops(*shape)) for model, shape in PAPER_MODELS.items()})
     steps, epochs = raw["at_steps"].astype(int), raw["epochs"].astype(int)
     long = epochs >= 390  # 400 epochs came with EMA and CutMix, always together
     synthetic = raw["synthetic_data"].astype(bool)
-    images = EPOCH_IMAGES * epochs
-    passes = np.where(loss == "at", 2 * steps + 3, 2 * steps + 7)  # exact convention: design.md
+    images = PAPER_EPOCH_IMAGES * epochs
+    passes = np.array([exact_factor(one, k) for one, k in zip(loss, steps, strict=True)])
     usd = raw["train_electricity_cost"] * epochs
-    kwh = usd / (PUE * USD_PER_KWH)
+    kwh = usd / (PAPER.pue * PAPER.usd_per_kwh)
     robust, clean = raw["aa_robust_acc"].astype(float), raw["eval_acc"].astype(float)
-    low, high = _wilson(robust / 100, N_EVAL)
+    low, high = zip(*(wilson(share / 100 * N_EVAL, N_EVAL) for share in robust), strict=True)
     out = pd.DataFrame({
         "run_id": [f"paper-{i:03d}" for i in range(len(raw))],
         "slug": [
@@ -85,7 +83,7 @@ def table(raw: pd.DataFrame, where: str = "the paper's table") -> pd.DataFrame:
         "beta": np.where(loss == "trades", 5.0, np.nan),
         "steps": steps,
         "epochs": epochs,
-        "epoch_images": EPOCH_IMAGES,
+        "epoch_images": PAPER_EPOCH_IMAGES,
         "ema": long,
         "ema_decay": np.where(long, 0.995, np.nan),
         "cutmix": long,
@@ -93,22 +91,23 @@ def table(raw: pd.DataFrame, where: str = "the paper's table") -> pd.DataFrame:
         "synthetic_fraction": np.where(synthetic, 0.7, 0.0),
         "synthetic_amount": np.where(synthetic, 1e6, 0.0),
         "aa_acc": robust,
-        "aa_acc_low": 100 * low,
-        "aa_acc_high": 100 * high,
+        "aa_acc_low": 100 * np.array(low),
+        "aa_acc_high": 100 * np.array(high),
         "n_eval": N_EVAL,
         "clean_acc": clean,
         "val_acc": math.nan,  # the published PGD-40 is of the last epoch, on test images, with a step that depends on K
         "collapsed": robust < COLLAPSE_RATIO * clean,
         "images_seen": images.astype(float),
         "train_flops_exact": forward * passes * images,
-        "train_flops_paper": raw["train_flops"] * 1e12 * GPUS * epochs,
+        "train_flops_paper": raw["train_flops"] * 1e12 * PAPER_GPUS * epochs,
         "train_flops_how": "counted",
-        "train_seconds": kwh * 3.6e6 / (GPUS * WATTS),
+        "train_seconds": kwh * 3.6e6 / (PAPER_GPUS * WATTS),
+        "gpu_hours": kwh / (WATTS / 1000),
         "train_energy_kwh": kwh,
         "train_energy_how": "estimated",
         "cost_usd": usd,
         "cost_usd_how": "estimated",
-        "co2_kg": kwh * CO2_KG_PER_KWH,
+        "co2_kg": kwh * PAPER.gco2e_per_kwh / 1000,
         "co2_kg_how": "estimated",
         # What Figure 3 has on its x axis: one GPU's share of the run, in TFLOP.
         "published_run_tflops": raw["train_flops"] * epochs,
@@ -120,13 +119,7 @@ def table(raw: pd.DataFrame, where: str = "the paper's table") -> pd.DataFrame:
 def _model_name(name: str) -> str:
     match = re.fullmatch(r"wide_resnet(\d+)_(\d+)(?:_dm)?", str(name))
     ours = f"wrn-{match[1]}-{match[2]}" if match else ""
-    if ours not in FORWARD:
-        raise unknown("model in the paper's CSV", name, [f"wide_resnet{n[4:].replace('-', '_')}" for n in FORWARD])
+    if ours not in PAPER_MODELS:
+        known = [f"wide_resnet{n[4:].replace('-', '_')}" for n in PAPER_MODELS]
+        raise unknown("model in the paper's CSV", name, known)
     return ours
-
-
-def _wilson(share: pd.Series, n: int, z: float = 1.959964) -> tuple[pd.Series, pd.Series]:
-    """95% Wilson interval of a share of n images."""
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    return (centre - half).clip(0, 1), (centre + half).clip(0, 1)
