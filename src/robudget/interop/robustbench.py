@@ -1,9 +1,9 @@
 """RobustBench's leaderboard entries as our table: what others reached, to overlay on one's own laws.
 
-A folder of JSON files as the project publishes them (`model_info/<dataset>/<threat>/<entry>.json`), percentages as text.
-The robust accuracy is `external` where there is one (a stronger published attack broke more), else `autoattack_acc`.
-Nothing is known of what an entry's training cost, so cost columns are absent; parameters are counted where the
-architecture's name says enough.
+A folder of JSON files as the project publishes them (`model_info/<dataset>/<threat>/<entry>.json`), percentages as
+text. The robust accuracy is `external` where there is one (a stronger published attack broke more), else
+`autoattack_acc`. Nothing is known of what an entry's training cost, so cost columns are absent; parameters are counted
+where the architecture's name says enough.
 """
 
 from __future__ import annotations

@@ -8,10 +8,12 @@ from robudget.laws.fit import fit_law, fit_power_law
 from robudget.laws.holdout import Holdout, holdout
 from robudget.laws.law import Law, Reach
 from robudget.laws.planner import Option, Plan, plan
-from robudget.laws.predictor import PaperGBR, Prediction, Predictor
+from robudget.laws.predictor import PaperGBR, Prediction, Predictor, predict
+from robudget.laws.table import read_table
 
 __all__ = [
     "Analysis", "Average", "Effect", "Effects", "Envelope", "Holdout", "Law", "Option", "PaperGBR", "Plan",
     "Prediction", "Predictor", "Reach", "Split",
-    "analyse", "average", "effects", "envelope", "fit_forms", "fit_law", "fit_power_law", "holdout", "plan",
+    "analyse", "average", "effects", "envelope", "fit_forms", "fit_law", "fit_power_law", "holdout", "plan", "predict",
+    "read_table",
 ]  # fmt: skip

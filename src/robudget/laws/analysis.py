@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from robudget.laws.law import Law, Reach
 from robudget.laws.plain import fields
 from robudget.laws.predictor import PaperGBR, Predictor
 from robudget.laws.select import Counts, column, is_percent, points, where
+from robudget.laws.table import as_table
 
 COSTS = ("train_energy_kwh", "co2_kg", "cost_usd", "train_seconds")
 SPLITS = ("steps", "synthetic", "loss")
@@ -39,7 +41,7 @@ class BinChoice:
 
 @dataclass(frozen=True)
 class Split:
-    """The power law of the runs with `feature` = `level`; `law` is None where they hold none, for the `reason` given."""
+    """The power law of the runs with `feature` = `level`; `law` is None where they hold none, and `reason` says why."""
 
     feature: str
     level: Any
@@ -53,11 +55,11 @@ class Analysis:
     """What one table says.
 
     `law` is the headline: the power law of `y` over `x` on `envelope`. `forms` are all competing forms there (the
-    headline first) and `average` their weighted answer; `reaches` is what round targets cost by that average. `holdouts`
-    hide the top decade and the top bin. `sensitivity` refits the power law under other binnings. `costs` are power laws
-    of every known cost column over `x`, on all runs. `splits` are power laws per attack steps, data regime and loss.
-    `published` are the paper's own two laws, from its published columns, where the table has them. `effects`, `gbr` and
-    `predictor` are None where the table is too small, which `warnings` say.
+    headline first) and `average` their weighted answer; `reaches` is what round targets cost by that average.
+    `holdouts` hide the top decade and the top bin. `sensitivity` refits the power law under other binnings. `costs`
+    are power laws of every known cost column over `x`, on all runs. `splits` are power laws per attack steps, data
+    regime and loss. `published` are the paper's own two laws, from its published columns, where the table has them.
+    `effects`, `gbr` and `predictor` are None where the table is too small, which `warnings` say.
     """
 
     x: str
@@ -92,7 +94,7 @@ class Analysis:
 
 
 def analyse(
-    table: pd.DataFrame,
+    source: pd.DataFrame | str | Path,
     x: str = "train_flops_exact",
     y: str = "aa_acc",
     *,
@@ -106,6 +108,7 @@ def analyse(
 ) -> Analysis:
     """Fit everything to a table. `choose` selects rows first, e.g. {"dataset": "cifar10"}; `predict=False` leaves the
     predictor, the paper's regressor and the effects out. Raises InputError for a table that holds no law."""
+    table = as_table(source)
     frame = where(table, choose)
     chosen = points(frame, x, y)
     kind: How = how or ("log" if is_percent(y) else "all")

@@ -24,9 +24,8 @@ def resampled(env: Envelope, resamples: int, rng: np.random.Generator) -> tuple[
     order = np.lexsort((-x, sign * y))  # ascending in quality: of several written to a bin the last is the best
     if env.how == "all":
         resamples = min(resamples, max(200, MOST_DRAWS // len(x)))
-        weight = np.stack([np.bincount(rng.integers(len(x), size=len(x)), minlength=len(x)) for _ in range(resamples)])
-        shape = weight.shape
-        return np.broadcast_to(x, shape), np.broadcast_to(y, shape), weight.astype(np.float64)
+        weight = _drawn(len(x), resamples, rng).astype(np.float64)
+        return np.broadcast_to(x, weight.shape), np.broadcast_to(y, weight.shape), weight
     if env.how == "pareto":
         return _frontiers(x, y, sign, _drawn(len(x), resamples, rng))
     if len(x) > LARGE and env.how in ("log", "linear"):
@@ -49,7 +48,7 @@ def resampled(env: Envelope, resamples: int, rng: np.random.Generator) -> tuple[
 def _drawn(n: int, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """How often each run is drawn: (resamples, n), rows summing to n."""
     flat = rng.integers(n, size=(resamples, n)) + np.arange(resamples)[:, None] * n
-    return np.bincount(flat.ravel(), minlength=resamples * n).reshape(resamples, n)
+    return np.asarray(np.bincount(flat.ravel(), minlength=resamples * n).reshape(resamples, n), dtype=np.int64)
 
 
 def _bins(x: Floats, counts: NDArray[np.int64], bins: int, how: How) -> NDArray[np.int64]:
@@ -65,7 +64,7 @@ def _bins(x: Floats, counts: NDArray[np.int64], bins: int, how: How) -> NDArray[
     high = np.where(counts > 0, v, -np.inf).max(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(high > low, (v - low) / (high - low), 0.0)
-    return np.clip((share * bins).astype(np.int64), 0, bins - 1)
+    return np.asarray(np.clip((share * bins).astype(np.int64), 0, bins - 1))
 
 
 def _frontiers(x: Floats, y: Floats, sign: float, counts: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
@@ -81,7 +80,7 @@ def _frontiers(x: Floats, y: Floats, sign: float, counts: NDArray[np.int64]) -> 
 
 
 def _contenders(x: Floats, order: NDArray[np.int64], env: Envelope) -> NDArray[np.int64]:
-    """Runs that can be the best of a bin in some resample: the best few of each part of a bin, and the outermost in x."""
+    """Runs that can be a bin's best in some resample: the best few of each part of a bin, and the outermost in x."""
     v = np.log(x) if env.how == "log" else x
     part = ((v - v.min()) / (np.ptp(v) or 1.0) * env.bins * PARTS).astype(np.int64)
     by_part = order[::-1][np.argsort(part[order[::-1]], kind="stable")]  # part by part, best first

@@ -127,7 +127,7 @@ def average(laws: Sequence[Law]) -> Average:
 
 
 def _weighted_quantiles(values: Floats, weights: Floats, levels: Sequence[float]) -> Floats:
-    """Quantiles over the first axis of (d, n) with weights (d,), lower ones rounded down and upper ones up: (len, n)."""
+    """Quantiles over the first axis of (d, n) with weights (d,), by the step function: (len, n)."""
     order = np.argsort(values, axis=0, kind="stable")
     ranked = np.take_along_axis(values, order, axis=0)
     share = np.cumsum(weights[order], axis=0) / weights.sum()

@@ -1,9 +1,10 @@
 """Intervals that cover what they say, for outcomes with two modes.
 
 A recipe's accuracy is described by a mixture: with P(collapse) it lies around the fallen accuracy, else around the
-survivor's, each with the residuals seen out of fold (the survivors' scaled by how well their neighbours were predicted).
-Central intervals of that mixture are then widened or narrowed until the wanted share of the calibration runs lies inside
-(split conformal prediction, with the nested intervals of Gupta 2022), which holds whether or not the mixture is right.
+survivor's, each with the residuals seen out of fold (the survivors' scaled by how well their neighbours were
+predicted). Central intervals of that mixture are then widened or narrowed until the wanted share of the calibration
+runs lies inside (split conformal prediction, with the nested intervals of Gupta 2022), which holds whether or not the
+mixture is right.
 """
 
 from __future__ import annotations

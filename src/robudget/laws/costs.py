@@ -66,7 +66,9 @@ class CostModel:
         )  # fmt: skip
 
     def predict(self, rows: pd.DataFrame) -> Floats:
-        """Cost of the whole run per row, (n,); NaN where the loss is in no run of the table, or the images are unknown."""
+        """Cost of the whole run per row, (n,); NaN where the loss is in no run of the table, or the images are
+        unknown.
+        """
         logs = [
             self._model(key, size) + self._passes(*effort)
             for key, size, effort in zip(model_keys(rows), column(rows, "parameters"), _efforts(rows), strict=True)
@@ -97,7 +99,9 @@ class CostModel:
 
 
 def images_of(rows: pd.DataFrame) -> Floats:
-    """Training images seen in the whole run: the column, or epochs × images per epoch, or epochs where no size is known."""
+    """Training images seen in the whole run: the column, or epochs × images per epoch, or epochs where no size is
+    known.
+    """
     n = len(rows)
     unknown = np.full(n, np.nan)
     seen = column(rows, "images_seen") if "images_seen" in rows else unknown

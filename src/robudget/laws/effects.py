@@ -23,9 +23,10 @@ FEWEST = 3  # pairs
 @dataclass(frozen=True)
 class Effect:
     """Going from one level of `feature` to another, everything else equal, over `n_pairs` pairs in which neither
-    collapsed: `gain` points of y on average, with its interval (bootstrap over pairs); `sd` of the single gains; `better`
-    the share of pairs that gain. `collapse` is the change of the collapsed share over all `n_all` pairs. `aliases` change
-    along with the feature in this table, so that their effects are in it too."""
+    collapsed: `gain` points of y on average, with its interval (bootstrap over pairs); `sd` of the single gains;
+    `better` the share of pairs that gain. `collapse` is the change of the collapsed share over all `n_all` pairs.
+    `aliases` change along with the feature in this table, so that their effects are in it too.
+    """
 
     feature: str
     before: Any
@@ -92,7 +93,7 @@ def effects(
     frame: pd.DataFrame, features: Sequence[str] | None = None, *, level: float = LEVEL, resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Effects:  # fmt: skip
-    """Matched-pair effects on `aa_acc` of every choice that varies. Repeats (seeds) of one recipe are averaged first."""
+    """Matched-pair effects on `aa_acc` of every choice that varies; repeats (seeds) of a recipe are averaged first."""
     runs, y, fallen = usable(frame)
     seen = Features.of(runs, features)
     names = [c.name for c in seen.columns]
@@ -113,8 +114,8 @@ def effects(
             change = _differences(lost, before, after)
             low, high = _interval(gains, level, resamples, rng)
             found.append(Effect(
-                name, before, after, float(gains.mean()), low, high, float(gains.std(ddof=1)), float((gains > 0).mean()),
-                len(gains), float(change.mean()), len(change), aliases[name],
+                name, before, after, float(gains.mean()), low, high, float(gains.std(ddof=1)),
+                float((gains > 0).mean()), len(gains), float(change.mean()), len(change), aliases[name],
             ))  # fmt: skip
     found.sort(key=lambda e: -abs(e.gain))
     binary = [c.name for c in seen.columns if every[c.name].nunique() == 2]
@@ -166,7 +167,7 @@ def _spread(
     first, second = (cells.loc[cells[name] == v, "y"].to_numpy(dtype=np.float64) for v in (before, after))
 
     def deviations(values: Floats) -> Floats:
-        return values[rng.integers(len(values), size=(resamples, len(values)))].std(axis=1, ddof=1)
+        return np.asarray(values[rng.integers(len(values), size=(resamples, len(values)))].std(axis=1, ddof=1))
 
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = deviations(second) / deviations(first)

@@ -66,9 +66,9 @@ def envelope(
 ) -> Envelope:
     """The envelope of `y` over `x`: the best usable run per bin (paper: 19 bins, equal in log x).
 
-    `how`: bins equal in `log` or `linear` x, or holding equally many runs (`quantile`); `pareto` takes every run that no
-    run of the same or less x beats, and `all` every run. Failed and collapsed runs are left out and counted in `.counts`.
-    Raises InputError for an unknown `how`, bins < 1, a missing column, a mixed table or an empty one.
+    `how`: bins equal in `log` or `linear` x, or holding equally many runs (`quantile`); `pareto` takes every run that
+    no run of the same or less x beats, and `all` every run. Failed and collapsed runs are left out and counted in
+    `.counts`. Raises InputError for an unknown `how`, bins < 1, a missing column, a mixed table or an empty one.
     """
     return envelope_of(points(frame, x, y), bins, how)
 
@@ -125,4 +125,4 @@ def frontier(xs: Floats, ys: Floats) -> NDArray[np.int64]:
     order = np.lexsort((-ys, xs))
     climb = np.maximum.accumulate(ys[order])
     new = np.append(True, ys[order][1:] > climb[:-1])
-    return order[new]
+    return np.asarray(order[new], dtype=np.int64)

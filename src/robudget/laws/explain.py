@@ -25,8 +25,9 @@ MOST_LEVELS = 12
 class Importance:
     """How much the predictor leans on a feature. `by_model`: the trees' own share of impurity, summing to 1.
     `by_permutation`: points of mean absolute error added on runs that the model was not fitted on when the feature is
-    shuffled among them, with the 95% interval `low` to `high` (bootstrap over runs). `aliases` vary only together with the
-    feature in this table."""
+    shuffled among them, with the 95% interval `low` to `high` (bootstrap over runs). `aliases` vary only together with
+    the feature in this table.
+    """
 
     feature: str
     by_model: float
@@ -70,7 +71,7 @@ class CollapseMap:
 def importances(
     model: ModelName, out: OutOfFold, fitted: Fitted, seen: Features, X: Floats, y: Floats, seed: int
 ) -> tuple[Importance, ...]:
-    """By the model and by permutation, the most important by permutation first. `out` are folds over the whole table."""
+    """By the model and by permutation, the most important by permutation first. `out`: folds over the whole table."""
     rng = np.random.default_rng(seed)
     names = np.array(seen.names)
     shares = fitted.shares["gbr" if model == "gbr" else "forest"]

@@ -19,8 +19,8 @@ from robudget.recipe import Recipe
 
 Kind = Literal["log", "number", "flag", "category"]
 
-# In order of precedence: where two columns say the same in a table (EMA came with CutMix and 400 epochs in the paper's),
-# the first stands for both. Missing values of `EMPTY` mean "none", those of other columns mean unknown.
+# In order of precedence: where two columns say the same in a table (EMA came with CutMix and 400 epochs in the
+# paper's), the first stands for both. Missing values of `EMPTY` mean "none", those of other columns mean unknown.
 KINDS: dict[str, Kind] = {
     "parameters": "log", "synthetic": "flag", "activation": "category", "loss": "category", "steps": "log",
     "ema": "flag", "epochs": "log", "cutmix": "flag", "synthetic_fraction": "number", "synthetic_amount": "log",
@@ -34,7 +34,7 @@ PAPER = ("parameters", "synthetic", "activation", "loss", "steps", "ema")  # Sec
 
 @dataclass(frozen=True)
 class Column:
-    """One feature: `levels` of a category or a flag (ascending), `low` and `high` of a number, as found in the table."""
+    """One feature, as found in the table: `levels` of a category or flag (ascending), `low` and `high` of a number."""
 
     name: str
     kind: Kind
@@ -143,8 +143,8 @@ def rows_of(
 ) -> pd.DataFrame:
     """Recipes, or features by name, as rows of a table.
 
-    A recipe does not say how many parameters its model has: they are taken from a run of `table` with the same model and
-    base, and stay unknown (NaN) where there is none; give `parameters` in a mapping then.
+    A recipe does not say how many parameters its model has: they are taken from a run of `table` with the same model
+    and base, and stay unknown (NaN) where there is none; give `parameters` in a mapping then.
     """
     if isinstance(recipes, pd.DataFrame):
         return recipes

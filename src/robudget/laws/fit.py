@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from robudget.laws.forms import Form, FormName, Shape
 from robudget.laws.law import Law, On, from_scale, quantiles, to_scale
 from robudget.laws.select import Floats, is_error, is_percent, points
 from robudget.laws.solve import SPACES, Space, solve
+from robudget.laws.table import as_table
 
 RESAMPLES = 2_000
 LEVEL = 0.95
@@ -24,7 +26,7 @@ RUNS_PER_BIN = 4  # a bin of one run has no "best"
 
 
 def fit_power_law(
-    frame: pd.DataFrame,
+    source: pd.DataFrame | str | Path,
     x: str = "train_flops_exact",
     y: str = "aa_acc",
     *,
@@ -36,14 +38,15 @@ def fit_power_law(
 ) -> Law:
     """y = C·x^α on the best run per bin (accuracies; paper: 19 bins in log x) or on every run (costs).
 
-    Accuracies are fitted by least squares on y, as the paper's; costs by a straight line in log-log. `bins="auto"` takes
-    19 where there are at least four runs a bin and fewer otherwise. Raises InputError for a table that holds no law.
+    Accuracies are fitted by least squares on y, as the paper's; costs by a straight line in log-log. `bins="auto"`
+    takes 19 where there are at least four runs a bin and fewer otherwise. Raises InputError for a table that holds no
+    law.
     """
-    return fit_law(frame, x, y, "power", bins=bins, resamples=resamples, how=how, level=level, seed=seed)
+    return fit_law(source, x, y, "power", bins=bins, resamples=resamples, how=how, level=level, seed=seed)
 
 
 def fit_law(
-    frame: pd.DataFrame,
+    source: pd.DataFrame | str | Path,
     x: str = "train_flops_exact",
     y: str = "aa_acc",
     form: FormName = "power",
@@ -63,7 +66,7 @@ def fit_law(
     percentages by least squares on y and the rest on ln y. Each resample draws runs with replacement and rebuilds the
     envelope. Deterministic for a given `seed`.
     """
-    chosen = points(frame, x, y, drop_collapsed=drop_collapsed)
+    chosen = points(as_table(source), x, y, drop_collapsed=drop_collapsed)
     how = how or ("log" if is_percent(y) else "all")
     env = envelope_of(chosen, auto_bins(chosen.counts.used) if bins == "auto" else bins, how)
     return fit_envelope(env, form, on=on, space=space, resamples=resamples, level=level, seed=seed)
@@ -173,7 +176,8 @@ def _check(env: Envelope, form: Form) -> None:
         raise InputError(f"all {env.n_runs} runs have {env.x} = {env.xs[0]:g}: a law needs at least two levels")
     if env.n_bins < form.n_params:
         raise InputError(
-            f"{env.n_bins} points (of {env.n_runs} runs) cannot fix the {form.n_params} parameters of the {form.name} law"
+            f"{env.n_bins} points (of {env.n_runs} runs) cannot fix the {form.n_params} parameters "
+            f"of the {form.name} law"
         )
     if env.best == "max" and not (env.ys > 0).any():
         raise InputError(f"{env.y} is 0 for every run: there is no law in it")

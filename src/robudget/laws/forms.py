@@ -46,9 +46,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Form:
-    """`value(θ, u, shape) → (value, gradient)`, `natural(θ, reference, shape) → {name: value}`, multi-start points, and
-    `inverse(θ (d, p), y, shape) → u (d,)`: where a law rising in x first reaches y (a falling one: falls to y), NaN where
-    it never does or runs the other way.
+    """`value(θ, u, shape) → (value, gradient)`, `natural(θ, reference, shape) → {name: value}`, multi-start points,
+    and `inverse(θ (d, p), y, shape) → u (d,)`: where a law rising in x first reaches y (a falling one: falls to y),
+    NaN where it never does or runs the other way.
 
     `exponent` and `coefficient` say which natural parameters are reported as alpha and C; `ceiling` (a floor, for an
     error) names the limit at infinite x where the form has one.
@@ -166,11 +166,12 @@ def _shifted_starts(u: Floats, y: Floats, shape: Shape) -> Floats:
     return np.array([[*start, shift] for start in plain for shift in shifts])
 
 
-# -- M4 (Alabdulmohsin 2022, eq. 4): (ε − ε∞) / (ε0 − ε)^γ = β·x^−α on the error ε, ε0 = 100% ------------------------------
+# -- M4 (Alabdulmohsin 2022, eq. 4): (ε − ε∞) / (ε0 − ε)^γ = β·x^−α on the error ε, ε0 = 100% -------------------------
 
 
 def _m4(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
-    """Solved for the error by bisection in its logit between ε∞ and ε0; the gradient follows from the implicit function.
+    """Solved for the error by bisection in its logit between ε∞ and ε0; the gradient follows from the implicit
+    function.
 
     With ε = ε∞ + (ε0 − ε∞)·s the law reads ln s − γ·ln(1 − s) = b − α·u =: q, which rises in s from −∞ to ∞.
     θ = (ceiling of the accuracy, b, α, γ) with the last two bounded; γ → 0 is the saturating law.
@@ -238,7 +239,7 @@ def _m4_starts(u: Floats, y: Floats, shape: Shape) -> Floats:
     return np.array(out)
 
 
-# -- broken: y = C·x^α up to the break xb, exponent alpha2 beyond (Caballero 2022, one break) ----------------------------
+# -- broken: y = C·x^α up to the break xb, exponent alpha2 beyond (Caballero 2022, one break) -------------------------
 
 
 def _broken(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:

@@ -1,4 +1,4 @@
-"""How far a law can be trusted beyond its data: hide the costliest runs, fit the rest, and see who misses by how much."""
+"""How far a law can be trusted beyond its data: hide the costliest runs, fit the rest, see who misses by how much."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ BASELINES = ("last value", "mean")
 
 @dataclass(frozen=True)
 class Miss:
-    """One contender's error on the hidden envelope points, in the units of y: root mean square, mean (signed: predicted −
+    """One contender's error on the hidden envelope points, in the units of y: root mean square, mean (signed:
+    predicted −
     true) and largest. `beats_baseline`: whether its RMSE is below that of `last value`."""
 
     name: str

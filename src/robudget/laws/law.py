@@ -48,7 +48,9 @@ class Reach:
         return fields(self) | {"reachable": self.reachable}
 
     def sentence(self) -> str:
-        """`75% aa_acc: unreachable (100% of resampled laws)` or `… needs 1e21 train_flops_exact (3e20 to unreachable)`."""
+        """`75% aa_acc: unreachable (100% of resampled laws)` or `… needs 1e21 train_flops_exact (3e20 to
+        unreachable)`.
+        """
         if not self.reachable:
             return f"{self.target:g} {self.y}: unreachable ({self.p_unreachable:.0%} of the resampled laws)"
         high = f"{self.high:.3g}" if np.isfinite(self.high) else "unreachable"
@@ -61,13 +63,13 @@ class Law:
 
     `on` says what the formula gives: the column's `value`, its `error` (100 − y) or, for `logit`, the odds y/(100 − y)
     fitted in log space; `predict` and `band` always answer in the units of `y`. `r2` is taken in the space of the fit
-    (`space`: linear or log); `rmse` is in the units of y. `x_ref` scales x inside; `theta` (p,) and `draws` (resamples, p) are the form's inner
-    parameters. `level` is the intervals' nominal coverage.
+    (`space`: linear or log); `rmse` is in the units of y. `x_ref` scales x inside; `theta` (p,) and `draws`
+    (resamples, p) are the form's inner parameters. `level` is the intervals' nominal coverage.
 
-    A resample can only lose a bin's best run, never find a better one, so resampled envelopes lie lower than the real one,
-    which lies lower than that of ever more runs by about as much again. `shift` (units of y) is that bias, by which
-    everything that is said from the draws about a level (predictions, ceiling, cost at a target) is moved; exponents
-    need none. It is 0 where every run is a point.
+    A resample can only lose a bin's best run, never find a better one, so resampled envelopes lie lower than the real
+    one, which lies lower than that of ever more runs by about as much again. `shift` (units of y) is that bias, by
+    which everything that is said from the draws about a level (predictions, ceiling, cost at a target) is moved;
+    exponents need none. It is 0 where every run is a point.
     """
 
     form: FormName
@@ -165,7 +167,9 @@ class Law:
         return self._inverse(self.draws, float(np.clip(goal, 1e-6, 100 - 1e-6)) if is_percent(self.y) else goal)
 
     def next_point(self, x: float, gain: float = 1.0) -> Reach:
-        """The x at which y is `gain` better than the law's own value at `x`: the price of the next point is the difference."""
+        """The x at which y is `gain` better than the law's own value at `x`: the price of the next point is the
+        difference.
+        """
         return self.cost_at(float(self.predict(x)) + (gain if self.envelope.best == "max" else -gain))
 
     def decades_beyond(self, x: float) -> float:

@@ -98,7 +98,7 @@ class Fitted:
         return Outlook(by_model, p, survivor, fallen)
 
     def _standard(self, X: Floats) -> Floats:
-        return (X - self.centre) / self.scale
+        return np.asarray((X - self.centre) / self.scale)
 
 
 def paper_gbr(X: Floats, y: Floats, seed: int = 0) -> Any:
@@ -180,7 +180,7 @@ def _search(kernel: Any) -> dict[str, Any]:
 
 
 def _quietly(process: Any, Z: Floats, y: Any) -> Any:
-    """Fit without the warnings that a length scale reached its bound, which only says that a feature does not matter."""
+    """Fit without warnings that a length scale reached its bound, which only say that a feature does not matter."""
     import warnings
 
     from sklearn.exceptions import ConvergenceWarning

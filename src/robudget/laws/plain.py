@@ -12,7 +12,8 @@ import pandas as pd
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON data. Unknown and unreachable numbers (NaN, ±inf) become None; fields with repr=False are left out.
+    """`value` as JSON data. Unknown and unreachable numbers (NaN, ±inf) become None; fields with repr=False are left
+    out.
 
     Raises TypeError for anything that has no plain form.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from robudget.laws.features import rows_of
 from robudget.laws.plain import fields
 from robudget.laws.predictor import Predictor, Rows
 from robudget.laws.select import where
+from robudget.laws.table import as_table
 from robudget.laws.units import Budget, parse_budget
 
 MOST_CANDIDATES = 20_000
@@ -22,10 +24,11 @@ MOST_CANDIDATES = 20_000
 
 @dataclass(frozen=True)
 class Option:
-    """One recipe: its `choices` (feature → value), predicted accuracy in percent with interval, and its cost in all units.
+    """One recipe: its `choices` (feature → value), predicted accuracy in percent with interval, and its cost in all
+    units.
 
-    `costs` maps the table's cost columns to whole-run totals (NaN: unknown); `ran` is the run_id if the table holds this
-    very recipe, whose cost is then the real one.
+    `costs` maps the table's cost columns to whole-run totals (NaN: unknown); `ran` is the run_id if the table holds
+    this very recipe, whose cost is then the real one.
     """
 
     choices: dict[str, Any]
@@ -54,7 +57,8 @@ class Lever:
 
 @dataclass(frozen=True)
 class Plan:
-    """`options` best first (by accuracy within a budget, by cost for a target); empty if nothing fits, which `warnings` say.
+    """`options` best first (by accuracy within a budget, by cost for a target); empty if nothing fits, which
+    `warnings` say.
 
     `column` is the cost the plan counts in. `next_point` is the cheapest option predicted a point better than the best
     one, if any; `levers` are single changes to the best option, the most points first.
@@ -75,7 +79,7 @@ class Plan:
 
 
 def plan(
-    table: pd.DataFrame,
+    source: pd.DataFrame | str | Path,
     budget: str | Budget | None = None,
     target: float | None = None,
     *,
@@ -97,6 +101,7 @@ def plan(
         raise InputError("a plan needs a budget (e.g. 50usd) or a target (e.g. 65), and not both")
     if target is not None and not 0 < target < 100:
         raise InputError(f"target = {target:g} (allowed: more than 0 and less than 100, in percent)")
+    table = as_table(source)
     model = predictor or Predictor.fit(table, seed=seed)
     counted = column or (spend.column if spend else _default_column(table))
     costs = {name: CostModel.fit(table, name) for name in COSTS}

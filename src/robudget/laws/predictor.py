@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from robudget.laws.models import MODELS, Bools, Fitted, ModelName, paper_gbr
 from robudget.laws.plain import fields
 from robudget.laws.select import Floats, check_scope, collapsed, column, failed
 from robudget.laws.selection import GROUPS, REPEATS, Score, at_random, by_group, choose
+from robudget.laws.table import as_table
 from robudget.recipe import Recipe
 
 Rows = Recipe | Sequence[Recipe] | pd.DataFrame | Mapping[str, Any]
@@ -30,8 +32,8 @@ NEAREST = 3
 class Prediction:
     """What to expect of one recipe, accuracies in percent: `aa_acc` with its `level` interval `low` to `high`.
 
-    `p_collapse` is the probability of catastrophic overfitting and `survivor` the accuracy without it. `nearest` are the
-    real runs most like it: (run_id, aa_acc, distance in standard deviations of the features). `outside` names the
+    `p_collapse` is the probability of catastrophic overfitting and `survivor` the accuracy without it. `nearest` are
+    the real runs most like it: (run_id, aa_acc, distance in standard deviations of the features). `outside` names the
     features beyond the fitted table's range, where nothing vouches for the interval.
     """
 
@@ -60,8 +62,8 @@ class Prediction:
 class PaperGBR:
     """The paper's predictor exactly: gradient boosting, 50 estimators of depth 5, fitted on 70% of the runs.
 
-    `r2` and `mae` (points) are on the other 30%; `truth` and `predicted` (m,) are those runs' accuracies and `rows` (m,)
-    their positions in the table; `importances` is the model's own, feature → share. Figures 1b and 1c.
+    `r2` and `mae` (points) are on the other 30%; `truth` and `predicted` (m,) are those runs' accuracies and `rows`
+    (m,) their positions in the table; `importances` is the model's own, feature → share. Figures 1b and 1c.
     """
 
     r2: float
@@ -102,10 +104,12 @@ class PaperGBR:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A fitted predictor. `fit` chooses and fits, `predict` answers; `importances`, `partial` and `collapse_map` explain.
+    """A fitted predictor. `fit` chooses and fits, `predict` answers; `importances`, `partial` and `collapse_map`
+    explain.
 
-    `scores` are those of every model, at random and by group, and `model` the one they chose. `n_runs` finished runs were
-    fitted on, `n_collapsed` of them collapsed; `n_left_out` had no accuracy, an unknown feature, or were too many.
+    `scores` are those of every model, at random and by group, and `model` the one they chose. `n_runs` finished runs
+    were fitted on, `n_collapsed` of them collapsed; `n_left_out` had no accuracy, an unknown feature, or were too
+    many.
     """
 
     model: ModelName
@@ -197,6 +201,25 @@ class Predictor:
             order = np.argsort(distance, kind="stable")[:NEAREST]
             out.append(tuple((str(ids[i]), float(accuracy[i]), float(distance[i])) for i in order))
         return out
+
+
+@overload
+def predict(
+    source: pd.DataFrame | str | Path, recipe: Recipe | Mapping[str, Any], *, level: float = ..., seed: int = ...
+) -> Prediction: ...
+@overload
+def predict(
+    source: pd.DataFrame | str | Path, recipe: Sequence[Recipe] | pd.DataFrame, *, level: float = ..., seed: int = ...
+) -> list[Prediction]: ...
+def predict(
+    source: pd.DataFrame | str | Path, recipe: Rows, *, level: float = LEVEL, seed: int = 0
+) -> Prediction | list[Prediction]:
+    """What the runs of a table (or of a folder, csv or parquet) say of a recipe before it is trained.
+
+    One prediction for a recipe or a mapping of features, a list for several. To ask more than once, fit a `Predictor`.
+    """
+    made = Predictor.fit(as_table(source), level=level, seed=seed).predict(recipe)
+    return made[0] if isinstance(recipe, Recipe | Mapping) else made
 
 
 def usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, Floats, Bools]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from robudget.errors import InputError
 from robudget.laws.plain import fields
+from robudget.threat import parse_eps
 
 Floats = NDArray[np.float64]
 Collapsed = Literal["drop", "keep"]
@@ -57,7 +58,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Points:
-    """The runs a law sees: `x` and `y` (n,), float64, finite and positive x, in table order; `rows` (n,) their positions."""
+    """The runs a law sees: `x` and `y` (n,), float64, finite and positive x, in table order; `rows` (n,) their
+    positions.
+    """
 
     x_name: str
     y_name: str
@@ -128,6 +131,8 @@ def failed(frame: pd.DataFrame) -> NDArray[np.bool_]:
 def where(frame: pd.DataFrame, choice: Mapping[str, Any] | None) -> pd.DataFrame:
     """The rows whose columns equal `choice`, e.g. {"dataset": "cifar10", "steps": 10}. Raises InputError if none do."""
     for name, value in (choice or {}).items():
+        if name == "eps":
+            value = parse_eps(value)
         if name not in frame.columns:
             near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -150,11 +155,14 @@ def check_scope(frame: pd.DataFrame) -> None:
         if name not in frame.columns:
             continue
         found = frame[name].dropna()
-        values = sorted(set(found.round(6))) if name == "eps" else sorted({str(v) for v in found})
+        if name == "eps":
+            values = [_eps(v) for v in sorted({round(float(v), 6) for v in found})]
+        else:
+            values = sorted({str(v) for v in found})
         if len(values) > 1:
-            shown = ", ".join(_eps(v) if name == "eps" else str(v) for v in values[:8])
+            shown = ", ".join(values[:8])
             raise InputError(
-                f"the table mixes {len(values)} values of {name} ({shown}): select one, e.g. {name}={shown.split(',')[0]}"
+                f"the table mixes {len(values)} values of {name} ({shown}): select one, e.g. {name}={values[0]}"
             )
 
 
@@ -166,8 +174,8 @@ def _eps(value: float) -> str:
 def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None = None) -> Points:
     """The usable (x, y) of a table of one dataset and threat, with a count of what was left out and why.
 
-    For a robust accuracy (`y` = aa_acc, val_acc or their errors) runs trained without an adversary and collapsed runs are
-    left out, for other y they are kept; `drop_collapsed` says otherwise. Raises InputError for a missing column, a
+    For a robust accuracy (`y` = aa_acc, val_acc or their errors) runs trained without an adversary and collapsed runs
+    are left out, for other y they are kept; `drop_collapsed` says otherwise. Raises InputError for a missing column, a
     mixed table, or when nothing is left.
     """
     check_scope(frame)

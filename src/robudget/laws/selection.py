@@ -24,9 +24,10 @@ FEWEST_LEFT = 8  # runs that must remain to fit on when a group is left out
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts runs that it was not fitted on: `r2`, `mae` and `rmse` (points), the area under the ROC
-    curve of P(collapse) (NaN where none or all collapsed), over `n` predictions. `design` is `random` or `by <feature>`,
-    in which every level of the feature is predicted from the others."""
+    """How well a model predicts runs that it was not fitted on: `r2`, `mae` and `rmse` (points), the area under the
+    ROC curve of P(collapse) (NaN where none or all collapsed), over `n` predictions. `design` is `random` or `by
+    <feature>`, in which every level of the feature is predicted from the others.
+    """
 
     design: str
     model: ModelName
@@ -89,7 +90,8 @@ def by_group(
 
 
 def choose(scores: Sequence[Score]) -> ModelName:
-    """The model with the smallest error, mean absolute and root mean square alike, relative to the paper's in each design
+    """The model with the smallest error, mean absolute and root mean square alike, relative to the paper's in each
+    design
     and averaged over designs; the blend, which averages the others, unless one beats it by more than MARGIN."""
     designs = {s.design for s in scores}
 

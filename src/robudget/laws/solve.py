@@ -64,7 +64,9 @@ def _descend(
     form: Form, shape: Shape, space: Space, u: Floats, y: Floats, weight: Floats, theta: Floats,
     owner: NDArray[np.int64], steps: int,
 ) -> tuple[Floats, NDArray[np.bool_]]:  # fmt: skip
-    """Levenberg-Marquardt in place on `theta` (r, p), row i solving problem owner[i]. Returns loss (r,), converged (r,)."""
+    """Levenberg-Marquardt in place on `theta` (r, p), row i solving problem owner[i]. Returns loss (r,), converged
+    (r,).
+    """
     r, p = theta.shape
     damping = np.full(r, 1e-3)
     converged = np.zeros(r, dtype=np.bool_)

@@ -17,7 +17,7 @@ from robudget.laws.select import ERRORS, is_accuracy
 from robudget.store import load_runs
 from robudget.threat import parse_eps
 
-FLAGS = tuple(name for name, kind in KINDS.items() if kind == "flag") + ("collapsed",)
+FLAGS = (*(name for name, kind in KINDS.items() if kind == "flag"), "collapsed")
 WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
@@ -59,9 +59,9 @@ def read_table(source: str | Path) -> pd.DataFrame:
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with accuracies in percent, flags as booleans, ε as numbers, and each run once; rows numbered from 0.
 
-    Accuracies given as fractions are recognised (none above 1) and rows that repeat another are dropped; both are said in
-    `attrs["notes"]`. Raises InputError where one run_id names different runs, or flags or ε cannot be read. A tidy table
-    is returned as it is.
+    Accuracies given as fractions are recognised (none above 1) and rows that repeat another are dropped; both are said
+    in `attrs["notes"]`. Raises InputError where one run_id names different runs, or flags or ε cannot be read. A tidy
+    table is returned as it is.
     """
     if frame.attrs.get("tidy"):
         return frame
@@ -70,7 +70,7 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     out = _once(out, notes)
     for name in FLAGS:
         if name in out.columns and not pd.api.types.is_bool_dtype(out[name]):
-            out[name] = [_flag(value, name) for value in out[name]]
+            out[name] = pd.Series([_flag(value, name) for value in out[name]], index=out.index, dtype=object)
     if "eps" in out.columns and not pd.api.types.is_numeric_dtype(out["eps"]):
         out["eps"] = [np.nan if pd.isna(value) else parse_eps(value) for value in out["eps"]]
     _percent(out, notes)
@@ -95,7 +95,8 @@ def _once(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     again = kept["run_id"].duplicated() & kept["run_id"].notna()
     if again.any():
         name = kept.loc[again, "run_id"].iloc[0]
-        raise InputError(f"run_id {name!r} names {int((kept['run_id'] == name).sum())} different runs (allowed: one each)")
+        n = int((kept["run_id"] == name).sum())
+        raise InputError(f"run_id {name!r} names {n} different runs (allowed: one each)")
     if len(kept) < len(frame):
         notes.append(f"{len(frame) - len(kept)} rows repeat another run and were dropped")
     return kept
@@ -113,7 +114,7 @@ def _flag(value: object, name: str) -> object:
 
 
 def _percent(frame: pd.DataFrame, notes: list[str]) -> None:
-    """Fractions to percent, in place: where no accuracy of the table exceeds 1 and some lie strictly between 0 and 1."""
+    """Fractions to percent, in place: where no accuracy of the table exceeds 1 and some lie between 0 and 1."""
     names = [str(c) for c in frame.columns if is_accuracy(str(c)) and not str(c).startswith("published_")]
     names += [name for name in ERRORS if name in frame.columns]
     numbers = {name: pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64) for name in names}
