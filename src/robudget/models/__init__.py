@@ -2,6 +2,6 @@
 
 from robudget.models.build import build, build_for, names
 from robudget.models.layers import Normalize, Normalized
-from robudget.models.wide_resnet import WideResNet
+from robudget.models.preact import PreActNet, WideResNet
 
-__all__ = ["Normalize", "Normalized", "WideResNet", "build", "build_for", "names"]
+__all__ = ["Normalize", "Normalized", "PreActNet", "WideResNet", "build", "build_for", "names"]

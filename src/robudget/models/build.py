@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,14 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from robudget.errors import InputError, unknown
-from robudget.models.layers import ACTIVATIONS, Normalize, Normalized
-from robudget.models.wide_resnet import WideResNet
+from robudget.errors import InputError
+from robudget.models.layers import Normalize, Normalized
+from robudget.models.preact import PreActNet, WideResNet
 from robudget.recipe import Recipe
 
-# Offered in messages and in `robudget` listings; any depth 6n + 4 and any width are allowed.
+# Offered in messages; any depth 6n + 4 and any width are allowed.
 EXAMPLES = (
     "wrn-10-1",
+    "wrn-16-1",
     "wrn-16-2",
     "wrn-16-4",
     "wrn-28-10",
@@ -25,6 +27,8 @@ EXAMPLES = (
     "wrn-70-16",
     "wrn-82-8",
     "wrn-94-16",
+    "preact-resnet-18",
+    "rawrn-70-16",
 )
 
 _WRN = re.compile(r"wrn-(\d+)-(\d+)")
@@ -47,7 +51,7 @@ def names() -> list[str]:
     """Our own names (examples of the families) followed by every model of the installed timm."""
     import timm
 
-    return [*EXAMPLES, *timm.list_models()]
+    return [*EXAMPLES, *(name for name in timm.list_models() if not name.startswith("robudget_"))]
 
 
 def build(
@@ -59,50 +63,85 @@ def build(
     activation: str = "relu",
     variant: str = "original",
     base: int = 16,
+    patch: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
     """A classifier with fresh weights: images (N, channels, image_size, image_size) in [0, 1] to logits (N, classes).
 
-    `name` is `wrn-<depth>-<width>` or the name of a timm model. `activation`, `variant` and `base` are for our own
-    architectures. `mean` and `std` per channel go into the first layer; without them a timm model takes the ones it
-    is published with and ours take 0.5 and 0.25. Weights come from torch's global generator: seed it (or fork it)
-    outside. Raises InputError for an unknown name, with the nearest one, and for sizes that the model can't take.
+    `name` is `wrn-<depth>-<width>`, `preact-resnet-18`, `rawrn-70-16` or the name of a timm model. `activation`,
+    `variant` and `base` (which the widths are multiples of) are for our own architectures; RaWideResNet is SiLU and
+    deepmind by definition. `patch` is the patch size of a timm transformer where it is not to be the published one.
+    `mean` and `std` per channel go into the first layer; without them a timm model takes the ones it is published with
+    and ours take 0.5 and 0.25. Weights come from torch's global generator: seed it (or fork it) outside. Raises
+    InputError for an unknown name, with the nearest one, and for sizes that the model can't take.
     """
     if classes < 2:
         raise InputError(f"classes = {classes} (allowed: at least 2)")
     if not 8 <= image_size <= 1024:
         raise InputError(f"image_size = {image_size} (allowed: 8 to 1024 pixels)")
-    if match := _WRN.fullmatch(name.lower()):
-        normalize = Normalize(mean or [0.5] * channels, std or [0.25] * channels)
-        return WideResNet(
-            int(match[1]),
-            int(match[2]),
+    key = name.lower()
+    wrn = _WRN.fullmatch(key)
+    if wrn is None and key not in EXAMPLES:
+        return _timm(name, classes, image_size, channels, patch, mean, std)
+    if patch is not None:
+        raise InputError(f"model.patch = {patch} with model {name!r}, which has no patches")
+    normalize = Normalize(mean or [0.5] * channels, std or [0.25] * channels)
+    if key == "rawrn-70-16":
+        # Peng et al. 2023, table 6: stem 96, depths 30-31-10, widths 216-432-864.
+        widths = [round(base * share) for share in (13.5, 27, 54)]
+        return PreActNet(
+            6 * base,
+            [30, 31, 10],
+            widths,
+            classes=classes,
+            normalize=normalize,
+            channels=channels,
+            activation="silu",
+            variant="deepmind",
+            excite=True,
+        )
+    if key == "preact-resnet-18":
+        return PreActNet(
+            4 * base,
+            [2, 2, 2, 2],
+            [4 * base * 2**stage for stage in range(4)],
             classes=classes,
             normalize=normalize,
             channels=channels,
             activation=activation,
             variant=variant,
-            base=base,
         )
-    return _timm(name, classes, image_size, channels, activation, mean, std)
+    assert wrn is not None
+    return WideResNet(
+        int(wrn[1]),
+        int(wrn[2]),
+        classes=classes,
+        normalize=normalize,
+        channels=channels,
+        activation=activation,
+        variant=variant,
+        base=base,
+    )
 
 
 def build_for(recipe: Recipe, spec: ImageSpec) -> nn.Module:
     """The recipe's model for this dataset, weights drawn from `recipe.seed`; the global generator stays as it was."""
     channels, height, width = spec.image_shape
     if height != width:
-        raise InputError(f"images of {height}×{width} pixels are not square")
+        raise InputError(f"images of {height}×{width} pixels are not square (set data.image_size)")
+    part = recipe.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         return build(
-            recipe.model.name,
+            part.name,
             classes=spec.classes,
             image_size=height,
             channels=channels,
-            activation=recipe.model.activation,
-            variant=recipe.model.variant,
-            base=recipe.model.base,
+            activation=part.activation,
+            variant=part.variant,
+            base=part.base,
+            patch=part.patch,
             mean=spec.mean,
             std=spec.std,
         )
@@ -113,7 +152,7 @@ def _timm(
     classes: int,
     image_size: int,
     channels: int,
-    activation: str,
+    patch: int | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> nn.Module:
@@ -121,24 +160,32 @@ def _timm(
     import timm
 
     if not timm.is_model(name):
-        raise unknown("model", name, names())
-    if activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
+        near = difflib.get_close_matches(name.lower(), [*EXAMPLES, *timm.list_models()], n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown model {name!r}{hint} (allowed: {', '.join(EXAMPLES)}, or any timm model)")
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
     published = timm.get_pretrained_cfg(name)
     if published is not None and published.fixed_input_size:
         options["img_size"] = image_size
+    if patch is not None:
+        options["patch_size"] = patch
     try:
-        body = timm.create_model(name, pretrained=False, **options)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"model {name!r} can't be built for {image_size}×{image_size}×{channels}: {error}") from None
+        body = timm.create_model(name, pretrained=False, **options).eval()
+        # Many models take any size to be built, and fail on the first image of a size that they can't process.
+        with torch.no_grad():
+            body(torch.zeros(1, channels, image_size, image_size))
+    except (AssertionError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"model {name!r} can't take images of {image_size}×{image_size}×{channels}: {reason}"
+        ) from None
     published_mean = published.mean if published is not None else (0.5,) * 3
     published_std = published.std if published is not None else (0.25,) * 3
     normalize = Normalize(
         mean or _per_channel(published_mean, channels),
         std or _per_channel(published_std, channels),
     )
-    return Normalized(normalize, body)
+    return Normalized(normalize, body).train()
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Sequence[float]:

@@ -1,4 +1,4 @@
-"""A WideResNet in evaluation mode, made cheaper to attack: BatchNorm folded where it can be, weights cast once."""
+"""A pre-activation network in evaluation mode, cheaper to attack: BatchNorm folded where it can be, weights cast once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robudget.models.wide_resnet import Block, WideResNet
+from robudget.models.preact import Block, PreActNet, SqueezeExcitation
 
 
 class Folded:
@@ -16,7 +16,7 @@ class Folded:
     follows a sum and stays. Weights are copies: call `refresh` after an update of the model. Logits are float32.
     """
 
-    def __init__(self, model: WideResNet, dtype: torch.dtype) -> None:
+    def __init__(self, model: PreActNet, dtype: torch.dtype) -> None:
         self._model, self._dtype = model, dtype
         self._weights: dict[nn.Module, Tensor] = {}
         self._biases: dict[nn.Module, Tensor] = {}
@@ -35,6 +35,11 @@ class Folded:
             self._weights[block.conv2] = self._cast(block.conv2.weight)
             if block.shortcut is not None:
                 self._weights[block.shortcut] = self._cast(block.shortcut.weight)
+            if block.excite is not None:
+                for layer in (block.excite.down, block.excite.up):
+                    assert layer.bias is not None
+                    self._weights[layer] = self._cast(layer.weight)
+                    self._biases[layer] = layer.bias.detach().to(self._dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         model = self._model
@@ -42,9 +47,14 @@ class Folded:
         for block in self._blocks():
             a = block.act1(_affine(block.bn1, h))
             skip = h if block.shortcut is None else self._convolve(block.shortcut, a)
-            h = self._convolve(block.conv2, block.act2(self._convolve(block.conv1, block.pad(a)))) + skip
+            h = self._convolve(block.conv2, block.act2(self._convolve(block.conv1, block.pad(a))))
+            h = skip + (h if block.excite is None else self._excite(block.excite, h))
         pooled = model.act(_affine(model.bn, h)).mean((2, 3))
         return F.linear(pooled.float(), model.head.weight.detach(), model.head.bias.detach())
+
+    def _excite(self, layer: SqueezeExcitation, h: Tensor) -> Tensor:
+        gate = layer.act(self._convolve(layer.down, layer.pool(h)))
+        return h * torch.sigmoid(self._convolve(layer.up, gate))
 
     def _blocks(self) -> list[Block]:
         return [block for block in self._model.blocks if isinstance(block, Block)]

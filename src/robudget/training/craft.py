@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robudget.attacks.geometry import GEOMETRY
 from robudget.models.fold import Folded
-from robudget.models.wide_resnet import WideResNet
+from robudget.models.preact import PreActNet
 from robudget.recipe import Recipe
 from robudget.threat import Threat
 from robudget.training.precision import Autocast, Precision
@@ -96,11 +96,11 @@ class CraftMode:
 def victim_of(model: nn.Module, precision: Precision, batchnorm: str) -> Callable[[], tuple[Model, Autocast]]:
     """What to attack, asked anew for every batch, since its weights change: (model, autocast).
 
-    In bfloat16 and eval mode a WideResNet is attacked through a folded copy, which a quarter fewer operations pass
-    over.
+    In bfloat16 and eval mode a WideResNet (any PreActNet) is attacked through a folded copy, which has fewer
+    operations.
     """
     if (
-        isinstance(model, WideResNet)
+        isinstance(model, PreActNet)
         and not model.checkpointing
         and precision.name == "bfloat16"
         and batchnorm == "eval"

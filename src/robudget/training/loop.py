@@ -210,7 +210,8 @@ class Trainer:
             if epoch % recipe.validation.every == 0 or self.done:
                 held = self._validator(self.final_model, validating(recipe))
             if recipe.adversarial and recipe.collapse.action != "off":
-                collapse = check_collapse(self.model, self._validator, recipe)
+                before = max((r.multi_step or 0.0 for r in self.records), default=0.0)
+                collapse = check_collapse(self.model, self._validator, recipe, before)
         self._watch.lap("validation")
         best = held is not None and self._keep_if_best(epoch, held)
         seen = self.steps_per_epoch * recipe.batch_size

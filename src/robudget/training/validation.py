@@ -91,14 +91,22 @@ class CollapseCheck:
     collapsed: bool
 
 
-def check_collapse(model: nn.Module, validator: Validator, recipe: Recipe) -> CollapseCheck:
-    """Catastrophic overfitting (Wong et al. 2020): robust to the single step of FGSM, not to PGD."""
+def check_collapse(model: nn.Module, validator: Validator, recipe: Recipe, before: float) -> CollapseCheck:
+    """Catastrophic overfitting (Wong et al. 2020): robust to the single step of FGSM, not to PGD, and it was before.
+
+    `before`: the best multi-step accuracy of earlier epochs (0 in the first).
+    """
     threat, part = recipe.threat.threat(), recipe.collapse
     few = validator.first(part.images)
     one = few(model, Adversary(threat, 1, threat.eps, start="none"))
     multi = few(model, Adversary(threat, part.steps, 2.5 * threat.eps / part.steps))
-    return CollapseCheck(one.robust, multi.robust, is_collapsed(one.robust, multi.robust, multi.clean, part))
+    return CollapseCheck(one.robust, multi.robust, is_collapsed(one.robust, multi.robust, multi.clean, before, part))
 
 
-def is_collapsed(one_step: float, multi_step: float, clean: float, part: CollapsePart) -> bool:
-    return one_step - multi_step > part.gap and multi_step < 0.3 * clean
+def is_collapsed(one_step: float, multi_step: float, clean: float, before: float, part: CollapsePart) -> bool:
+    """A gap above `part.gap`, multi-step accuracy below 0.3 × clean, and below half of what it was.
+
+    A model that has learnt little yet is no better against many steps either; only the fall tells it from a collapsed
+    one.
+    """
+    return one_step - multi_step > part.gap and multi_step < 0.3 * clean and multi_step < 0.5 * before
