@@ -46,6 +46,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. craft.steps=5 threat.eps=8/255")
 ]
 StoreOption = Annotated[str, typer.Option("--store", help="folder of runs")]
+Prices = Annotated[
+    str | None, typer.Option("--prices", help="prices: a YAML file, a preset or a region (default: paper)")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 TableFrom = Annotated[
     str, typer.Option("--from", help="a folder of runs, a csv or parquet table, or RobustBench's JSON folder")
@@ -187,15 +190,15 @@ def study(
 @app.command()
 def runs(
     store: Annotated[str, typer.Argument(help="folder of runs")] = "runs",
-    prices: Annotated[str | None, typer.Option(help="prices to re-price by: a YAML file, a preset or a region")] = None,
+    prices: Prices = None,
     json: AsJson = False,
 ) -> None:
     """The leaderboard of a folder of runs: accuracy with its interval, FLOPs, energy, cost."""
     from robudget import terminal
-    from robudget.meter.cost import Prices
+    from robudget.meter.cost import Prices as PriceList
     from robudget.store import load_runs
 
-    table = load_runs(store, prices=Prices.load(prices) if prices else None)
+    table = load_runs(store, prices=PriceList.load(prices) if prices else None)
     if json:
         terminal.print_json(terminal.records(table))
     elif table.empty:
@@ -205,17 +208,52 @@ def runs(
 
 
 @app.command()
+@resumable
 def cost(
     what: Annotated[str, typer.Argument(metavar="RECIPE|STUDY", help="a recipe or a study, by name or YAML file")],
     overrides: Overrides = None,
     device: Annotated[
-        str | None, typer.Option(help="a device by name (robudget devices); default: this machine, calibrated")
+        str | None, typer.Option(help="a device of `robudget devices`; default: this machine, calibrated in 20 s")
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="how many of them")] = 1,
-    prices: Annotated[str | None, typer.Option(help="a YAML file, a preset or a region")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="how many of them")] = 1,
+    prices: Prices = None,
     json: AsJson = False,
 ) -> None:
     """What a recipe or a whole study will cost, before training: FLOPs, time, energy, money, carbon, with ranges."""
+    from robudget import terminal
+    from robudget.config import parse_overrides
+    from robudget.meter.cost import Prices as PriceList
+    from robudget.meter.forecast import forecast_study, total
+    from robudget.site import Site
+    from robudget.sweep import recipes_of
+
+    site, changes = Site.take(parse_overrides(overrides or []))
+    forecasts = forecast_study(
+        recipes_of(what, changes),
+        device=device,
+        gpus=gpus,
+        prices=PriceList.load(prices) if prices else None,
+        site_device="cpu" if site.device == "auto" else site.device,
+        progress=lambda note: print(note, file=sys.stderr),
+    )
+    if json:
+        terminal.print_json([each.to_dict() for each in forecasts])
+    else:
+        terminal.out.print(terminal.bill([each.to_dict() for each in forecasts], total(forecasts)))
+
+
+@app.command()
+def devices(json: AsJson = False) -> None:
+    """The devices that `robudget cost --device` knows: peak, power, attainable share, source."""
+    from dataclasses import asdict
+
+    from robudget import terminal
+    from robudget.meter.devices import devices as known
+
+    if json:
+        terminal.print_json([asdict(device) for device in known().values()])
+    else:
+        terminal.out.print(terminal.device_table(known().values()))
 
 
 @app.command()

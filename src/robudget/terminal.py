@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
@@ -20,9 +20,11 @@ from robudget.report.labels import fixed, known, number
 from robudget.sweep.state import SweepState
 
 if TYPE_CHECKING:
+    from robudget.meter.devices import Device
     from robudget.runner import Progress
 
-out = Console(highlight=False, soft_wrap=False)
+# A pipe or a file has no width to wrap at: tables there are as wide as they are.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False)
 
 
@@ -39,7 +41,7 @@ def table_of(rows: Sequence[Mapping[str, str]], *, title: str | None = None, lef
     """A plain table of ready-made strings; columns in `left` are aligned left, numbers right."""
     view = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in rows[0] if rows else ():
-        view.add_column(column, justify="left" if column in left else "right", no_wrap=column in left)
+        view.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     for row in rows:
         view.add_row(*row.values())
     return view
@@ -72,6 +74,50 @@ def leaderboard(table: pd.DataFrame) -> Table:
             }
         )
     return table_of(rows, left=("run", "id", "note"))
+
+
+def bill(forecasts: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Group:
+    """What runs will cost: a line each (the first 40) and the total, ranges in brackets."""
+    shown = forecasts[:40]
+    rows = [_bill_row(each["slug"], each) for each in shown]
+    if len(forecasts) > 1:
+        rows.append(_bill_row(f"all {len(forecasts)} runs", total))
+    lines = [Text(f"on {forecasts[0]['device']}; every figure but FLOPs and parameters is estimated, [low to high]")]
+    if len(forecasts) > len(shown):
+        lines.append(Text(f"the first {len(shown)} of {len(forecasts)} runs; --json has them all", style="dim"))
+    notes = dict.fromkeys(note for each in forecasts for note in (each["basis"], *each["notes"]))
+    return Group(*lines, table_of(rows, left=("run",)), *(Text(f"note: {note}", style="yellow") for note in notes))
+
+
+def _bill_row(name: str, each: Mapping[str, Any]) -> dict[str, str]:
+    def span(key: str, show: Callable[[Any], str]) -> str:
+        return f"{show(each[key])} [{show(each[key + '_low'])} to {show(each[key + '_high'])}]"
+
+    return {
+        "run": name,
+        "train FLOP": number(each["train_flops_exact"]),
+        "paper's count": number(each["train_flops_paper"]),
+        "train time": span("train_seconds", duration),
+        "eval time": span("eval_seconds", duration),
+        "train kWh": span("train_energy_kwh", lambda v: number(v, 2)),
+        "USD": span("cost_usd", lambda v: number(v, 2)),
+        "kg CO2e": span("co2_kg", lambda v: number(v, 2)),
+    }
+
+
+def device_table(devices: Iterable[Device]) -> Table:
+    rows = [
+        {
+            "device": device.key,
+            "name": device.name,
+            "watts": number(device.watts),
+            "peak TFLOP/s": ", ".join(f"{name} {peak / 1e12:.4g}" for name, peak in device.peak.items()),
+            "memory GB": number(device.memory_gb),
+            "source": device.source,
+        }
+        for device in devices
+    ]
+    return table_of(rows, left=("device", "name", "peak TFLOP/s", "source"))
 
 
 def duration(seconds: float | None) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robudget.config import load_yaml, read_named
+from robudget.config import load_yaml, named, read_named
 from robudget.errors import InputError, unknown
 from robudget.recipe import Recipe
 
@@ -62,3 +62,20 @@ class Study:
             recipe = start.with_(changes | dict(overrides or {}), where=f"{where}: {label}")
             recipes.setdefault(recipe.id, recipe)
         return cls(name, str(data.get("question", "")), axes, tuple(recipes.values()))
+
+
+def recipes_of(source: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Recipe]:
+    """The recipe or the study of that name or in that file, as a list of recipes.
+
+    A file is a study if it has axes. Raises InputError naming the nearest of either.
+    """
+    names = {"recipes": named("recipes"), "studies": named("studies")}
+    if str(source) in names["studies"]:
+        return list(Study.load(source, overrides).recipes)
+    if Path(source).suffix in (".yaml", ".yml"):
+        text, where = read_named("studies", "study", source)
+        if "axes" in load_yaml(text, where):
+            return list(Study.load(source, overrides).recipes)
+    elif str(source) not in names["recipes"]:
+        raise unknown("recipe or study", source, [*names["recipes"], *names["studies"]])
+    return [Recipe.load(source, overrides)]
