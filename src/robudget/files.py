@@ -19,7 +19,10 @@ def replace(path: Path, write: Callable[[Path], object], *, durable: bool = True
     """
     temporary = path.with_name(f".{path.stem}-{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # some writers make private files; these are for whoever the folder is for
         if durable:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
