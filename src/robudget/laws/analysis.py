@@ -19,12 +19,13 @@ from robudget.laws.holdout import Hidden, Holdout, holdout
 from robudget.laws.law import Law, Reach
 from robudget.laws.plain import fields
 from robudget.laws.predictor import PaperGBR, Predictor
-from robudget.laws.select import Counts, column, is_percent, points, where
+from robudget.laws.select import Counts, column, is_percent, points, standard, where
 from robudget.laws.table import as_table
 
 COSTS = ("train_energy_kwh", "co2_kg", "cost_usd", "train_seconds")
-SPLITS = ("steps", "synthetic", "loss")
+SPLITS = ("steps", "synthetic", "synthetic_amount", "synthetic_fraction", "loss")
 SPLIT_RESAMPLES = 500
+MOST_LEVELS = 12
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,11 @@ def _published(frame: pd.DataFrame, resamples: int, level: float, seed: int) -> 
 
 def _splits(frame: pd.DataFrame, x: str, y: str, level: float, seed: int) -> list[Split]:
     out: list[Split] = []
+    frame = frame[~standard(frame)]  # no robustness law has a point of theirs
     for name in SPLITS:
         levels = sorted(frame[name].dropna().unique()) if name in frame.columns else []
-        if not 2 <= len(levels) <= 12:
+        # Two amounts of synthetic data, one of them none, are what `synthetic` already says.
+        if not (3 if name.startswith("synthetic_") else 2) <= len(levels) <= MOST_LEVELS:
             continue
         for value in levels:
             part = frame[(frame[name] == value).to_numpy(dtype=bool)]

@@ -58,7 +58,7 @@ def _bins(x: Floats, counts: NDArray[np.int64], bins: int, how: How) -> NDArray[
         below = np.cumsum(counts[:, ascending], axis=1) - counts[:, ascending]
         ranks = np.empty_like(below)
         ranks[:, ascending] = below
-        return np.minimum(ranks * bins // counts.sum(axis=1, keepdims=True), bins - 1)
+        return np.asarray(np.minimum(ranks * bins // counts.sum(axis=1, keepdims=True), bins - 1))
     v = np.log(x) if how == "log" else x
     low = np.where(counts > 0, v, np.inf).min(axis=1, keepdims=True)
     high = np.where(counts > 0, v, -np.inf).max(axis=1, keepdims=True)

@@ -66,6 +66,15 @@ class Calibration:
             high[part] = _quantile(values, share, (1 + inside) / 2, upper=True) + margin
         return np.clip(low, 0, 100), np.clip(high, 0, 100)
 
+    def above(self, X: Floats, out: Outlook, target: float) -> Floats:
+        """The mixture's probability of at least `target` percent, (n,)."""
+        chances = []
+        for start in range(0, len(X), CHUNK):
+            part = slice(start, start + CHUNK)
+            values, share = self._mixture(X[part], out.rows(part))
+            chances.append(1 - np.where(values < target, share, 0.0).max(axis=1) / share[:, -1])
+        return np.concatenate(chances)
+
     def _mixture(self, X: Floats, out: Outlook) -> tuple[Floats, Floats]:
         """Support (n, s + f), ascending, and cumulative probability after each point."""
         Z = (X - self.centre) / self.scale

@@ -13,7 +13,7 @@ import pandas as pd
 from robudget.laws.features import Features
 from robudget.laws.plain import fields
 from robudget.laws.predictor import usable
-from robudget.laws.select import Floats
+from robudget.laws.select import Floats, standard
 
 RESAMPLES = 2_000
 LEVEL = 0.95
@@ -93,8 +93,9 @@ def effects(
     frame: pd.DataFrame, features: Sequence[str] | None = None, *, level: float = LEVEL, resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Effects:  # fmt: skip
-    """Matched-pair effects on `aa_acc` of every choice that varies; repeats (seeds) of a recipe are averaged first."""
-    runs, y, fallen = usable(frame)
+    """Matched-pair effects on `aa_acc` of every choice that varies among the runs trained against an adversary; repeats
+    (seeds) of a recipe are averaged first. Raises InputError where there are too few runs or nothing varies."""
+    runs, y, fallen = usable(frame[~standard(frame)])
     seen = Features.of(runs, features)
     names = [c.name for c in seen.columns]
     aliases = {c.name: c.aliases for c in seen.columns}

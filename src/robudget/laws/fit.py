@@ -73,8 +73,8 @@ def fit_law(
 
 
 def auto_bins(runs: int) -> int:
-    """The paper's 19 where there are runs for it, else one bin per RUNS_PER_BIN runs and at least 5."""
-    return int(np.clip(runs // RUNS_PER_BIN, 5, BINS))
+    """The paper's 19 where there are runs for it, else one bin per RUNS_PER_BIN runs and at least FEW."""
+    return int(np.clip(runs // RUNS_PER_BIN, FEW, BINS))
 
 
 def fit_envelope(

@@ -14,17 +14,18 @@ from robudget.laws.compare import CONTENDERS, Contender
 from robudget.laws.envelope import Envelope, envelope_of
 from robudget.laws.fit import fit_envelope
 from robudget.laws.plain import fields
-from robudget.laws.select import Counts, Points
+from robudget.laws.select import Counts, Points, is_percent
 
 Hidden = Literal["decade", "bin"]
 BASELINES = ("last value", "mean")
+FEWEST = 3  # levels of x that a law is fitted on
+MOST_HIDDEN = 0.4  # share of the envelope that must stay visible; else its upper third is hidden, not a whole decade
 
 
 @dataclass(frozen=True)
 class Miss:
-    """One contender's error on the hidden envelope points, in the units of y: root mean square, mean (signed:
-    predicted −
-    true) and largest. `beats_baseline`: whether its RMSE is below that of `last value`."""
+    """One contender's error on the hidden envelope points, in the units of y: root mean square, mean (signed,
+    predicted − true) and largest. `beats_baseline`: whether its RMSE is below that of `last value`."""
 
     name: str
     rmse: float
@@ -35,7 +36,8 @@ class Miss:
 
 @dataclass(frozen=True)
 class Holdout:
-    """`hidden` says what was hidden (the top decade of x, or the top bin). `x_cut` is the largest x fitted on;
+    """`hidden` says what was hidden (the top decade of x, or the top bin; of a short range its upper third). `x_cut`
+    is the largest x fitted on;
     `n_train` and `n_test` count envelope points; `decades` is how far beyond `x_cut` the farthest hidden point lies.
     `misses` hold every form that could be fitted and the two baselines; `xs`, `ys` (n_test,) the hidden points."""
 
@@ -70,25 +72,16 @@ class Holdout:
 def holdout(env: Envelope, hidden: Hidden = "decade", contenders: Sequence[Contender] = CONTENDERS) -> Holdout:
     """Fit each form to the envelope of the cheaper runs and predict that of the hidden, costlier ones.
 
-    The envelope of the visible runs is rebuilt, with bins as wide as before. Raises InputError where too little is left
-    to fit a law of two parameters, or nothing is hidden.
+    The envelope of the visible runs is rebuilt, in as many bins as it had there. Raises InputError where too little is
+    left to fit a law of two parameters, or nothing is hidden.
     """
     x = env.points.x
-    if hidden == "decade":
-        cut = float(x.max() / 10)
-        # Where everything lies within a decade or so, hide the upper third of the range instead of nearly all of it.
-        if (x <= cut).sum() < 3 or np.log10(x.max() / x.min()) < 1.5:
-            cut = float(np.exp(np.log(x.min()) + 2 / 3 * np.log(x.max() / x.min())))
-    else:
-        cut = float(env.xs[-2])
-        cut = float(env.edges[-2]) if len(env.edges) and env.xs[-1] >= env.edges[-2] else cut
+    cut = _cut(env, hidden)
     visible = x <= cut
     test = env.xs > cut
-    if not test.any() or visible.sum() < 3:
+    if not test.any() or len(np.unique(x[visible])) < FEWEST:
         raise InputError(f"too few levels of {env.x} to hide the top {hidden}")
-    share = np.log(x[visible].max() / x[visible].min()) / np.log(x.max() / x.min())
-    bins = max(2, round(env.bins * share)) if env.bins else 1
-    train = envelope_of(_only(env.points, visible), bins, env.how)
+    train = envelope_of(_only(env.points, visible), max(int((~test).sum()), FEWEST), env.how)
     xs, ys = env.xs[test], env.ys[test]
     predictions: dict[str, np.ndarray[Any, Any]] = {
         "last value": np.full(len(xs), train.ys[-1]),
@@ -96,7 +89,8 @@ def holdout(env: Envelope, hidden: Hidden = "decade", contenders: Sequence[Conte
     }
     for one in contenders:
         if train.n_bins > forms.get(one.form).n_params and one.possible(train):
-            predictions[one.name] = fit_envelope(train, one.form, on=one.on, resamples=0).predict(xs)
+            guess = fit_envelope(train, one.form, on=one.on, resamples=0).predict(xs)
+            predictions[one.name] = np.clip(guess, 0, 100) if is_percent(env.y) else guess
     rmse = {name: float(np.sqrt(((p - ys) ** 2).mean())) for name, p in predictions.items()}
     misses = tuple(
         Miss(name, rmse[name], float((p - ys).mean()), float(np.abs(p - ys).max()), rmse[name] < rmse["last value"])
@@ -106,6 +100,16 @@ def holdout(env: Envelope, hidden: Hidden = "decade", contenders: Sequence[Conte
         hidden, float(train.xs[-1]), train.n_bins, len(xs), float(np.log10(xs[-1] / train.xs[-1])), misses,
         tuple(xs.tolist()), tuple(ys.tolist()), {name: tuple(p.tolist()) for name, p in predictions.items()},
     )  # fmt: skip
+
+
+def _cut(env: Envelope, hidden: Hidden) -> float:
+    """The largest x to fit on: a tenth of the costliest, but never so little that most of the envelope is hidden."""
+    if hidden == "bin":
+        return float(env.edges[-2]) if len(env.edges) and env.edges[-2] <= env.xs[-1] else float(env.xs[-2])
+    decade = float(env.points.x.max() / 10)
+    if (env.xs <= decade).sum() >= max(FEWEST, MOST_HIDDEN * env.n_bins):
+        return decade
+    return float(env.xs[int(np.ceil(2 / 3 * env.n_bins)) - 1])
 
 
 def _only(points: Points, keep: np.ndarray[Any, Any]) -> Points:

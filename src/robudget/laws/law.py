@@ -12,7 +12,7 @@ from robudget.errors import InputError
 from robudget.laws import forms
 from robudget.laws.envelope import Envelope
 from robudget.laws.forms import FormName, Shape
-from robudget.laws.plain import fields
+from robudget.laws.plain import fields, plain
 from robudget.laws.select import Floats, is_percent
 from robudget.laws.solve import Space
 
@@ -48,13 +48,14 @@ class Reach:
         return fields(self) | {"reachable": self.reachable}
 
     def sentence(self) -> str:
-        """`75% aa_acc: unreachable (100% of resampled laws)` or `… needs 1e21 train_flops_exact (3e20 to
-        unreachable)`.
-        """
+        """Such as `75 aa_acc: unreachable (99% of the resampled laws)` or `60 aa_acc needs 2e19 train_flops_exact (95%:
+        6e18 to unreachable), 0.4 decades outside the runs`."""
         if not self.reachable:
             return f"{self.target:g} {self.y}: unreachable ({self.p_unreachable:.0%} of the resampled laws)"
         high = f"{self.high:.3g}" if np.isfinite(self.high) else "unreachable"
-        return f"{self.target:g} {self.y} needs {self.value:.3g} {self.x} ({self.level:.0%}: {self.low:.3g} to {high})"
+        text = f"{self.target:g} {self.y} needs {self.value:.3g} {self.x} ({self.level:.0%}: {self.low:.3g} to {high})"
+        far = f", {self.decades:.1f} decades outside the runs" if self.decades >= 0.1 else ""
+        return text + far
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,7 @@ class Law:
         return self._inverse(self.draws, float(np.clip(goal, 1e-6, 100 - 1e-6)) if is_percent(self.y) else goal)
 
     def next_point(self, x: float, gain: float = 1.0) -> Reach:
-        """The x at which y is `gain` better than the law's own value at `x`: the price of the next point is the
-        difference.
-        """
+        """The x where y is `gain` better than the law's value at `x`; less `x`, that is the price of the next point."""
         return self.cost_at(float(self.predict(x)) + (gain if self.envelope.best == "max" else -gain))
 
     def decades_beyond(self, x: float) -> float:
@@ -182,10 +181,19 @@ class Law:
     def to_dict(self) -> dict[str, Any]:
         """Plain data with form, C, alpha, alpha_interval, r2, n_runs, n_bins, x, y first."""
         first = ("form", "C", "alpha", "alpha_interval", "r2", "n_runs", "n_bins", "x", "y")
-        from robudget.laws.plain import plain
-
         head = {name: plain(getattr(self, name)) for name in first}
-        tail = {"ceiling": plain(self.ceiling), "ceiling_interval": plain(self.ceiling_interval)}
+        span = self.envelope
+        tail = {
+            "ceiling": plain(self.ceiling),
+            "ceiling_interval": plain(self.ceiling_interval),
+            "envelope": {
+                "how": span.how,
+                "bins": span.bins,
+                "x_range": plain(span.xs[[0, -1]]),
+                "decades": span.decades,
+            },
+            "counts": span.counts.to_dict(),
+        }
         return head | {k: v for k, v in fields(self).items() if k not in head} | tail
 
     def sentence(self) -> str:
@@ -194,7 +202,8 @@ class Law:
         numbers = ", ".join(f"{name} = {value:.4g}" for name, value in self.params.items())
         return (
             f"{self.y} against {self.x}: {self.formula} with {numbers}; α {self.level:.0%} interval "
-            f"[{low:.3g}, {high:.3g}], R² {self.r2:.2f}, {self.n_bins} points from {self.n_runs} runs"
+            f"[{low:.3g}, {high:.3g}], R² {self.r2:.2f}, {self.n_bins} points from {self.n_runs} runs over "
+            f"{self.envelope.decades:.1f} decades"
         )
 
     # -- inside --------------------------------------------------------------------------------------------------------

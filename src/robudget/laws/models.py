@@ -28,7 +28,8 @@ MODELS: tuple[ModelName, ...] = get_args(ModelName)
 Bools = NDArray[np.bool_]
 Predict = Callable[[Floats], Floats]
 
-MIN_EACH = 5  # fewer collapsed (or surviving) runs than this and no collapse model is fitted: their share stands
+MIN_EACH = 3  # fewer collapsed (or surviving) runs than this and no collapse model is fitted: their share stands
+FOLDS = 5  # of the support vectors' calibration, which takes as many of each class
 TREES = 50
 GP_MOST = 600  # runs a Gaussian process sees: its cost is cubic
 SURE = 0.003  # log-odds are clipped here: no model of a few hundred runs is surer
@@ -149,12 +150,13 @@ def _collapse_model(Z: Floats, collapsed: Bools, seed: int, kernels: Kernels | N
     fresh = ConstantKernel(10.0, (1.0, 1e3)) * RBF(np.ones(Z.shape[1]), (0.3, 10))
     process = GaussianProcessClassifier(fitted or fresh, **_search(fitted))
     few = _some(len(collapsed), seed, collapsed)
-    folds = StratifiedKFold(MIN_EACH, shuffle=True, random_state=seed)
     members = [
         RandomForestClassifier(TREES, random_state=seed).fit(Z, collapsed),
-        CalibratedClassifierCV(SVC(C=10), cv=folds, ensemble=False).fit(Z[few], collapsed[few]),
         _quietly(process, Z[few], collapsed[few]),
     ]
+    if min(int(collapsed[few].sum()), int((~collapsed[few]).sum())) >= FOLDS:
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+        members.append(CalibratedClassifierCV(SVC(C=10), cv=folds, ensemble=False).fit(Z[few], collapsed[few]))
 
     def predict(rows: Floats) -> Floats:
         shares = [np.clip(member.predict_proba(rows)[:, 1], SURE, 1 - SURE) for member in members]
@@ -164,13 +166,13 @@ def _collapse_model(Z: Floats, collapsed: Bools, seed: int, kernels: Kernels | N
 
 
 def _some(n: int, seed: int, rare: Bools | None = None) -> NDArray[np.int64]:
-    """Rows for the costly models: all, or a random GP_MOST (with MIN_EACH or more of each class)."""
+    """Rows for the costly models: all, or a random GP_MOST (with FOLDS or more of each class, if there are)."""
     if n <= GP_MOST:
         return np.arange(n)
     order = np.random.default_rng(seed).permutation(n)
     if rare is None:
         return np.sort(order[:GP_MOST])
-    first = np.concatenate([order[rare[order]][:MIN_EACH], order[~rare[order]][:MIN_EACH]])
+    first = np.concatenate([order[rare[order]][:FOLDS], order[~rare[order]][:FOLDS]])
     return np.sort(np.unique(np.concatenate([first, order[: GP_MOST - len(first)]])))
 
 

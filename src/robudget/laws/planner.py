@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -9,17 +10,29 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from robudget.errors import InputError
+from robudget.errors import InputError, unknown
+from robudget.laws.compare import average, fit_forms
 from robudget.laws.costs import COSTS, CostModel
+from robudget.laws.envelope import envelope_of
 from robudget.laws.features import rows_of
+from robudget.laws.fit import auto_bins
+from robudget.laws.law import Reach
 from robudget.laws.plain import fields
 from robudget.laws.predictor import Predictor, Rows
-from robudget.laws.select import where
+from robudget.laws.select import Floats, points, where
 from robudget.laws.table import as_table
-from robudget.laws.units import Budget, parse_budget
+from robudget.laws.units import LABELS, Budget, parse_budget
 
 MOST_CANDIDATES = 20_000
+COST_LEVEL = 1.645  # standard deviations of a 90% interval, the predictor's level
+SPENDING = ("parameters", "steps", "epochs", "images_seen", "epoch_images", "base", "model")  # choices that buy compute
+# Choices that only go together: a flag or loss, and the number that it switches on.
+TOGETHER = (
+    ("loss", "steps"), ("loss", "beta"), ("synthetic", "synthetic_fraction"), ("synthetic", "synthetic_amount"),
+    ("ema", "ema_decay"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,8 +40,10 @@ class Option:
     """One recipe: its `choices` (feature → value), predicted accuracy in percent with interval, and its cost in all
     units.
 
-    `costs` maps the table's cost columns to whole-run totals (NaN: unknown); `ran` is the run_id if the table holds
-    this very recipe, whose cost is then the real one.
+    `costs` maps the table's cost columns to whole-run totals (NaN: unknown) and `cost_intervals` to their 90%
+    intervals, from the scatter of the runs. `p_reach` is the probability of reaching the plan's target (NaN for a
+    budget). `ran` is the run_id if the table holds this very recipe; `nearest` are the real runs most like it:
+    (run_id, aa_acc, distance).
     """
 
     choices: dict[str, Any]
@@ -36,7 +51,9 @@ class Option:
     low: float
     high: float
     p_collapse: float
+    p_reach: float
     costs: dict[str, float]
+    cost_intervals: dict[str, tuple[float, float]]
     ran: str | None
     nearest: tuple[tuple[str, float, float], ...]
 
@@ -46,22 +63,28 @@ class Option:
 
 @dataclass(frozen=True)
 class Lever:
-    """Changing one choice of the best option: `gain` in points, `cost_ratio` of the budget's column (1 = free)."""
+    """Changing one choice of the best option: `gain` in points and `cost_ratio` in the plan's column (1 = free).
+
+    `spends` says whether the choice buys compute (size, steps, epochs) or something else (data, loss, activation)."""
 
     feature: str
     value: Any
     gain: float
     cost_ratio: float
     p_collapse: float
+    spends: bool
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`options` best first (by accuracy within a budget, by cost for a target); empty if nothing fits, which
-    `warnings` say.
+    """`options` best first (by accuracy within a budget, by cost for a target); empty if nothing fits, as `warnings`
+    say.
 
     `column` is the cost the plan counts in. `next_point` is the cheapest option predicted a point better than the best
-    one, if any; `levers` are single changes to the best option, the most points first.
+    one, if any. `reach` is what the law of the best runs, averaged over forms, says of the target, or of one more point
+    than the best run's: the price of buying it with compute alone (None where the table holds no law). `levers` are
+    single changes to the best option, the most points first, and `instead` says in a sentence what helps more than
+    compute.
     """
 
     budget: Budget | None
@@ -69,7 +92,9 @@ class Plan:
     column: str
     options: tuple[Option, ...]
     next_point: Option | None
+    reach: Reach | None
     levers: tuple[Lever, ...]
+    instead: str
     n_candidates: int
     warnings: tuple[str, ...] = ()
     predictor: Predictor = field(repr=False, kw_only=True)
@@ -85,16 +110,17 @@ def plan(
     *,
     candidates: Rows | None = None,
     column: str | None = None,
-    choose: dict[str, Any] | None = None,
+    choose: Mapping[str, Any] | None = None,
     top: int = 10,
     predictor: Predictor | None = None,
     seed: int = 0,
 ) -> Plan:
     """Rank recipes by predicted robust accuracy within `budget`, or find the cheapest ways to `target` percent.
 
-    `candidates` are the recipes to choose from (recipes, or rows of a table); without them, every combination of the
-    choices found in the table, and step counts between them. `choose` fixes choices, e.g. {"synthetic": False}.
-    Raises InputError for a budget that cannot be read, a target outside (0, 100), or neither of the two.
+    `candidates` are the recipes to choose from (recipes, or rows of a table); without them, every sensible combination
+    of the choices found in the table, and step counts between them. `choose` fixes choices, e.g. {"synthetic": False};
+    `column` is the cost to count a target in (dollars where known, else FLOPs). Raises InputError for a budget that
+    cannot be read, a target outside (0, 100), neither of the two, or a cost that the table does not know.
     """
     spend = parse_budget(budget) if isinstance(budget, str) else budget
     if (spend is None) == (target is None):
@@ -103,42 +129,49 @@ def plan(
         raise InputError(f"target = {target:g} (allowed: more than 0 and less than 100, in percent)")
     table = as_table(source)
     model = predictor or Predictor.fit(table, seed=seed)
-    counted = column or (spend.column if spend else _default_column(table))
-    costs = {name: CostModel.fit(table, name) for name in COSTS}
-    if costs.get(counted) is None:
-        known = ", ".join(name for name, cost in costs.items() if cost)
-        raise InputError(f"the table says nothing of {counted!r} (known costs: {known or 'none'})")
-    rows = grid(model) if candidates is None else rows_of(candidates, table)
-    options = _options(where(rows, choose).reset_index(drop=True), model, costs)
+    costs = {name: found for name in COSTS if (found := CostModel.fit(table, name)) is not None}
+    counted = column or (spend.column if spend else next((n for n in ("cost_usd", *costs) if n in costs), "cost_usd"))
+    if counted not in costs:
+        raise (
+            unknown("cost of the table", counted, costs) if costs else InputError("the table knows no cost of any run")
+        )
+    rows = where(grid(model) if candidates is None else rows_of(candidates, table), choose).reset_index(drop=True)
+    options = _options(rows, model, costs, target)
     price = np.array([o.costs[counted] for o in options])
     accuracy = np.array([o.aa_acc for o in options])
-    warnings = []
+    warnings = list(table.attrs.get("notes", ()))
     if spend is not None:
         fits = np.flatnonzero(price <= spend.amount)
         order = fits[np.lexsort((price[fits], -accuracy[fits]))]
         if not len(order):
-            warnings.append(f"no recipe fits {spend.text}: the cheapest costs {np.nanmin(price):.3g} {counted}")
+            warnings.append(f"no recipe fits {spend.text}: the cheapest costs {np.nanmin(price):.3g} {_unit(counted)}")
     else:
-        reach = np.flatnonzero((accuracy >= target) & ~np.isnan(price))
-        order = reach[np.argsort(price[reach], kind="stable")]
+        able = np.flatnonzero((accuracy >= (target or 0)) & ~np.isnan(price))
+        order = able[np.argsort(price[able], kind="stable")]
         if not len(order):
-            warnings.append(f"no recipe is predicted to reach {target:g}%: the best reaches {accuracy.max():.1f}%")
-    best = options[order[0]] if len(order) else None
+            warnings.append(
+                f"no recipe made of the table's choices is predicted to reach {target:g}%: the best reaches "
+                f"{accuracy.max():.1f}%"
+            )
+    # Where nothing reaches the target, what is nearest to it still shows which levers there are.
+    best = options[order[0]] if len(order) else (options[int(accuracy.argmax())] if target is not None else None)
+    reach = _reach(table, counted, target, seed, warnings)
+    levers = _levers(options, best, counted)
     return Plan(
-        spend, target, counted, tuple(options[i] for i in order[:top]),
-        _next(options, price, accuracy, best), _levers(options, best, counted), len(options), tuple(warnings),
-        predictor=model,
+        spend, target, counted, tuple(options[i] for i in order[:top]), _next(options, price, accuracy, best), reach,
+        levers, _instead(levers, best, reach), len(options), tuple(dict.fromkeys(warnings)), predictor=model,
     )  # fmt: skip
 
 
 def grid(model: Predictor) -> pd.DataFrame:
-    """Every combination of the choices in the predictor's table; columns that vary only with one follow it."""
+    """Every sensible combination of the choices in the predictor's table; columns that vary only with one follow it."""
     table, columns = model.table, model.features.columns
     levels = []
     for c in columns:
         values = sorted(set(table[c.name].dropna()))
-        if c.name == "steps":
-            values = list(range(int(values[0]), int(values[-1]) + 1))
+        if c.name == "steps":  # whole numbers between those that were run are recipes, too
+            low = int(min(v for v in values if v > 0))
+            values = sorted({int(v) for v in values} | set(range(low, int(values[-1]) + 1)))
         levels.append(values)
     if np.prod([len(v) for v in levels], dtype=float) > MOST_CANDIDATES:
         raise InputError(
@@ -148,34 +181,59 @@ def grid(model: Predictor) -> pd.DataFrame:
     for c in columns:
         followers = [a for a in c.aliases if a in table.columns]
         if followers:
-            known = table.drop_duplicates(c.name).set_index(c.name)[followers]
-            rows = rows.join(known, on=c.name)
-    constant = [name for name in table.columns if name not in rows.columns and table[name].nunique(dropna=False) == 1]
-    for name in constant:
-        rows[name] = table[name].iloc[0]
-    return rows
+            rows = rows.join(table.drop_duplicates(c.name).set_index(c.name)[followers], on=c.name)
+    for name in table.columns:
+        if name not in rows.columns and table[name].nunique(dropna=False) == 1:
+            rows[name] = table[name].iloc[0]
+    return rows.loc[_sensible(rows, table)].reset_index(drop=True)
 
 
-def _options(rows: pd.DataFrame, model: Predictor, costs: dict[str, CostModel | None]) -> list[Option]:
+def _sensible(rows: pd.DataFrame, table: pd.DataFrame) -> NDArray[np.bool_]:
+    """Rows in which what only goes together does so as in some run: no attack steps without an adversarial loss."""
+    keep = np.ones(len(rows), dtype=np.bool_)
+    for switch, number in TOGETHER:
+        if {switch, number} <= set(rows.columns) & set(table.columns):
+            known = set(zip(table[switch], table[number].fillna(0) > 0, strict=True))
+            keep &= np.array([pair in known for pair in zip(rows[switch], rows[number].fillna(0) > 0, strict=True)])
+    return keep
+
+
+def _options(
+    rows: pd.DataFrame, model: Predictor, costs: Mapping[str, CostModel], target: float | None
+) -> list[Option]:
     predictions = model.predict(rows)
-    prices = {name: cost.predict(rows) for name, cost in costs.items() if cost}
+    reached = model.p_above(rows, target) if target is not None else np.full(len(rows), np.nan)
+    prices = {name: cost.predict(rows) for name, cost in costs.items()}
+    spread = {name: float(np.exp(COST_LEVEL * cost.scatter)) for name, cost in costs.items()}
     names = [c.name for c in model.features.columns]
     out = []
     for i, (prediction, choices) in enumerate(zip(predictions, rows[names].to_dict("records"), strict=True)):
         run_id, _, distance = prediction.nearest[0]
+        price = {name: float(values[i]) for name, values in prices.items()}
         out.append(Option(
             {str(k): v for k, v in choices.items()}, prediction.aa_acc, prediction.low, prediction.high,
-            prediction.p_collapse, {name: float(values[i]) for name, values in prices.items()},
+            prediction.p_collapse, float(reached[i]), price,
+            {name: (value / spread[name], value * spread[name]) for name, value in price.items()},
             run_id if distance == 0 else None, prediction.nearest,
         ))  # fmt: skip
     return out
 
 
-def _next(options: list[Option], price: Any, accuracy: Any, best: Option | None) -> Option | None:
+def _next(options: list[Option], price: Floats, accuracy: Floats, best: Option | None) -> Option | None:
     if best is None:
         return None
     better = np.flatnonzero((accuracy >= best.aa_acc + 1) & ~np.isnan(price))
     return options[better[np.argmin(price[better])]] if len(better) else None
+
+
+def _reach(table: pd.DataFrame, counted: str, target: float | None, seed: int, warnings: list[str]) -> Reach | None:
+    try:
+        chosen = points(table, counted, "aa_acc")
+        env = envelope_of(chosen, auto_bins(chosen.counts.used))
+        return average(fit_forms(env, seed=seed)).cost_at(target or min(float(env.ys.max()) + 1, 99.9))
+    except InputError as error:
+        warnings.append(f"no law of {counted}: {error}")
+        return None
 
 
 def _levers(options: list[Option], best: Option | None, counted: str) -> tuple[Lever, ...]:
@@ -187,10 +245,35 @@ def _levers(options: list[Option], best: Option | None, counted: str) -> tuple[L
         if len(changed) == 1:
             out.append(Lever(
                 changed[0], option.choices[changed[0]], option.aa_acc - best.aa_acc,
-                option.costs[counted] / best.costs[counted], option.p_collapse,
+                option.costs[counted] / best.costs[counted], option.p_collapse, changed[0] in SPENDING,
             ))  # fmt: skip
     return tuple(sorted(out, key=lambda lever: -lever.gain))
 
 
-def _default_column(table: pd.DataFrame) -> str:
-    return next((name for name in ("cost_usd", "train_flops_exact") if name in table.columns), "train_flops_exact")
+def _instead(levers: tuple[Lever, ...], best: Option | None, reach: Reach | None) -> str:
+    """What moves the accuracy most for what it costs, compute set against everything else."""
+    if best is None or not levers:
+        return ""
+    free = [lever for lever in levers if not lever.spends]
+    up = max(free, key=lambda lever: lever.gain, default=None)
+    parts = []
+    if up is not None and up.gain >= 0.5:
+        parts.append(f"{up.feature} = {up.value} instead: {up.gain:+.1f} points at {up.cost_ratio:.2g}× the cost")
+    down = min(free, key=lambda lever: lever.gain, default=None)
+    if down is not None and down.gain <= -0.5:
+        parts.append(f"{down.feature} = {best.choices[down.feature]} is worth {-down.gain:.1f} points here; keep it")
+    if reach is not None and not reach.reachable:
+        parts.append(
+            f"compute alone does not buy {reach.target:.4g}% in this recipe family: more or better data, another loss "
+            "or architecture would have to"
+        )
+    elif reach is not None and reach.decades > 1:
+        parts.append(
+            f"compute alone would need {10**reach.decades:.2g} times the costliest run for {reach.target:.4g}%: try "
+            "more or better data, another loss or architecture first"
+        )
+    return "; ".join(parts)
+
+
+def _unit(name: str) -> str:
+    return LABELS.get(name, name)

@@ -175,6 +175,11 @@ class Predictor:
             for i in range(len(X))
         ]  # fmt: skip
 
+    def p_above(self, rows: Rows, target: float) -> Floats:
+        """The probability that each recipe reaches `target` percent, (n,)."""
+        X = self.features.matrix(rows_of(rows, self.table))
+        return self.calibration.above(X, self.fitted.outlook(X), target)
+
     def score(self, design: str = "random", model: ModelName | None = None) -> Score | None:
         """The score of the chosen (or named) model in a design: `random`, `by steps`, …; None if it was not tried."""
         return next((s for s in self.scores if s.design == design and s.model == (model or self.model)), None)

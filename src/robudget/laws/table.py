@@ -70,7 +70,8 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     out = _once(out, notes)
     for name in FLAGS:
         if name in out.columns and not pd.api.types.is_bool_dtype(out[name]):
-            out[name] = pd.Series([_flag(value, name) for value in out[name]], index=out.index, dtype=object)
+            flags = pd.Series([_flag(value, name) for value in out[name]], index=out.index, dtype=object)
+            out[name] = flags if flags.isna().any() else flags.astype(bool)
     if "eps" in out.columns and not pd.api.types.is_numeric_dtype(out["eps"]):
         out["eps"] = [np.nan if pd.isna(value) else parse_eps(value) for value in out["eps"]]
     _percent(out, notes)
