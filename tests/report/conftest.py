@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+
+from robudget import report
+from robudget.laws import Analysis, analyse
 
 F = {"wrn-10-1": 2.0e6, "wrn-16-2": 1.6e7, "wrn-16-4": 6.2e7}
 SIZES = {"wrn-10-1": 19_700, "wrn-16-2": 173_000, "wrn-16-4": 690_000}
@@ -78,8 +82,7 @@ def _rows() -> Iterator[dict[str, object]]:
                 }
 
 
-@pytest.fixture
-def demo_table() -> pd.DataFrame:
+def made_up() -> pd.DataFrame:
     """30 runs: 28 done with 4 of them collapsed, one failed (its results unknown) and one without an energy reading."""
     table = pd.DataFrame(list(_rows()))
     results = ["aa_acc", "aa_acc_low", "aa_acc_high", "clean_acc", "val_acc", "n_eval", "eval_seconds"]
@@ -89,3 +92,27 @@ def demo_table() -> pd.DataFrame:
     table.loc[9, ["train_energy_kwh", "cost_usd", "co2_kg"]] = math.nan
     table.loc[9, ["train_energy_how", "cost_usd_how", "co2_kg_how"]] = None
     return table
+
+
+@pytest.fixture
+def demo_table() -> pd.DataFrame:
+    return made_up()
+
+
+@pytest.fixture(scope="session")
+def demo_analysis() -> Analysis:
+    return analyse(made_up(), resamples=200)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory, demo_analysis: Analysis) -> Path:
+    """The page of the demo study, with its figures beside it."""
+    folder = tmp_path_factory.mktemp("report")
+    return report.write(
+        made_up(),
+        demo_analysis,
+        folder,
+        title="Digits & <robustness>",
+        subtitle="What does compute buy?",
+        notes=("A note.",),
+    )

@@ -149,10 +149,37 @@ def importances(predictor: Predictor) -> dict[str, Any]:
     return table(
         "What the predictor leans on",
         f"{predictor.n_runs} runs, {predictor.n_collapsed} of them collapsed",
-        ["choice", "#share in gradient boosting", "#error added when shuffled (points)", "varies only with"],
+        ["choice", "#share in the trees", "#error added when shuffled (points)", "varies only with"],
         rows,
+        note=" ".join(f"{labels.capital(w)}." for w in predictor.warnings),
         folded=True,
     )
+
+
+def scores(predictor: Predictor) -> dict[str, Any]:
+    rows = [
+        (
+            _design(s.design),
+            s.model + (" (chosen)" if s.model == predictor.model else ""),
+            fixed(s.r2, 2),
+            fixed(s.mae, 2),
+            fixed(s.rmse, 2),
+            fixed(s.collapse_auc, 3),
+            str(s.n),
+        )
+        for s in predictor.scores
+    ]
+    return table(
+        "How good is the predictor?",
+        "Runs predicted by models not fitted on them: at random, and with every level of a choice left out in turn",
+        ["left out", "model", "#R²", "#mean error (points)", "#root mean square", "#AUC of P(collapse)", "#runs"],
+        rows,
+        folded=True,
+    )  # fmt: skip
+
+
+def _design(name: str) -> str:
+    return f"each {feature(name.removeprefix('by '))}" if name.startswith("by ") else "at random"
 
 
 # -- laws -------------------------------------------------------------------------------------------------------------

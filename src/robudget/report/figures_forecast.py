@@ -104,7 +104,7 @@ def price(names: Sequence[str], reaches: Sequence[Sequence[Reach]], largest: flo
         return None
     first = reaches[0][0]
     figure, ax = style.new(COLUMN, 2.5)
-    top, bottom = max(*finite, largest) * 30, min(*finite, largest) / 30
+    top, bottom = max(*finite, largest) * 30, min(*finite, largest) / 5
     style.log_y(ax)
     for i, (name, series) in enumerate(zip(names, reaches, strict=True)):
         colour, _, marker = LINES.get(name, (INK, "-", "o"))

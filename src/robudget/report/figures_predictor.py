@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from robudget.laws.predictor import Importance, PaperGBR
+from robudget.laws.explain import Importance
+from robudget.laws.predictor import PaperGBR
 from robudget.report import labels, style
 from robudget.report.figures_runs import is_collapsed
 from robudget.report.style import BLUE, COLUMN, MUTED, ORANGE, PAPER, VERMILLION
@@ -16,7 +17,7 @@ from robudget.report.style import BLUE, COLUMN, MUTED, ORANGE, PAPER, VERMILLION
 def predicted(fit: PaperGBR, table: pd.DataFrame) -> tuple[Figure, str]:
     """Figure 1b: the paper's gradient boosting on the runs it did not see."""
     figure, ax = style.new(COLUMN, 2.75)
-    fallen = is_collapsed(table).reindex(fit.rows).to_numpy()
+    fallen = is_collapsed(table).to_numpy()[fit.rows]
     ends = float(min(fit.truth.min(), fit.predicted.min())), float(max(fit.truth.max(), fit.predicted.max()))
     room = 0.05 * (ends[1] - ends[0] or 1.0)
     span = np.array([ends[0] - room, ends[1] + room])
@@ -51,7 +52,7 @@ def predicted(fit: PaperGBR, table: pd.DataFrame) -> tuple[Figure, str]:
 
 
 def importance(items: tuple[Importance, ...], n_runs: int) -> tuple[Figure, str]:
-    """Figure 1c: each feature's importance, by the paper's model (share) and by permutation (points, with interval)."""
+    """Figure 1c: each feature's importance, by the trees themselves (share) and by permutation (points, interval)."""
     items = tuple(sorted(items, key=lambda i: i.by_model))
     figure, (left, right) = style.new(COLUMN, 0.75 + 0.2 * len(items), 1, 2, sharey=True)
     at = np.arange(len(items))
@@ -62,15 +63,15 @@ def importance(items: tuple[Importance, ...], n_runs: int) -> tuple[Figure, str]
     right.errorbar(middle, at, xerr=bars, fmt="D", ms=3.4, color=ORANGE, ecolor=ORANGE, elinewidth=0.9)
     right.axvline(0, color=MUTED, lw=0.6)
     left.set_yticks(at, [labels.feature(i.feature) for i in items])
-    left.set_xlabel("share of the model's gain")
+    left.set_xlabel("share in the trees")
     right.set_xlabel("error added when shuffled\n(points)")
     for ax in (left, right):
         ax.tick_params(axis="y", length=0)
         style.grid(ax, "x")
     left.set_xlim(left=0)
     caption = (
-        f"{n_runs} runs. Left: importance in the paper's gradient boosting. Right: mean "
-        f"absolute error added by shuffling a choice, with its 95% interval over shuffles."
+        f"{n_runs} runs. Left: the trees' own importances, which sum to 1. Right: mean absolute error added on runs "
+        f"not fitted on when a choice is shuffled among them, with its 95% interval (bootstrap over runs)."
     )
     twins = [
         f"{labels.feature(i.feature)} cannot be told from {' and '.join(labels.feature(a) for a in i.aliases)}"

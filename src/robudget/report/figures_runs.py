@@ -177,14 +177,22 @@ def collapse_map(table: pd.DataFrame) -> tuple[Figure, str] | None:
     names = sorted({index[:-1] for index in cells.index}, key=lambda name: [_natural(part) for part in name])
     share = np.full((len(names), len(steps)), np.nan)
     figure, ax = style.new(COLUMN, 0.95 + 0.21 * len(names))
-    ramp = LinearSegmentedColormap.from_list("collapse", ["#f3f5f6", "#f2c4a3", style.VERMILLION])
+    ramp = LinearSegmentedColormap.from_list("collapse", [style.GRID, "#f2c4a3", style.VERMILLION])
     for (i, name), (j, step) in product(enumerate(names), enumerate(steps)):
         if (*name, step) not in cells.index:
             ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=MUTED, fontsize=6.5)
             continue
         fallen, n = cells.loc[(*name, step)]
         share[i, j] = fallen / n
-        ax.text(j + 0.5, i + 0.5, f"{fallen}/{n}", ha="center", va="center", fontsize=6.5, color="#16181b")
+        ax.text(
+            j + 0.5,
+            i + 0.5,
+            f"{fallen}/{n}",
+            ha="center",
+            va="center",
+            fontsize=6.5,
+            color="#16181b" if fallen else INK,
+        )
     ax.pcolormesh(share, cmap=ramp, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
     ax.invert_yaxis()
     ax.set_xticks(np.arange(len(steps)) + 0.5, [word(s) for s in steps])

@@ -87,6 +87,11 @@ def phrase(column: str) -> str:
     return name if name.startswith("AutoAttack") else name[0].lower() + name[1:]
 
 
+def capital(text: str) -> str:
+    """The first letter raised, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def formula(text: str) -> str:
     """`y = C·x^α` as it is written by hand: `y = C·xᵅ`."""
     for plain, raised in (("^−α", "⁻ᵅ"), ("^α", "ᵅ"), ("^γ", "ᵞ")):

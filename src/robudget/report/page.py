@@ -19,7 +19,7 @@ from robudget.laws import Analysis, envelope
 from robudget.report import figures, labels, said, sections, style
 from robudget.report.drawn import FigureFile
 from robudget.report.labels import quantity, word
-from robudget.report.table import COLUMNS, choices, name, plain, ranked
+from robudget.report.table import COLUMNS, choices, name, plain, ranked, varying
 
 X_AXES = (
     "train_flops_exact", "train_flops_paper", "train_energy_kwh", "cost_usd", "co2_kg", "train_seconds", "parameters",
@@ -75,6 +75,7 @@ def render(
     shown = rows.head(MOST)
     data = payload(shown, analysis)
     columns = sections.board_columns(shown)
+    among = {"model", "loss"} | varying(shown)  # what all runs share need not be said in each row
     return _environment().get_template("page.html").render(
         title=title,
         subtitle=subtitle,
@@ -84,12 +85,12 @@ def render(
         answer=said.answer(analysis),
         best=sections.best(rows),
         bill=sections.bill(rows),
-        board=[sections.board_row(row, columns) for _, row in shown.iterrows()],
+        board=[sections.board_row(row, columns, among) for _, row in shown.iterrows()],
         board_columns=columns,
         filters=sections.filters(shown),
         planner=sections.planner(shown),
         axes=data["axes"],
-        lines=[law["name"] for law in data["laws"]],
+        lines=[line["name"] for line in data["law"]["lines"]] if data["law"] else [],
         drivers=said.drivers(analysis),
         laws=said.laws(analysis),
         collapse=said.collapse(rows, analysis),
@@ -128,7 +129,7 @@ def payload(rows: pd.DataFrame, analysis: Analysis | None) -> dict[str, Any]:
             for c in colours
         },
         "frontiers": {f"{x}|{y}": found for x in xs for y in ys if (found := _frontier(frame, x, y))},
-        "laws": said.curves(analysis),
+        "law": said.curves(analysis),
         "quantities": {
             q.column: {"axis": q.axis, "short": q.short, "unit": q.unit, "how": q.how}
             for q in labels.QUANTITIES.values()

@@ -15,21 +15,18 @@ from robudget.report import evidence
 from robudget.report.evidence import change, span, span_of
 from robudget.report.figures import POOLED
 from robudget.report.figures_laws import verdict
-from robudget.report.labels import fixed, interval, number, percent, phrase, write
+from robudget.report.labels import capital, fixed, interval, number, percent, phrase, write
 from robudget.report.table import how
 
 FAR = 2.0  # decades beyond the data that the planner's law is carried
+NO_CEILING = 99.5  # percent: a ceiling fitted above is the end of the scale, not a finding
 CURVE = 121  # points of a curve
 
 
 def section(
     lead: str = "", tables: Sequence[dict[str, Any]] = (), warnings: Sequence[str] = ()
 ) -> dict[str, Any]:  # fmt: skip
-    return {"lead": lead, "tables": [t for t in tables if t["rows"]], "warnings": [_capital(w) for w in warnings]}
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return {"lead": lead, "tables": [t for t in tables if t["rows"]], "warnings": [capital(w) for w in warnings]}
 
 
 # -- the answer -------------------------------------------------------------------------------------------------------
@@ -45,7 +42,7 @@ def answer(analysis: Analysis | None) -> dict[str, Any]:
         return {"sentence": "No law was fitted to these runs.", "lines": [line], "warnings": [], "facts": []}
     law = analysis.law
     lines = [
-        f"{_capital(analysis.counts.sentence())}; the law is fitted to the best run in each of {law.n_bins} bins of "
+        f"{capital(analysis.counts.sentence())}; the law is fitted to the best run in each of {law.n_bins} bins of "
         f"{phrase(law.x)}, which span a factor of {number(10**law.envelope.decades, 2)}."
     ]
     lines += [
@@ -54,7 +51,7 @@ def answer(analysis: Analysis | None) -> dict[str, Any]:
     return {
         "sentence": sentence(law),
         "lines": lines,
-        "warnings": [_capital(w) + "." for w in _hero_warnings(analysis)],
+        "warnings": [capital(w) + "." for w in _hero_warnings(analysis)],
         "facts": _facts(analysis),
     }  # fmt: skip
 
@@ -99,9 +96,11 @@ def _facts(analysis: Analysis) -> list[dict[str, str]]:
         _fact("R²", fixed(law.r2, 2), f"{law.n_bins} best runs of {law.n_runs}"),
     ]
     limited = next((form for form in analysis.forms if form.form == "saturating"), None)
-    if limited is not None:
+    if limited is not None and limited.ceiling < NO_CEILING:
         ends = f"saturating form, {limited.level:.0%} interval {interval(*limited.ceiling_interval)}"
         facts.append(_fact("Ceiling, if there is one", percent(limited.ceiling), ends))
+    elif limited is not None:
+        facts.append(_fact("Ceiling", "none in sight", "the saturating form puts it at 100%"))
     for hidden in analysis.holdouts[:1]:
         mine, baseline = hidden.miss(name_of(law)), hidden.miss("last value")
         if mine is not None and baseline is not None:
@@ -134,7 +133,7 @@ def drivers(analysis: Analysis | None) -> dict[str, Any]:
             )
         tables += [evidence.effects(found), evidence.spreads(found), evidence.interactions(found)]
     if analysis.predictor is not None:
-        tables.append(evidence.importances(analysis.predictor))
+        tables += [evidence.importances(analysis.predictor), evidence.scores(analysis.predictor)]
     return section(lead, tables)
 
 
@@ -142,7 +141,7 @@ def laws(analysis: Analysis | None) -> dict[str, Any]:
     if analysis is None:
         return section("No law was fitted to these runs.")
     lead = (
-        f"{_capital(phrase(analysis.y))} against {phrase(analysis.x)}: several forms fitted to the same best runs, "
+        f"{capital(phrase(analysis.y))} against {phrase(analysis.x)}: several forms fitted to the same best runs, "
         f"weighed "
         f"by AICc, and judged on runs that they did not see."
     )
@@ -222,30 +221,32 @@ def _estimates(rows: pd.DataFrame) -> str:
 # -- curves for the chart and the planner -----------------------------------------------------------------------------
 
 
-def curves(analysis: Analysis | None) -> list[dict[str, Any]]:
-    """Every law of the result over compute, then all of them together, as points for the page's script."""
+def curves(analysis: Analysis | None) -> dict[str, Any] | None:
+    """Every law of the result over compute, then all of them together, as points on one grid for the page's script.
+
+    `grids` hold the grid in compute (`x`) and in every cost that the analysis has a law of, `seen` the range of the
+    best runs in each: through the law of cost, a law over compute speaks about money and energy too.
+    """
     if analysis is None:
-        return []
+        return None
     env = analysis.envelope
     xs = np.geomspace(env.xs[0], env.xs[-1] * 10**FAR, CURVE)
+    ends = env.xs[[0, -1]]
+    grids, seen = {analysis.x: _points(xs)}, {analysis.x: _points(ends)}
+    for cost in analysis.costs:
+        if cost.alpha > 0:
+            grids[cost.y], seen[cost.y] = _points(cost.predict(xs)), _points(cost.predict(ends))
     speakers: list[tuple[str, Law | Average]] = [(f"{name_of(law)} law", law) for law in analysis.forms]
     if analysis.average is not None:
         speakers.append((f"all forms, {POOLED}", analysis.average))
-    out = []
+    lines = []
     for name, law in speakers:
         low, high = law.band(xs)
-        curve = {"x": xs, "y": law.predict(xs), "low": low, "high": high}
-        out.append(
-            {
-                "name": name,
-                "x": analysis.x,
-                "y": analysis.y,
-                "level": f"{law.level:.0%}",
-                "seen": [float(env.xs[0]), float(env.xs[-1])],
-                "curve": {key: _points(values) for key, values in curve.items()},
-            }
-        )
-    return out
+        lines.append({"name": name, "y": _points(law.predict(xs)), "low": _points(low), "high": _points(high)})
+    return {
+        "x": analysis.x, "y": analysis.y, "level": f"{analysis.law.level:.0%}", "grids": grids, "seen": seen,
+        "lines": lines,
+    }  # fmt: skip
 
 
 def _points(values: np.ndarray) -> list[float | None]:

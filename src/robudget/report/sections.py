@@ -126,7 +126,7 @@ def board_columns(rows: pd.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def board_row(row: pd.Series, columns: list[dict[str, str]]) -> dict[str, Any]:
+def board_row(row: pd.Series, columns: list[dict[str, str]], among: set[str]) -> dict[str, Any]:
     cells = []
     for column in (c["column"] for c in columns):
         cell: dict[str, Any] = {"text": write(column, row[column]).removesuffix(" FLOP")}
@@ -137,7 +137,7 @@ def board_row(row: pd.Series, columns: list[dict[str, str]]) -> dict[str, Any]:
             cell["small"] = labels.interval(row["aa_acc_low"], row["aa_acc_high"])
         cells.append(cell)
     return {
-        "name": name(row), "choices": " · ".join(choices(row)), "cells": cells, "status": word(row["status"]),
+        "name": name(row), "choices": " · ".join(choices(row, among)), "cells": cells, "status": word(row["status"]),
         "collapsed": bool(row["collapsed"]),
     }  # fmt: skip
 

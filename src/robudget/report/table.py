@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ COLUMNS = (
     "train_seconds", "train_seconds_how", "images_seen", "eval_flops_exact", "eval_energy_kwh", "eval_energy_how",
     "eval_cost_usd", "eval_co2_kg", "eval_seconds",
 )  # fmt: skip
+
+
+RECIPE = ("model", "activation", "loss", "synthetic", "ema", "cutmix", "epochs", "seed")
 
 
 def fill(table: pd.DataFrame) -> pd.DataFrame:
@@ -68,32 +72,36 @@ def name(row: pd.Series) -> str:
     return f"run {row.name}"
 
 
-def choices(row: pd.Series) -> list[str]:
-    """A run's recipe as short phrases; a choice that the table does not know is left out."""
+def varying(rows: pd.DataFrame) -> set[str]:
+    """The columns of a recipe in which the runs differ."""
+    return {c for c in RECIPE if rows[c].map(word).nunique() > 1}
+
+
+def choices(row: pd.Series, among: Collection[str] = ()) -> list[str]:
+    """A run's recipe as short phrases, those that `among` decides (default: all); what is unknown is left out."""
     steps, loss = row["steps"], row["loss"]
-    out = []
+    said: list[tuple[str, str]] = []
     if known(row["model"]):
         base = row["base"]
-        out.append(word(row["model"]) + (f" (base {word(base)})" if known(base) and base != 16 else ""))
+        said.append(("model", word(row["model"]) + (f" (base {word(base)})" if known(base) and base != 16 else "")))
     if known(row["activation"]):
-        out.append(choice("activation", word(row["activation"])))
+        said.append(("activation", choice("activation", word(row["activation"]))))
     if known(loss):
         shown = "standard training" if loss == "standard" else choice("loss", word(loss))
         plural = "" if steps == 1 else "s"
         steps_shown = f", {word(steps)} step{plural}" if loss != "standard" and known(steps) else ""
         beta_shown = f", β {word(row['beta'])}" if loss in ("trades", "mart") and known(row["beta"]) else ""
-        out.append(shown + steps_shown + beta_shown)
-    if row["synthetic"]:
+        said.append(("loss", shown + steps_shown + beta_shown))
+    if known(row["synthetic"]):
         share = row["synthetic_fraction"]
-        out.append("synthetic data" + (f" {100 * share:.0f}%" if known(share) else ""))
-    elif known(row["synthetic"]):
-        out.append("real data only")
-    out += [label for column, label in (("ema", "EMA"), ("cutmix", "CutMix")) if row[column]]
+        amount = f" {100 * share:.0f}%" if known(share) else ""
+        said.append(("synthetic", f"synthetic data{amount}" if row["synthetic"] else "real data only"))
+    said += [(column, label) for column, label in (("ema", "EMA"), ("cutmix", "CutMix")) if row[column]]
     if known(row["epochs"]):
-        out.append(f"{word(row['epochs'])} epochs")
+        said.append(("epochs", f"{word(row['epochs'])} epochs"))
     if known(row["seed"]):
-        out.append(f"seed {word(row['seed'])}")
-    return out
+        said.append(("seed", f"seed {word(row['seed'])}"))
+    return [text for column, text in said if not among or column in among]
 
 
 def how(rows: pd.DataFrame, column: str) -> str:
