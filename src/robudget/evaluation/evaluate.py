@@ -22,7 +22,7 @@ from robudget.attacks.rows import Look, Outcome, drive
 from robudget.attacks.victim import Model, Passes, Victim, frozen
 from robudget.errors import InputError
 from robudget.evaluation.checks import after, before, few_classes, logits_of, of_mode
-from robudget.evaluation.physical import least_size
+from robudget.evaluation.physical import keep_freed_memory, least_size
 from robudget.evaluation.precision import crafting_copy, resolve
 from robudget.evaluation.state import State, fingerprint, weights_of
 from robudget.evaluation.verdicts import Finding, Spent, Verdicts
@@ -108,6 +108,8 @@ def evaluate(
     if isinstance(model, nn.Module) and any(t.device.type != place.type for t in model.parameters()):
         model = copy.deepcopy(model).to(place)
     found = of_mode(model)
+    if place.type == "cpu":
+        keep_freed_memory()
     with frozen(model):
         return _Run(
             model=model,

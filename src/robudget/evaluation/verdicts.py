@@ -59,8 +59,8 @@ class Verdicts:
 
     `frame` has the columns `index` (row in the full split), `label`, `broken_by` ("clean", an attack's name, "robust"),
     `when` (the evaluation of the model within its row that broke it, 0 otherwise), `restart`, `target` (class, −1:
-    none), `clean_margin` and `worst_margin` (z_y − the largest other logit: unattacked, and the smallest an attack saw).
-    `about` holds seed, version, precision, threads, device, batch size and fingerprints.
+    none), `clean_margin` and `worst_margin` (z_y − the largest other logit: unattacked, and the smallest seen). `about`
+    holds seed, version, precision, threads, device, batch size and fingerprints.
     """
 
     frame: pd.DataFrame
