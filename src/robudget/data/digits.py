@@ -7,12 +7,12 @@ import torch
 
 from robudget.data.dataset import Dataset, Split, fingerprint, hold_out
 
-TEST_SHARE = 400 / 1797
+TEST_SHARE = 400 / 1797  # of each class, rounded
 _SPLIT_SEED = 1998  # fixed: the split is part of what "digits" means
 
 
 def load_digits() -> Dataset:
-    """1,397 training and 400 test images, 8×8×1, stratified. Pixels 0…16 become round(v·255/16)."""
+    """1,396 training and 401 test images, 8×8×1, stratified. Pixels 0…16 become round(v·255/16)."""
     from sklearn.datasets import load_digits as sklearn_digits
 
     raw = sklearn_digits()

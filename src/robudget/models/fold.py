@@ -1,4 +1,4 @@
-"""A pre-activation network in evaluation mode, cheaper to attack: BatchNorm folded where it can be, weights cast once."""
+"""A pre-activation network in eval mode, cheaper to attack: BatchNorm folded where it can be, weights cast once."""
 
 from __future__ import annotations
 

@@ -51,11 +51,12 @@ def checkpoint_activations(model: nn.Module, name: str) -> None:
 
 @contextmanager
 def _untracked(norms: list[_NORM]) -> Iterator[None]:
-    tracked = [norm.track_running_stats for norm in norms]
+    # Momentum 0 leaves the running statistics exactly as they are, and saves the same tensors as the first forward did.
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:
-            norm.track_running_stats = False
+            norm.momentum, norm.num_batches_tracked = 0.0, None
         yield
     finally:
-        for norm, track in zip(norms, tracked, strict=True):
-            norm.track_running_stats = track
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

@@ -112,17 +112,10 @@ def _read(path: Path) -> State:
         whole = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(f"checkpoint {str(path)!r} is damaged or holds more than tensors and plain data") from None
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        UnicodeDecodeError,
-    ) as error:
-        raise InputError(f"checkpoint {str(path)!r} is damaged: {str(error).splitlines()[0][:120]}") from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        # What a damaged file makes the reader stumble over depends on where the damage is.
+        reason = " ".join(str(error).split())[:120] or "empty"
+        raise InputError(f"checkpoint {str(path)!r} is damaged: {reason}") from None
     if not isinstance(whole, dict) or whole.get("format") != FORMAT or not isinstance(whole.get("state"), dict):
         raise InputError(f"checkpoint {str(path)!r} is not one of this version of robudget")
     if whole.get("sha256") != digest(whole["state"]):
