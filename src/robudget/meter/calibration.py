@@ -15,27 +15,32 @@ from pathlib import Path
 import torch
 
 from robudget.data.dataset import Dataset, Split, to_unit
+from robudget.meter.convention import exact_factor
 from robudget.meter.energy import JOULES_PER_KWH, Meter
 from robudget.meter.schedule import Schedule, Sizes
 from robudget.meter.share import machine_seconds, process_seconds
 from robudget.recipe import Recipe
 from robudget.training import Trainer
-from robudget.training.validation import validate
+from robudget.training.craft import Adversary
+from robudget.training.validation import Validator
 
-_PROBE = 8  # images of the first, careful step
+_PROBE = 8  # images of the first, careful step; two of a model that takes so many FLOPs an image
+_HEAVY = 1e9
+_STEPS_EACH = 3  # one to warm up and two to time
 _STEPS, _SECONDS = 200, 3.0  # at most so many timed steps a point, and so long
 _HELD = 256  # validation runs in batches of at least so many images
+_FIXED = ("standard", "fgsm-rs", "n-fgsm")  # losses whose steps are not free to choose
+_DISK = 3e8  # bytes a second of a checkpoint, where none was written
 _CLASS_IMAGES = 4  # a hold-out needs some of every class
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Times:
     """Seconds on this machine: a training step with K attack steps takes `step` + K·`attack`; a validation takes
     `per_image` + K·`per_attack` for each image; the end of an epoch (checkpoint) `epoch`.
 
-    `watts`: what this work drew, by the meter, whose `how` and `method` these are. `batch` below the recipe's means
-    that a whole batch did not fit the time and was scaled up. `spread`: relative standard error of the step's time.
-    `others`: how many cores were busy with other processes meanwhile.
+    `batch` below the recipe's means that a whole batch did not fit the time and was scaled up. `spread`: relative
+    standard error of a step's time, NaN where there were too few.
     """
 
     step: float
@@ -43,69 +48,100 @@ class Calibration:
     per_image: float
     per_attack: float
     epoch: float
+    batch: int
+    spread: float
+
+    @classmethod
+    def by_flops(cls, recipe: Recipe, trainer: Trainer, per_image: float) -> Times:
+        """All from the seconds an image of one step with one attack step, in the proportion of their FLOPs."""
+        pass_seconds = per_image / exact_factor(recipe.loss, 1)
+        attack = 0.0 if recipe.loss in _FIXED else 2 * pass_seconds * recipe.batch_size
+        kept = 12.0 * sum(p.numel() for p in trainer.model.parameters())  # weights twice and momentum, float32
+        return cls(
+            step=per_image * recipe.batch_size - attack,
+            attack=attack,
+            per_image=pass_seconds,
+            per_attack=2 * pass_seconds,
+            epoch=kept / _DISK,
+            batch=trainer.recipe.batch_size,
+            spread=math.nan,
+        )
+
+    def training_seconds(self, recipe: Recipe, schedule: Schedule) -> float:
+        steps = recipe.craft.steps if recipe.adversarial else 0
+        held = schedule.held_images * self.per_image + schedule.held_attacks * self.per_attack
+        return schedule.steps * (self.step + steps * self.attack) + held + schedule.epochs * self.epoch
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`times`, and the `watts` that this work drew by the meter, whose `how` and `method` these are. `others`: how many
+    cores were busy with other processes meanwhile."""
+
+    times: Times
     watts: float
     how: str
     method: str
-    batch: int
-    spread: float
     others: float
-
-    def training_seconds(self, recipe: Recipe, schedule: Schedule, right: float) -> float:
-        steps = recipe.craft.steps if recipe.adversarial else 0
-        held = (
-            schedule.validations * schedule.held * (self.per_image + right * recipe.validation.steps * self.per_attack)
-        )
-        return schedule.steps * (self.step + steps * self.attack) + held + schedule.epochs * self.epoch
 
 
 def key(recipe: Recipe) -> Hashable:
     """Recipes with the same key take the same time a step, but for the number of attack steps."""
     part = recipe.to_dict()
-    kept = ("model", "loss", "batch_size", "precision", "ema", "optim", "label_smoothing")
-    return (recipe.data.name, recipe.data.cutmix, recipe.craft.batchnorm, str({name: part[name] for name in kept}))
+    kept = ("model", "loss", "metric", "batch_size", "precision", "ema", "awp", "optim", "label_smoothing")
+    craft = {name: part["craft"][name] for name in ("batchnorm", "precision")}
+    augment = {name: part["data"][name] for name in ("name", "cutmix", "randaugment", "image_size")}
+    return str(({name: part[name] for name in kept}, craft, augment))
 
 
 def calibrate(
-    recipe: Recipe, sizes: Sizes, meter: Meter, *, device: str, attack_steps: int, seconds: float
+    recipe: Recipe, sizes: Sizes, meter: Meter, *, device: str, forward: int, attack_steps: int, seconds: float
 ) -> Calibration:
-    """Measure for about `seconds`. `attack_steps`: the most that will be asked for (the line through 1 and this many is
-    used for every number between)."""
+    """Measure for about `seconds`. `forward`: the model's FLOPs an image; `attack_steps`: the most that will be asked
+    for (the line through 1 and this many is used for every number between)."""
+    begun, before = time.perf_counter(), machine_seconds() - process_seconds()
     noise = _noise(sizes, recipe.batch_size)
-    few_images = min(_PROBE, recipe.batch_size)
-    probe, _ = _time_steps(_variant(recipe, few_images, 1), noise, device, seconds / 10, most=2)
-    per_image = min(probe) / few_images
-    many = max(attack_steps, 2) if recipe.adversarial else 1
-    # Three steps of each kind, one of them to warm up, in half of the time; K attack steps cost up to K times one.
-    batch = int(max(2, min(recipe.batch_size, seconds / 2 / (3 * per_image * (1 + many)))))
-    if batch < recipe.batch_size:
-        many = min(many, 2)
-        batch = int(max(2, min(recipe.batch_size, seconds / 2 / (3 * per_image * (1 + many)))))
-    scale = recipe.batch_size / batch
-    before = machine_seconds() - process_seconds()
     with meter.window("calibration") as window:
-        few, trainer = _time_steps(_variant(recipe, batch, 1), noise, device, seconds / 4)
-        more = few
-        if recipe.adversarial:
-            more, trainer = _time_steps(_variant(recipe, batch, many), noise, device, seconds / 4)
+        few = 2 if forward > _HEAVY else min(_PROBE, recipe.batch_size)
+        probe, trainer = _time_steps(_variant(recipe, few, 1), noise, device, seconds / 10, least=1, most=2)
+        per_image = min(probe) / few
+        left = seconds - (time.perf_counter() - begun)
+        times = Times.by_flops(recipe, trainer, per_image)
+        if left > _STEPS_EACH * per_image * 2 * 3:  # batches of two, with one and with two attack steps
+            times = _measure(recipe, noise, device, per_image, attack_steps, left)
     others = machine_seconds() - process_seconds() - before
-    one, all_ = statistics.median(few) * scale, statistics.median(more) * scale
-    attack = max(all_ - one, 0.0) / (many - 1) if recipe.adversarial else 0.0
     energy = window.energy
-    count = int(max(2, min(max(recipe.batch_size, _HELD), seconds / 8 / per_image)))
-    validation, per_attack = _time_validation(trainer, noise, count)
     return Calibration(
-        step=one - attack,
-        attack=attack,
-        per_image=validation,
-        per_attack=per_attack,
-        epoch=_time_checkpoint(trainer),
+        times=times,
         watts=energy.kwh * JOULES_PER_KWH / energy.seconds,
         how=energy.how,
         method=energy.method,
-        batch=batch,
-        spread=_spread(few, more),
         others=max(others, 0.0) / energy.seconds,
     )
+
+
+def _measure(recipe: Recipe, noise: Dataset, device: str, per_image: float, attack_steps: int, seconds: float) -> Times:
+    many = 1 if recipe.loss in _FIXED else max(attack_steps, 2)
+    batch = _affordable(recipe, seconds, per_image, many)
+    if batch < recipe.batch_size:
+        many = min(many, 2)
+        batch = _affordable(recipe, seconds, per_image, many)
+    scale = recipe.batch_size / batch
+    few, trainer = _time_steps(_variant(recipe, batch, 1), noise, device, seconds / 4)
+    more = few
+    if many > 1:
+        more, trainer = _time_steps(_variant(recipe, batch, many), noise, device, seconds / 4)
+    one, all_ = statistics.median(few) * scale, statistics.median(more) * scale
+    attack = max(all_ - one, 0.0) / (many - 1) if many > 1 else 0.0
+    count = int(max(2, min(max(recipe.batch_size, _HELD), seconds / 8 / per_image)))
+    validation, per_attack = _time_validation(trainer, noise, count)
+    return Times(one - attack, attack, validation, per_attack, _time_checkpoint(trainer), batch, _spread(few, more))
+
+
+def _affordable(recipe: Recipe, seconds: float, per_image: float, many: int) -> int:
+    """The largest batch of which three steps with one attack step and three with `many` take half of the time."""
+    cost = _STEPS_EACH * per_image * (1 + many)
+    return int(max(2, min(recipe.batch_size, seconds / 2 / cost)))
 
 
 def _variant(recipe: Recipe, batch: int, steps: int) -> Recipe:
@@ -117,6 +153,7 @@ def _variant(recipe: Recipe, batch: int, steps: int) -> Recipe:
             "epochs": 10**6,
             "optim.lr": 1e-9,
             "optim.warmup_epochs": 0,
+            "optim.cooldown_epochs": 0,
             "craft.steps": steps,
             "data.amount": None,
             "synthetic.source": None,
@@ -124,19 +161,21 @@ def _variant(recipe: Recipe, batch: int, steps: int) -> Recipe:
             "validation.fraction": 0.25,
             "validation.images": None,
             "validation.every": 10**6,
+            "collapse.action": "off",
+            "awp.after_epochs": 0,
         }
     )
 
 
 def _time_steps(
-    recipe: Recipe, noise: Dataset, device: str, seconds: float, *, most: int = _STEPS
+    recipe: Recipe, noise: Dataset, device: str, seconds: float, *, least: int = 2, most: int = _STEPS
 ) -> tuple[list[float], Trainer]:
-    """Seconds of single steps after one to warm up (as many as fit, two at least), and the trainer that made them."""
+    """Seconds of single steps after one to warm up, as many as fit, and the trainer that made them."""
     trainer = Trainer(recipe, noise, device=device)
     epochs = iter(trainer)
     next(epochs)
     times: list[float] = []
-    while len(times) < 2 or (sum(times) < min(seconds, _SECONDS) and len(times) < most):
+    while len(times) < least or (sum(times) < min(seconds, _SECONDS) and len(times) < most):
         begun = time.perf_counter()
         next(epochs)
         times.append(time.perf_counter() - begun)
@@ -146,26 +185,16 @@ def _time_steps(
 def _time_validation(trainer: Trainer, noise: Dataset, count: int) -> tuple[float, float]:
     """(seconds an image, seconds an image and attack step) of a validation in which the model is right everywhere."""
     images = noise.train.images[torch.arange(count) % len(noise.train)].to(trainer.device)
-    memory_format, autocast = trainer.precision.memory_format, trainer.precision.autocast
     trainer.model.eval()
-    with torch.no_grad(), autocast():
-        labels = trainer.model(to_unit(images).contiguous(memory_format=memory_format)).argmax(1)
+    with torch.no_grad(), trainer.precision.autocast():
+        x = to_unit(images).contiguous(memory_format=trainer.precision.memory_format)
+        labels = trainer.model(x).argmax(1)
+    size = max(trainer.recipe.batch_size, _HELD)
+    validator = Validator(images, labels, 0, size, trainer.precision, trainer.world, Counter())
 
     def run(steps: int) -> float:
         begun = time.perf_counter()
-        validate(
-            trainer.model,
-            images,
-            labels,
-            trainer.recipe.threat.threat(),
-            steps=steps,
-            step_size=1e-6,
-            seed=0,
-            batch_size=max(trainer.recipe.batch_size, _HELD),
-            memory_format=memory_format,
-            autocast=autocast,
-            calls=Counter(),
-        )
+        validator(trainer.model, Adversary(trainer.recipe.threat.threat(), steps, 1e-6))
         return time.perf_counter() - begun
 
     run(1)

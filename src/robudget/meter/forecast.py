@@ -23,12 +23,15 @@ from robudget.models.build import build
 from robudget.recipe import Recipe
 
 # Shares of the test images that come out right and robust: the evaluation's length depends on them.
-_CLEAN, _ROBUST = (0.5, 0.8, 0.95), (0.1, 0.45, 0.75)
+_CLEAN, _ROBUST = (0.5, 0.85, 1.0), (0.1, 0.5, 0.85)
 _RIGHT = (0.4, schedule.VALIDATED_SHARE, 1.0)
 # A GPU at work draws less than its board power; the host around it adds to what is at the plug.
 _LOAD = (0.5, 0.8, 1.2)
 # What a calibration leaves out (the machine's other work, heat, data in other places of the caches).
 _CALIBRATED = (0.85, 1.0, 1.25)
+# Bookkeeping of the ensemble on top of its passes: most for Square on small models, whose forward takes microseconds.
+_ENSEMBLE = (0.7, 1.2, 1.8)
+# A machine of which others use so much is not the one that will run.
 _BUSY = 0.25
 
 
@@ -139,6 +142,7 @@ def forecast_study(
                 members[0].sizes,
                 meter,
                 device=site_device,
+                forward=members[0].flops.forward,
                 attack_steps=max(plan.recipe.craft.steps for plan in members),
                 seconds=seconds / len(groups),
             )
@@ -224,17 +228,18 @@ def _on_device(plan: _Plan, device: Device, gpus: int, prices: Prices) -> Foreca
 
 def _calibrated(plan: _Plan, found: calibration.Calibration, prices: Prices, site_device: str) -> Forecast:
     low, mid, high = (
-        factor * found.training_seconds(plan.recipe, plan.schedule, right)
+        factor * found.times.training_seconds(plan.recipe, schedule.training(plan.recipe, plan.sizes, right=right))
         for factor, right in zip(_CALIBRATED, _RIGHT, strict=True)
     )
     # An attack's passes are those of a validation: a forward and the input's backward of images in eval mode.
     both = plan.flops.forward + plan.flops.input_backward
     work = plan.evaluations
-    judge = Span(*(w / both * found.per_attack for w in (0.7 * work.low, work.likely, 1.5 * work.high)))
+    speed = found.times.per_attack / both
+    judge = Span(work.low * speed * _ENSEMBLE[0], work.likely * speed * _ENSEMBLE[1], work.high * speed * _ENSEMBLE[2])
     watts = Span(found.watts, found.watts, found.watts)
     notes = []
-    if found.batch < plan.recipe.batch_size:
-        notes.append(f"timed with batches of {found.batch}, scaled to {plan.recipe.batch_size}")
+    if found.times.batch < plan.recipe.batch_size:
+        notes.append(f"timed with batches of {found.times.batch}, scaled to {plan.recipe.batch_size}")
     cores = os.cpu_count() or 1
     if site_device == "cpu" and found.others > _BUSY * cores:
         notes.append(f"other work took {found.others:.1f} of {cores} cores meanwhile: an idle machine is faster")

@@ -16,15 +16,16 @@ from robudget.recipe import Recipe
 
 
 def training_calls(recipe: Recipe, calls: Mapping[str, float], steps: int) -> dict[str, float]:
-    """The trainer's image passes with what it does not count as such: the moving average, once per optimizer step.
+    """The trainer's image passes with what it does not count as such: the moving average, once per update of weights.
 
-    Free-AT takes the gradient of the input and of the weights from one backward, so its update is a full one.
+    Free-AT takes the gradient of the input and of the weights from one backward, so its update is a full one; it
+    updates the weights `craft.steps` times a step.
     """
     named = dict(calls)
     if recipe.loss == "free-at" and "update_backward" in named:
         named["update_full_backward"] = named.pop("update_backward")
     if recipe.ema.decay is not None:
-        named["ema"] = steps
+        named["ema"] = steps * (recipe.craft.steps if recipe.loss == "free-at" else 1)
     return named
 
 

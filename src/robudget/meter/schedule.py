@@ -45,19 +45,20 @@ def sizes_of(name: str) -> Sizes:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a training will do: `steps` of the optimizer, `images` of the mixed stream, `validations` on `held` images
-    each, and `calls`: image passes by phase, as `EpochRecord.calls` counts them."""
+    """What a training will do: `steps` of the optimizer, `images` of the mixed stream, and `calls`: image passes by
+    phase, as `EpochRecord.calls` counts them. `held_images` are looked at by validation and by the collapse watch, over
+    the whole training, and `held_attacks` are their attack steps. Nothing stops early."""
 
     steps: int
     images: int
     epochs: int
-    validations: int
-    held: int
+    held_images: float
+    held_attacks: float
     calls: dict[str, float]
 
 
 # Validation leaves out what the model gets wrong anyway; over a whole training it gets about so much right.
-VALIDATED_SHARE = 0.75
+VALIDATED_SHARE = 0.8
 
 
 def training(recipe: Recipe, sizes: Sizes, *, right: float = VALIDATED_SHARE) -> Schedule:
@@ -70,16 +71,23 @@ def training(recipe: Recipe, sizes: Sizes, *, right: float = VALIDATED_SHARE) ->
     images = steps * recipe.batch_size
     per_image = passes(recipe.loss, recipe.craft.steps)
     validations = recipe.epochs // recipe.validation.every + bool(recipe.epochs % recipe.validation.every)
-    attacked, k = validations * held * right, recipe.validation.steps
+    looks, watched = 0, 0  # of the collapse watch: every epoch, under one step and under several
+    if recipe.adversarial and recipe.collapse.action != "off":
+        looks, watched = recipe.epochs, min(held, recipe.collapse.images)
+    seen = validations * held + 2 * looks * watched
+    attacks = right * (validations * held * recipe.validation.steps + looks * watched * (1 + recipe.collapse.steps))
+    updates = 1.0
+    if recipe.awp.gamma is not None:  # one more forward and backward, to find where to move the weights
+        updates += max(0.0, 1 - recipe.awp.after_epochs / recipe.epochs)
     calls = {
         "craft_forward": per_image.craft_forward * images,
         "craft_backward": per_image.craft_backward * images,
-        "update_forward": per_image.update_forward * images,
-        "update_backward": per_image.update_backward * images,
-        "validation_forward": validations * held + (k + 1) * attacked,
-        "validation_backward": k * attacked,
+        "update_forward": updates * per_image.update_forward * images,
+        "update_backward": updates * per_image.update_backward * images,
+        "validation_forward": (1 + right) * seen + attacks,
+        "validation_backward": attacks,
     }
-    return Schedule(steps, images, recipe.epochs, validations, held, {name: n for name, n in calls.items() if n})
+    return Schedule(steps, images, recipe.epochs, seen, attacks, {name: n for name, n in calls.items() if n})
 
 
 def evaluation(recipe: Recipe, sizes: Sizes, *, clean: float, robust: float) -> dict[str, float]:
