@@ -114,7 +114,7 @@ def test_a_device_that_is_not_there_is_one_line(name: str, said: str) -> None:
 def test_an_unknown_model_or_dataset_leaves_nothing_behind(tiny: Recipe, tmp_path: Path) -> None:
     for change, said in (
         ({"data.name": "cifar"}, "did you mean 'cifar10'"),
-        ({"model.name": "wrn-11-1"}, "depth = 11"),
+        ({"model.name": "wrn-11-1"}, "depth must be 6n + 4"),
     ):
         with pytest.raises(InputError, match=said):
             rb.run(tiny.with_(change), store=tmp_path / "runs")

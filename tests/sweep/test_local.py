@@ -123,6 +123,6 @@ def test_a_failed_run_is_noted_and_the_others_go_on(recipes: list[Recipe], tmp_p
     bad = recipes[0].with_({"model.name": "wrn-11-1"})
     state = sweep([bad, recipes[0]], store=tmp_path, site=SITE, workers=1)
     assert list(state.failed) == [0]
-    assert "depth = 11" in state.failed[0]
+    assert "depth must be 6n + 4" in state.failed[0]
     assert list(state.finished) == [1]
     assert len(load_runs(tmp_path)) == 1

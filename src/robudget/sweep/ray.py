@@ -55,9 +55,10 @@ def sweep_on_ray(
             index = pending.pop(reference)
             try:
                 state.finish(index, ray.get(reference))
-            except ray.exceptions.RayError as error:
-                # The remote traceback ends with the line that says what happened.
-                state.fail(index, str(error).strip().splitlines()[-1])
+            except ray.exceptions.RayTaskError as error:
+                state.fail(index, str(error.cause))
+            except ray.exceptions.RayError as error:  # the node, not the run
+                state.fail(index, str(error).strip().splitlines()[0])
         watch(state)
     return state
 
