@@ -115,6 +115,12 @@ def test_what_does_not_fit_is_said() -> None:
         forecast(recipe, device="h10")
 
 
+def test_another_image_size_is_another_cost() -> None:
+    recipe = Recipe.load("paper").with_({"model.name": "wrn-16-2"})
+    small, large = (forecast(recipe.with_({"data.image_size": side}), device="a100") for side in (32, 64))
+    assert large.forward_flops == pytest.approx(4 * small.forward_flops, rel=1e-3)
+
+
 def test_a_calibration_times_this_machine() -> None:
     recipe = Recipe.load("digits").with_(SMALL | {"loss": "trades", "craft.steps": 3, "ema.decay": 0.9})
     standard = recipe.with_({"loss": "standard"})

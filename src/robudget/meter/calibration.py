@@ -26,6 +26,7 @@ from robudget.training.validation import Validator
 
 _PROBE = 8  # images of the first, careful step; two of a model that takes so many FLOPs an image
 _HEAVY = 1e9
+_ENDLESS = 10  # a first step that takes so many times its share is the only one
 _STEPS_EACH = 3  # one to warm up and two to time
 _STEPS, _SECONDS = 200, 3.0  # at most so many timed steps a point, and so long
 _HELD = 256  # validation runs in batches of at least so many images
@@ -173,7 +174,10 @@ def _time_steps(
     """Seconds of single steps after one to warm up, as many as fit, and the trainer that made them."""
     trainer = Trainer(recipe, noise, device=device)
     epochs = iter(trainer)
+    begun = time.perf_counter()
     next(epochs)
+    if (warm := time.perf_counter() - begun) > _ENDLESS * seconds and least == 1:
+        return [warm], trainer
     times: list[float] = []
     while len(times) < least or (sum(times) < min(seconds, _SECONDS) and len(times) < most):
         begun = time.perf_counter()

@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from robudget.meter.flops import PassFlops, count, totals
 from robudget.meter.record import training_calls
 from robudget.meter.schedule import Sizes, sizes_of
 from robudget.models.build import build
-from robudget.recipe import Recipe
+from robudget.recipe import ModelPart, Recipe
 
 # Shares of the test images that come out right and robust: the evaluation's length depends on them.
 _CLEAN, _ROBUST = (0.5, 0.85, 1.0), (0.1, 0.5, 0.85)
@@ -162,7 +163,10 @@ class _Plan:
 
     @classmethod
     def of(cls, recipe: Recipe, sizes: Sizes) -> _Plan:
-        flops = _count(recipe, sizes)
+        if recipe.data.image_size is not None:
+            side = recipe.data.image_size
+            sizes = replace(sizes, image_shape=(sizes.image_shape[0], side, side))
+        flops = _count(recipe.model, sizes.classes, sizes.image_shape)
         plan = schedule.training(recipe, sizes)
         exact = sum(totals(flops, training_calls(recipe, plan.calls, plan.steps)).values())
         ends = (
@@ -255,20 +259,18 @@ def total(forecasts: Sequence[Forecast]) -> dict[str, Any]:
     return {"runs": len(rows)} | {key: sum(row[key] for row in rows) for key in rows[0] if key.startswith(sums)}
 
 
-def _count(recipe: Recipe, sizes: Sizes) -> PassFlops:
-    key = (recipe.model, sizes.classes)
-    channels, side, _ = sizes.image_shape
+@lru_cache(maxsize=64)
+def _count(part: ModelPart, classes: int, image_shape: tuple[int, int, int]) -> PassFlops:
+    channels, side, _ = image_shape
     with torch.device("meta"):
         model = build(
-            recipe.model.name,
-            classes=sizes.classes,
+            part.name,
+            classes=classes,
             image_size=side,
             channels=channels,
-            activation=recipe.model.activation,
-            variant=recipe.model.variant,
-            base=recipe.model.base,
+            **part.model_dump(exclude={"name"}),
         )
-    return count(model, sizes.image_shape, key=key)
+    return count(model, image_shape, key=(part, classes))
 
 
 def _columns(name: str, span: Span) -> dict[str, float]:
