@@ -114,7 +114,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean, square = (sums[:-1] / total).chunk(2)
         var = (square - mean.square()).clamp(min=0)
         if self.track_running_stats:
-            self._track(mean.detach(), var.detach(), float(total))
+            self._track(mean.detach(), var.detach(), float(total.detach()))
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale
         out: Tensor = (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)

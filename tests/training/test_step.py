@@ -1,0 +1,180 @@
+"""One step of training against the same step written out by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from robudget.errors import InputError
+from robudget.models import build
+from robudget.recipe import Recipe
+from robudget.training.optim import build_optimizer
+from robudget.training.precision import Precision
+from robudget.training.records import PHASES
+from robudget.training.step import Step
+from robudget.training.stopwatch import Stopwatch
+from robudget.training.world import World
+
+CPU = torch.device("cpu")
+FLOAT32 = Precision("float32", CPU)
+
+
+def setting(**changes: Any) -> tuple[Recipe, nn.Module, Step, Counter[str]]:
+    base = {"threat.eps": 0.1, "craft.steps": 1, "craft.start": "none", "optim.lr": 0.1, "optim.weight_decay": 0.0}
+    recipe = Recipe().with_(base | {"optim.momentum": 0.0} | {k.replace("__", "."): v for k, v in changes.items()})
+    torch.manual_seed(0)
+    model = build("wrn-10-1", classes=4, image_size=8, base=2).train()
+    calls: Counter[str] = Counter(dict.fromkeys(PHASES, 0))
+    step = Step(
+        recipe,
+        model,
+        build_optimizer(model, recipe.optim, 0.1),
+        None,
+        precision=FLOAT32,
+        craft_precision=FLOAT32,
+        world=World(),
+        watch=Stopwatch(CPU),
+        calls=calls,
+        steps_per_epoch=1,
+    )
+    return recipe, model, step, calls
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(12, 3, 8, 8, generator=generator), torch.arange(12) % 4
+
+
+def descend(model: nn.Module, loss: torch.Tensor) -> None:
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    with torch.no_grad():
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter -= 0.1 * gradient
+
+
+def close(a: nn.Module, b: nn.Module) -> None:
+    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_adversarial_training() -> None:
+    _, model, step, calls = setting()
+    by_hand = copy.deepcopy(model)
+    x, y = batch()
+    x_adv = (x + 0.1 * gradient_of(by_hand, x, y).sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1)
+    logits = by_hand(x_adv)
+    right = int((logits.argmax(1) == y).sum())
+    descend(by_hand, F.cross_entropy(logits, y))
+    outcome = step(x, y, y, 0)
+    close(model, by_hand)
+    assert outcome.clean is None
+    assert outcome.crafted is not None
+    assert int(outcome.crafted) == right
+    assert (calls["craft_forward"], calls["craft_backward"], calls["update_backward"]) == (12, 12, 12)
+
+
+def gradient_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """In eval mode, as crafting does, by plain backward."""
+    frozen = copy.deepcopy(model).eval()
+    leaf = x.clone().requires_grad_(True)
+    F.cross_entropy(frozen(leaf), y).backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def test_weight_perturbation() -> None:
+    _, model, step, calls = setting(awp__gamma=0.05)
+    by_hand = copy.deepcopy(model)
+    x, y = batch()
+    x_adv = (x + 0.1 * gradient_of(by_hand, x, y).sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1)
+    # v = γ‖w‖ g/‖g‖ of every layer's weights, the update from w + v, applied to w.
+    proxy = copy.deepcopy(by_hand)
+    F.cross_entropy(proxy(x_adv), y).backward()
+    shifts = {}
+    for (name, parameter), twin in zip(by_hand.named_parameters(), proxy.parameters(), strict=True):
+        if parameter.ndim > 1:
+            assert twin.grad is not None
+            shifts[name] = 0.05 * parameter.detach().norm() * twin.grad / twin.grad.norm()
+    with torch.no_grad():
+        for name, parameter in by_hand.named_parameters():
+            parameter += shifts.get(name, 0.0)
+    gradients = torch.autograd.grad(F.cross_entropy(by_hand(x_adv), y), list(by_hand.parameters()))
+    with torch.no_grad():
+        for (name, parameter), gradient in zip(by_hand.named_parameters(), gradients, strict=True):
+            parameter -= shifts.get(name, 0.0)
+            parameter -= 0.1 * gradient
+    step(x, y, y, 0)
+    close(model, by_hand)
+    assert calls["update_backward"] == 24
+
+
+def test_weight_perturbation_waits() -> None:
+    _, _, step, calls = setting(awp__gamma=0.05, awp__after_epochs=2)
+    x, y = batch()
+    step(x, y, y, 1)
+    assert calls["update_backward"] == 12
+    step(x, y, y, 2)
+    assert calls["update_backward"] == 36
+
+
+def test_free_adversarial_training() -> None:
+    _, model, step, calls = setting(loss="free-at", craft__steps=3)
+    by_hand = copy.deepcopy(model)
+    x, y = batch()
+    delta = torch.zeros_like(x)
+    for images in (x, x.flip(3)):  # the perturbation goes on into the next batch
+        for _ in range(3):
+            leaf = (images + delta).clamp(0, 1).requires_grad_(True)
+            loss = F.cross_entropy(by_hand(leaf), y)
+            gradients = torch.autograd.grad(loss, [leaf, *by_hand.parameters()])
+            with torch.no_grad():
+                for parameter, gradient in zip(by_hand.parameters(), gradients[1:], strict=True):
+                    parameter -= 0.1 * gradient
+                moved = (leaf + 0.1 * gradients[0].sign()).clamp(images - 0.1, images + 0.1).clamp(0, 1)
+                delta = moved - images
+        step(images, y, y, 0)
+    close(model, by_hand)
+    assert step.delta is not None
+    torch.testing.assert_close(step.delta, delta)
+    assert (calls["craft_forward"], calls["update_forward"], calls["update_backward"]) == (0, 72, 72)
+
+
+def test_clipping_bounds_the_step() -> None:
+    _, model, step, _ = setting(loss="standard", optim__clip=1e-3)
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    x, y = batch()
+    step(x, y, y, 0)
+    moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+    assert float(moved.norm()) == pytest.approx(0.1 * 1e-3, rel=1e-2)
+
+
+def test_squared_distances() -> None:
+    _, model, step, _ = setting(loss="standard", metric="squared")
+    by_hand = copy.deepcopy(model)
+    x, y = batch()
+    descend(by_hand, (F.softmax(by_hand(x), 1) - F.one_hot(y, 4)).square().sum(1).mean())
+    step(x, y, y, 0)
+    close(model, by_hand)
+    with pytest.raises(InputError, match="metric = 'squared' with loss = 'mart'"):
+        setting(loss="mart", metric="squared")
+
+
+def test_dropout_follows_the_step() -> None:
+    def run(number: int) -> torch.Tensor:
+        recipe, model, _, calls = setting(loss="standard")
+        model.head = nn.Sequential(nn.Dropout(0.5), model.head)  # type: ignore[arg-type]
+        optimizer = build_optimizer(model, recipe.optim, 0.1)
+        common = {"precision": FLOAT32, "craft_precision": FLOAT32, "world": World(), "watch": Stopwatch(CPU)}
+        step = Step(recipe, model, optimizer, None, calls=calls, steps_per_epoch=1, **common)  # type: ignore[arg-type]
+        x, y = batch()
+        return step(x, y, y, number).loss
+
+    first = run(3)
+    assert torch.equal(run(3), first)
+    assert not torch.equal(run(4), first)
