@@ -12,7 +12,7 @@ from pandas.testing import assert_frame_equal
 
 from robudget.recipe import Recipe
 from robudget.site import Site
-from robudget.store import Store, load_runs
+from robudget.store import Busy, Store, load_runs
 from robudget.sweep import SweepState, sweep
 
 # What must not depend on when or where a run was interrupted: everything but seconds and what follows from them.
@@ -86,11 +86,13 @@ def test_kill_minus_nine_then_again_gives_the_same_table(
 def _until_free(store: Path) -> None:
     """A killed sweep's worker ends at its next event; until then it rightly holds its run."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        done = subprocess.run(["pgrep", "-f", "robudget.sweep.worker"], capture_output=True, check=False)
-        if done.returncode:
-            return
-        time.sleep(0.1)
+    for folder in Store(store).folders():
+        while time.monotonic() < deadline:
+            try:
+                with folder.lock():
+                    break
+            except Busy:
+                time.sleep(0.05)
 
 
 def test_two_sweeps_on_one_store_never_share_a_run(
