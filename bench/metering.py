@@ -104,7 +104,7 @@ def _miss(recipe: Recipe, dataset: data.Dataset) -> tuple[float, float, float, f
     with tempfile.TemporaryDirectory() as folder, meter.open("cpu") as opened, opened.window("training") as window:
         last = list(Trainer(recipe, dataset, folder=Path(folder)))[-1]
     others = (machine_seconds() - process_seconds() - before) / window.energy.seconds
-    true = sum(flops.totals(flops.count(build_like(recipe), dataset.image_shape), last.calls).values())
+    true = sum(flops.totals(flops.of_recipe(recipe, dataset.classes, dataset.image_shape), last.calls).values())
     return (
         plan.train_seconds.likely / window.energy.seconds - 1,
         plan.train_kwh.likely / window.energy.kwh - 1,
@@ -112,11 +112,6 @@ def _miss(recipe: Recipe, dataset: data.Dataset) -> tuple[float, float, float, f
         window.energy.seconds,
         others,
     )
-
-
-def build_like(recipe: Recipe) -> torch.nn.Module:
-    with torch.device("meta"):
-        return build(recipe.model.name, classes=10, image_size=8, channels=1, base=recipe.model.base)
 
 
 def gpu(seconds: float = 60.0) -> None:

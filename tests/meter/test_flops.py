@@ -122,6 +122,9 @@ def test_a_model_is_left_as_it_was_and_counted_once() -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
         assert tensor.device.type == "cpu"
+    recipe = Recipe.from_dict({"model": {"name": "wrn-10-1", "base": 4}})
+    assert flops.of_recipe(recipe, 10, (3, 16, 16)).forward == first.forward
+    assert flops.of_recipe(recipe, 10, (3, 16, 16)) is flops.of_recipe(recipe.with_({"epochs": 7}), 10, (3, 16, 16))
     named = flops.count(on_meta("wrn-10-1"), (3, 32, 32), key="wrn-10-1")
     assert flops.count(on_meta("wrn-16-2"), (3, 32, 32), key="wrn-10-1") is named
 

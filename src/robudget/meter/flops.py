@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from robudget.models.build import build
+from robudget.recipe import ModelPart, Recipe
 
 # BatchNorm cannot normalise one value per channel, so two images are counted and the sum is halved.
 _BATCH = 2
@@ -100,6 +104,25 @@ def count(model: nn.Module, image_shape: tuple[int, ...], *, key: Hashable | Non
     if shape not in mine:
         mine[shape] = _count(model, shape)
     return mine[shape]
+
+
+def of_recipe(recipe: Recipe, classes: int, image_shape: tuple[int, int, int]) -> PassFlops:
+    """FLOPs per image of the recipe's model, of which nothing but shapes is ever made; equal models share one count."""
+    return _of_part(recipe.model, classes, tuple(image_shape))
+
+
+@lru_cache(maxsize=256)
+def _of_part(part: ModelPart, classes: int, image_shape: tuple[int, int, int]) -> PassFlops:
+    channels, side, _ = image_shape
+    with torch.device("meta"):
+        model = build(
+            part.name,
+            classes=classes,
+            image_size=side,
+            channels=channels,
+            **part.model_dump(exclude={"name"}),
+        )
+    return count(model, image_shape)
 
 
 def totals(flops: PassFlops, calls: Mapping[str, float]) -> dict[str, float]:

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,11 +16,10 @@ from robudget.meter.convention import paper_flops
 from robudget.meter.cost import Prices, bill
 from robudget.meter.devices import Device, find
 from robudget.meter.energy import JOULES_PER_KWH, open_meter
-from robudget.meter.flops import PassFlops, count, totals
+from robudget.meter.flops import PassFlops, of_recipe, totals
 from robudget.meter.record import training_calls
 from robudget.meter.schedule import Sizes, sizes_of
-from robudget.models.build import build
-from robudget.recipe import ModelPart, Recipe
+from robudget.recipe import Recipe
 
 # Shares of the test images that come out right and robust: the evaluation's length depends on them.
 _CLEAN, _ROBUST = (0.5, 0.85, 1.0), (0.1, 0.5, 0.85)
@@ -166,7 +164,7 @@ class _Plan:
         if recipe.data.image_size is not None:
             side = recipe.data.image_size
             sizes = replace(sizes, image_shape=(sizes.image_shape[0], side, side))
-        flops = _count(recipe.model, sizes.classes, sizes.image_shape)
+        flops = of_recipe(recipe, sizes.classes, sizes.image_shape)
         plan = schedule.training(recipe, sizes)
         exact = sum(totals(flops, training_calls(recipe, plan.calls, plan.steps)).values())
         ends = (
@@ -257,20 +255,6 @@ def total(forecasts: Sequence[Forecast]) -> dict[str, Any]:
     rows = [forecast.to_dict() for forecast in forecasts]
     sums = ("train_", "eval_", "cost_usd", "co2_kg", "rent_usd")
     return {"runs": len(rows)} | {key: sum(row[key] for row in rows) for key in rows[0] if key.startswith(sums)}
-
-
-@lru_cache(maxsize=64)
-def _count(part: ModelPart, classes: int, image_shape: tuple[int, int, int]) -> PassFlops:
-    channels, side, _ = image_shape
-    with torch.device("meta"):
-        model = build(
-            part.name,
-            classes=classes,
-            image_size=side,
-            channels=channels,
-            **part.model_dump(exclude={"name"}),
-        )
-    return count(model, image_shape, key=(part, classes))
 
 
 def _columns(name: str, span: Span) -> dict[str, float]:
