@@ -92,6 +92,10 @@ class State(Batch):
         self.fooled |= wrong
         torch.where(wrong.view(-1, 1, 1, 1), x, self.adv, out=self.adv)
 
+    def refute(self, rows: Tensor) -> None:
+        """The claims of these rows (indices) did not hold: they go on."""
+        self.fooled[rows] = False
+
 
 def fresh(rows: Rows, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
     """The fields of `State` for new rows, sitting on their clean image."""
@@ -235,7 +239,7 @@ def _settle(state: State, out: Outcome, threat: Threat, verify: Verify, found: F
     x_adv = seal(state.adv[claims], state.x0[claims], threat.eps, threat.norm)
     true = verify(x_adv, state.y[claims])
     out.refuted += int((~true).sum())
-    state.fooled[claims[~true]] = False
+    state.refute(claims[~true])
     # Two rows of one image may succeed in the same look: the first one is reported.
     image = state.image[claims]
     chosen, seen = [], set()

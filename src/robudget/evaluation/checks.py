@@ -1,19 +1,84 @@
-"""What would make a robust accuracy not worth its digits: each check is a named finding with its evidence."""
+"""What would make a robust accuracy not worth its digits: each check is a named finding with evidence and advice."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from robudget.attacks.victim import Model
+from robudget.attacks.geometry import GEOMETRY
+from robudget.attacks.objective import ce, dlr
+from robudget.attacks.pgd import Pgd
+from robudget.attacks.rng import Noise
+from robudget.attacks.rows import drive, plan
+from robudget.attacks.victim import Model, Victim
 from robudget.errors import InputError
-from robudget.evaluation.verdicts import Finding, Spent, Verdicts
+from robudget.evaluation.verdicts import Finding, Verdicts
+from robudget.threat import Threat
+
+PROBE = 64  # images, at most, that a check looks at
+LARGE = {"linf": 0.5, "l2": 10.0, "l1": 150.0}  # radii at which nothing but a masked model survives
+
+ADAPTIVE = (
+    "Attack adaptively: differentiate through a smooth stand-in for the masking part (BPDA), use a loss that does not "
+    "saturate (CW or DLR), more steps and restarts, and Square with several times the queries."
+)
+RANDOM = "Use version='rand' (expectation over 20 passes) or fix the randomness per image; see what more passes give."
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the checks look at: the model as given, some images that it classifies correctly, and the threat."""
+
+    victim: Victim
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    threat: Threat
+    seed: int
+    randomised: bool = False
+
+    @property
+    def model(self) -> Model:
+        return self.victim.model
+
+
+# -- before anything runs ----------------------------------------------------------------------------------------------
 
 
 def of_mode(model: Model) -> list[Finding]:
-    return []
+    """How the model was handed over: in train mode, or with BatchNorm that has no statistics of its own."""
+    if not isinstance(model, nn.Module):
+        return []
+    found = []
+    training = [type(m).__name__ for m in model.modules() if m.training]
+    if training:
+        found.append(
+            Finding(
+                "train-mode",
+                "the model was given in train mode; it was evaluated in evaluation mode and put back",
+                {"modules": len(training), "of_kinds": ", ".join(sorted(set(training))[:6])},
+                "Call model.eval(), and check that the reported clean accuracy is the one you know.",
+            )
+        )
+    loose = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
+    if loose:
+        found.append(
+            Finding(
+                "batch-statistics",
+                "BatchNorm layers keep no running statistics, so an image's answer depends on its batch",
+                {"layers": len(loose), "first": loose[0]},
+                "Use running statistics (track_running_stats=True) or a norm that looks at one image.",
+            )
+        )
+    return found
 
 
 def logits_of(model: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -32,16 +97,238 @@ def logits_of(model: Model, x: Tensor, y: Tensor) -> Tensor:
         raise InputError(
             f"labels lie in [{low}, {high}] but the model has {z.shape[1]} classes (allowed: 0 to {z.shape[1] - 1})"
         )
+    leaf = x[:1].detach().clone().requires_grad_()
+    with torch.enable_grad():
+        attached = model(leaf)
+    if not attached.requires_grad:
+        raise InputError(
+            "the model's logits carry no gradient to the image (is it wrapped in torch.no_grad or inference_mode?); "
+            "white-box attacks need one (allowed: attacks=['square'] needs none, but proves little)"
+        )
     return z.float()
 
 
 def few_classes(classes: int, note: str) -> Finding:
-    return Finding("few-classes", note, {"classes": classes})
+    return Finding(
+        "few-classes",
+        note,
+        {"classes": classes},
+        "With so few classes cross-entropy does what DLR would do; nothing to mend.",
+    )
 
 
-def before(run: Any, mode: list[Finding], spent: Spent) -> list[Finding]:
-    return mode
+# -- on the clean images -----------------------------------------------------------------------------------------------
 
 
-def after(verdicts: Verdicts, x: Tensor) -> list[Finding]:
-    return []
+def before(subject: Subject, clean_margin: np.ndarray[Any, Any], *, version: str) -> list[Finding]:
+    """The checks that need no attack's verdicts. `clean_margin` (n,) of all images."""
+    found = [*_finite(clean_margin)]
+    if not len(subject.x):
+        return found
+    random = list(_randomised(subject))
+    found += random if version != "rand" else []
+    subject = replace(subject, randomised=bool(random))
+    found += [
+        *_dynamic(subject),
+        *_probabilities(subject),
+        *([] if random else _neighbours(subject)),
+        *_zero_gradients(subject),
+    ]
+    if subject.threat.eps > 0:
+        found += [*_noise(subject), *_monotone(subject)]
+    return found
+
+
+def _finite(margin: np.ndarray[Any, Any]) -> Iterator[Finding]:
+    bad = int((~np.isfinite(margin)).sum())
+    if bad:
+        yield Finding(
+            "not-finite",
+            "the model answers some clean images with NaN or infinite logits; those count as misclassified",
+            {"images": bad, "of": len(margin)},
+            "Find the layer that overflows; an attack's gradient is lost behind it.",
+        )
+
+
+def _randomised(s: Subject) -> Iterator[Finding]:
+    z = torch.stack([_unit(s.victim.logits(s.x)) for _ in range(5)])
+    spread = float((z - z[:1]).norm(dim=2).max())
+    flips = int((z.argmax(2) != z.argmax(2)[:1]).any(0).sum())
+    if spread > 1e-4 or flips:
+        yield Finding(
+            "randomised",
+            "repeated passes over the same images give different answers",
+            {"largest_difference": spread, "classes_changed": flips, "images": len(s.x)},
+            RANDOM,
+        )
+
+
+def _dynamic(s: Subject) -> Iterator[Finding]:
+    with _counted_gradients() as calls:
+        s.victim.logits(s.x[:2])
+    if calls:
+        yield Finding(
+            "dynamic",
+            "the forward pass takes gradients itself: a defence that changes at test time",
+            {"calls": len(calls)},
+            "Attacks here do not look through it. Attack the adapted model, and transfer from the undefended one.",
+        )
+
+
+@contextmanager
+def _counted_gradients() -> Iterator[list[str]]:
+    calls: list[str] = []
+    grad, backward = torch.autograd.grad, torch.autograd.backward
+
+    def counted_grad(*args: Any, **kwargs: Any) -> Any:
+        calls.append("grad")
+        return grad(*args, **kwargs)
+
+    def counted_backward(*args: Any, **kwargs: Any) -> Any:
+        calls.append("backward")
+        return backward(*args, **kwargs)
+
+    with patch.object(torch.autograd, "grad", counted_grad), patch.object(torch.autograd, "backward", counted_backward):
+        yield calls
+
+
+def _probabilities(s: Subject) -> Iterator[Finding]:
+    z = s.victim.logits(s.x)
+    if bool(z.min() > -1e-5) and bool(z.max() < 1 + 1e-5) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):
+        yield Finding(
+            "probabilities",
+            "the outputs lie in [0, 1] and sum to 1: probabilities, not logits",
+            {"smallest": float(z.min()), "largest": float(z.max())},
+            "Return what goes into the softmax; through it, gradients vanish and the margin loss is squeezed.",
+        )
+
+
+def _neighbours(s: Subject) -> Iterator[Finding]:
+    whole = _unit(s.victim.logits(s.x))
+    turned = _unit(s.victim.logits(s.x.flip(0))).flip(0)
+    alone = torch.cat([_unit(s.victim.logits(s.x[i : i + 1])) for i in range(min(4, len(s.x)))])
+    apart = max(float((whole - turned).abs().max()), float((whole[: len(alone)] - alone).abs().max()))
+    if apart > 1e-3:
+        yield Finding(
+            "batch-dependent",
+            "an image's answer changes with the batch it is in",
+            {"largest_difference": apart},
+            "A verdict per image means nothing then: look for batch statistics or detection across the batch.",
+        )
+
+
+def _zero_gradients(s: Subject) -> Iterator[Finding]:
+    classes = s.victim.logits(s.x[:1]).shape[1]
+    losses = {"ce": ce} | ({"dlr": dlr} if classes >= 3 else {})
+    shares = {}
+    for name, loss in losses.items():
+        gradient = s.victim.gradient(s.x, loss, s.y, s.y)[2]
+        shares[name] = float((gradient.flatten(1).abs().sum(1) == 0).float().mean())
+    if max(shares.values()) > 0.05:
+        yield Finding(
+            "zero-gradients",
+            "the gradient of the loss with respect to the image is exactly zero for a share of the images",
+            {f"share_{name}": share for name, share in shares.items()} | {"images": len(s.x)},
+            ADAPTIVE,
+        )
+
+
+def _noise(s: Subject) -> Iterator[Finding]:
+    rows = torch.arange(len(s.x))
+    zero = torch.zeros_like(rows)
+    stream = Noise(s.seed, s.index).stream("transfer", rows, zero, zero)
+    geometry, shape = GEOMETRY[s.threat.norm], tuple(s.x.shape[1:])
+    noise = (stream.uniform if geometry.noise == "uniform" else stream.gaussian)(0, shape).to(s.x.device)
+    wrong = s.victim.logits(geometry.surface(s.x, noise, s.threat.eps)).argmax(1) != s.y
+    share = float(wrong.float().mean())
+    if share > 0.1:
+        yield Finding(
+            "random-noise",
+            "random noise of the same size already misleads the model on a share of the images it classified correctly",
+            {"share": share, "images": len(s.x)},
+            "Such a model is not robust to this threat at all: is ε in the units of [0, 1] images?",
+        )
+
+
+def _monotone(s: Subject) -> Iterator[Finding]:
+    """PGD must do no worse with more steps or a larger ball, and everything must fall in a huge one."""
+
+    def accuracy(eps: float, steps: int) -> float:
+        threat = replace(s.threat, eps=eps)
+        out = drive(
+            Pgd(s.victim, threat, steps, 2.5 * eps / steps),
+            plan(torch.arange(len(s.x), device=s.x.device), s.x.new_empty(0)),
+            s.x,
+            s.y,
+            threat,
+            noise=Noise(s.seed, s.index),
+            verify=lambda at, label: s.victim.logits(at).argmax(1) != label,
+            batch_size=PROBE,
+            found=lambda at, x_adv: None,
+        )
+        return 1 - float(out.broken.float().mean())
+
+    eps, large = s.threat.eps, max(LARGE[s.threat.norm], s.threat.eps)
+    few, many = accuracy(eps, 5), accuracy(eps, 20)
+    wide = accuracy(min(2 * eps, large), 20)
+    slack = 0.02 + 1 / len(s.x) + (0.1 if s.randomised else 0)
+    if many > few + slack or wide > many + slack:
+        yield Finding(
+            "not-monotone",
+            "the accuracy under PGD rises with more steps or a larger ball",
+            {"eps_5_steps": few, "eps_20_steps": many, "2eps_20_steps": wide, "images": len(s.x)},
+            ADAPTIVE,
+        )
+    huge = accuracy(large, 20)
+    if huge > 0.1:
+        yield Finding(
+            "survives-large-eps",
+            f"PGD leaves images standing in a ball of radius {large:g}, where any image may become any other",
+            {"accuracy": huge, "eps": large, "images": len(s.x)},
+            ADAPTIVE,
+        )
+
+
+def _unit(z: Tensor) -> Tensor:
+    return z / (z.square().sum(1, keepdim=True).sqrt() + 1e-10)
+
+
+# -- on the verdicts ---------------------------------------------------------------------------------------------------
+
+
+def after(verdicts: Verdicts) -> list[Finding]:
+    """The checks on what the attacks did."""
+    found = []
+    by = verdicts.broken_by
+    white = [item.attack for item in verdicts.spent if item.attack.startswith(("apgd", "fab", "pgd"))]
+    square = int((by == "square").sum())
+    if white and square / len(by) > 0.002:
+        found.append(
+            Finding(
+                "masked-gradients",
+                "Square, which needs no gradients, breaks images that every white-box attack left standing",
+                {"images": square, "points": 100 * square / len(by)},
+                ADAPTIVE,
+            )
+        )
+    again = [item for item in verdicts.spent if "@float32" in item.attack]
+    changed = sum(item.broken for item in again)
+    if changed:
+        found.append(
+            Finding(
+                "float32-changed",
+                f"attacking the nearest survivors again in float32 broke {changed} more; then all were attacked again",
+                {"verdicts_changed": changed},
+                "The verdicts are those of float32. Evaluate this model with precision='float32'.",
+            )
+        )
+    if verdicts.about.get("halved"):
+        found.append(
+            Finding(
+                "batch-halved",
+                "memory ran out, and the evaluation went on with smaller batches",
+                {"sizes": str(verdicts.about["halved"])},
+                "Verdicts may differ in the last bits from those at the batch size asked for.",
+            )
+        )
+    return found

@@ -21,7 +21,7 @@ from robudget.attacks.rng import Noise
 from robudget.attacks.rows import Look, Outcome, drive
 from robudget.attacks.victim import Model, Passes, Victim, frozen
 from robudget.errors import InputError
-from robudget.evaluation.checks import after, before, few_classes, logits_of, of_mode
+from robudget.evaluation.checks import PROBE, Subject, after, before, few_classes, logits_of, of_mode
 from robudget.evaluation.physical import keep_freed_memory, least_size
 from robudget.evaluation.precision import crafting_copy, resolve
 from robudget.evaluation.state import State, fingerprint, weights_of
@@ -210,7 +210,7 @@ class _Run:
                 self._clean_pass(spent)
         if "findings" not in s.notes:
             with self._stage("checks", 0) as spent:
-                found = before(self, mode, spent) if self.check else mode
+                found = [*mode, *(self._before(spent) if self.check else [])]
                 found += [few_classes(self.classes, note) for note in self.notes]
                 s.notes["findings"] = [finding.to_dict() for finding in found]
         stages = [_Stage(m.name, m, self.precision == "float32", 0) for m in self.members]
@@ -219,7 +219,16 @@ class _Run:
             self._confirm(stages)
         findings = [Finding(**item) for item in s.notes["findings"]]
         out = self._collect(findings)
-        return replace(out, findings=[*findings, *after(out, self.x)]) if self.check else out
+        return replace(out, findings=[*findings, *after(out)]) if self.check else out
+
+    def _before(self, spent: Spent) -> list[Finding]:
+        some = torch.from_numpy(self.state.standing.nonzero()[0][:PROBE])
+        victim = Victim(self.model, most=self.batch_size)
+        x, y = self.x[some].to(self.device), self.y[some].to(self.device)
+        subject = Subject(victim, x, y, self.index[some], self.threat, self.seed)
+        found = before(subject, self.state.clean_margin, version=self.version)
+        _charge(spent, Passes(), victim.passes)
+        return found
 
     def _run(self, stages: list[_Stage]) -> None:
         for n, stage in enumerate(stages):

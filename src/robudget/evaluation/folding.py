@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
 from robudget.evaluation.kernels import Conv, Float, Norm
@@ -24,7 +23,7 @@ def fold(model: nn.Module, x: Tensor, dtype: torch.dtype, channels_last: bool) -
     What cannot be traced or fused raises some exception of torch; the caller compares answers before it trusts them.
     """
     traced = fx.symbolic_trace(copy.deepcopy(model).eval())
-    ShapeProp(traced).propagate(x)
+    _Shapes(traced).run(x)
     modules = dict(traced.named_modules())
     graph = traced.graph
     layers: dict[fx.Node, nn.Module] = {}
@@ -138,5 +137,14 @@ def _is_addition(node: fx.Node) -> bool:
 
 
 def _shape(node: Any) -> Any:
-    meta = node.meta.get("tensor_meta")
-    return None if meta is None else tuple(meta.shape[1:])
+    return node.meta.get("shape")
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and notes each tensor's shape, the batch left out."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        if isinstance(out, Tensor):
+            n.meta["shape"] = tuple(out.shape[1:])
+        return out

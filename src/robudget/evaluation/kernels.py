@@ -119,6 +119,8 @@ class Conv(nn.Module):
         return conv2d(sparse, self.flipped, None, 1, k - 1 - p)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.compute(x, skip)
         return cast(Tensor, _ConvFunction.apply(x, skip, self))
 
 
@@ -158,16 +160,20 @@ class Norm(nn.Module):
         scale = self.weight / (self.var + self.eps).sqrt()
         self.scale = scale.view(1, -1, 1, 1).to(dtype)
 
+    def compute(self, x: Tensor) -> Tensor:
+        y = batch_norm(x, self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)
+        return y.relu_() if self.relu else y
+
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.compute(x)
         return cast(Tensor, _NormFunction.apply(x, self))
 
 
 class _NormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Norm) -> Tensor:
-        y = batch_norm(x, layer.mean, layer.var, layer.weight, layer.bias, False, 0.0, layer.eps)
-        if layer.relu:
-            y = y.relu_()
+        y = layer.compute(x)
         ctx.layer = layer
         ctx.save_for_backward(y if layer.relu else None)
         return y

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from robudget.attacks.victim import Model
 from robudget.errors import unknown
@@ -14,11 +16,34 @@ from robudget.evaluation.folding import fold
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
+# Below this many FLOPs an image, a network is bound by the cost of calls, which low precision does not lower.
+SMALL = 20e6
+
+
 def resolve(asked: str, device: torch.device, model: Model, x: Tensor) -> str:
-    """`float32` or `bfloat16`; `auto` decides from the device and its flags, never from a timing."""
+    """`float32` or `bfloat16`; `auto` decides from the device's flags and the model's FLOPs, never from a timing."""
     if asked not in PRECISIONS:
         raise unknown("precision", asked, PRECISIONS)
-    return "float32" if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    return "bfloat16" if has_bfloat16(device) and _flops(model, x) >= SMALL else "float32"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Does the device multiply bfloat16 in hardware (not by emulation)?"""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    flags = Path("/proc/cpuinfo")
+    return device.type == "cpu" and flags.exists() and not _BF16_FLAGS.isdisjoint(flags.read_text().split())
+
+
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def _flops(model: Model, x: Tensor) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x[:1])
+    return float(counter.get_total_flops())
 
 
 def crafting_copy(model: Model, x: Tensor, precision: str) -> Model:
