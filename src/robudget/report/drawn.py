@@ -6,16 +6,22 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from robudget import files
 from robudget.report.style import COLUMN, THEMED
+
+DPI = 300  # of the PNG
 
 
 @dataclass(frozen=True)
@@ -41,23 +47,29 @@ class FigureFile:
 def save(figure: Figure, folder: Path, name: str, *, title: str, caption: str) -> FigureFile:
     """Write name.pdf, name.svg and name.png, each in one step and without a date, so that equal input gives equal
     bytes."""
-    undated: dict[str, dict[str, str | None]] = {
-        "pdf": {"CreationDate": None, "Title": title},
-        "png": {"Title": title},
-        "svg": {"Date": None, "Title": title},
-    }
-    paths = {kind: folder / f"{name}.{kind}" for kind in undated}
-    data = b""
-    for kind, metadata in undated.items():
-        buffer = io.BytesIO()
-        with _quiet():
-            figure.savefig(buffer, format=kind, metadata=metadata)
-        figure.set_layout_engine("none")  # the layout of the first format stands for all, and is not worked out again
-        data = buffer.getvalue()
+    with _quiet():
+        # `savefig` lays out and draws everything twice for every format; once laid out, the canvases draw it once each.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        vector = _bytes(FigureCanvasSVG(figure).print_svg, metadata={"Date": None, "Title": title})
+        made = {
+            "svg": vector,
+            "pdf": _bytes(FigureCanvasPdf(figure).print_pdf, metadata={"CreationDate": None, "Title": title}),
+        }
+        figure.set_dpi(DPI)
+        made["png"] = _bytes(FigureCanvasAgg(figure).print_png, metadata={"Title": title})
+    paths = {kind: folder / f"{name}.{kind}" for kind in made}
+    for kind, data in made.items():
         files.replace(paths[kind], partial(Path.write_bytes, data=data), durable=False)
-    inline, glyphs = _inline(data.decode("utf-8"), name, f"{title}. {caption}")
+    inline, glyphs = _inline(vector.decode("utf-8"), name, f"{title}. {caption}")
     wide = figure.get_figwidth() > COLUMN
     return FigureFile(name, title, caption, paths["pdf"], paths["svg"], paths["png"], inline, glyphs, wide)
+
+
+def _bytes(write: Callable[..., object], **kwargs: Any) -> bytes:
+    buffer = io.BytesIO()
+    write(buffer, **kwargs)
+    return buffer.getvalue()
 
 
 @contextmanager

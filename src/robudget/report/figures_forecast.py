@@ -35,13 +35,14 @@ def fan(law: Law, forms: Sequence[Law], average: Average | None, table: pd.DataF
     bands = [speaker.band(xs, level) for level, _ in FAN]
     for (low, high), (_, opacity) in zip(bands, FAN, strict=True):
         ax.fill_between(xs, low, high, color=BLUE, alpha=opacity, lw=0)
-    bottom, top = _room(env.ys, *bands[0], percent=is_percent(law.y))
+    bars = best_bars(env, table)
+    seen = np.concatenate([env.ys - bars[0], env.ys + bars[1]])
+    bottom, top = _room(seen, *bands[0], percent=is_percent(law.y))
     weights = {name_of(o): w for o, w in zip(average.laws, average.weights, strict=True)} if average else {}
     lines = [o for o in forms if name_of(o) == name_of(law) or weights.get(name_of(o), 0) >= LIGHTEST]
     for form in lines:
         tint, dashes, _ = LINES[name_of(form)]
         ax.plot(xs, form.predict(xs), color=tint, ls=dashes, lw=1.1)
-    bars = best_bars(env, table)
     ax.errorbar(env.xs, env.ys, yerr=bars, fmt="o", ms=3.2, color=INK, mec=PAPER, mew=0.4, elinewidth=0.7, zorder=4)
     ax.axvline(env.xs[-1], color=MUTED, lw=0.7, ls=(0, (2, 2)), zorder=0)
     ax.annotate(
@@ -89,8 +90,8 @@ def _ceiling(ax: Axes, law: Law, x: float, span: tuple[float, float]) -> list[Li
 
 def _room(ys: np.ndarray, low: np.ndarray, high: np.ndarray, *, percent: bool) -> tuple[float, float]:
     spread = max(float(np.nanmax(high) - np.nanmin(ys)), 1.0)
-    bottom = float(min(np.nanmin(ys), np.nanmin(low))) - 0.06 * spread
-    top = float(max(np.nanmax(high), ys.max())) + 0.08 * spread
+    bottom = float(min(np.nanmin(ys), np.nanmin(low))) - 0.04 * spread
+    top = float(max(np.nanmax(high), ys.max())) + 0.06 * spread
     return (max(bottom, 0.0), min(top, 100.0)) if percent else (bottom, top)
 
 
@@ -113,9 +114,8 @@ def price(names: Sequence[str], reaches: Sequence[Sequence[Reach]], largest: flo
             _reach(ax, reach, reach.target + shift, (bottom, top), colour, marker)
     ax.axhline(largest, color=MUTED, lw=0.7, ls=(0, (2, 2)), zorder=0)
     ax.annotate(
-        "largest best run", (1, largest), xycoords=("axes fraction", "data"), xytext=(-2, 2), ha="right",
-        textcoords="offset points", fontsize=6, color=MUTED, zorder=9,
-        bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
+        "largest best run", (1, largest), xycoords=("axes fraction", "data"), xytext=(-2, -2), ha="right", va="top",
+        textcoords="offset points", fontsize=6, color=MUTED,
     )  # fmt: skip
     ax.set_ylim(bottom, top)
     style.log_y(ax)
@@ -123,12 +123,12 @@ def price(names: Sequence[str], reaches: Sequence[Sequence[Reach]], largest: flo
     ax.set_xlabel(f"target {quantity(first.y).name} (%)")
     ax.set_ylabel(quantity(first.x).axis)
     style.grid(ax)
-    groups: list[list[Line2D | Patch]] = []
+    keys: list[Line2D | Patch] = []
     for name in names:
         colour, _, marker = LINES.get(name, (INK, "-", "o"))
-        groups.append([Line2D([], [], marker=marker, color=colour, ls="", ms=3.8, label=name)])
-    groups.append([Line2D([], [], marker="o", mfc=PAPER, mec=INK, ls="", ms=3.4, label="farther, or never")])
-    style.legend_above(figure, groups)
+        keys.append(Line2D([], [], marker=marker, color=colour, ls="", ms=3.8, label=name))
+    keys.append(Line2D([], [], marker="o", mfc=PAPER, mec=INK, ls="", ms=3.4, label="farther, or never"))
+    style.legend_above(figure, [keys[:2], keys[2:]])
     caption = (
         f"{quantity(first.x).name} at which each law reaches a target accuracy, with its {first.level:.0%} bootstrap "
         f"interval; arrows: the interval goes on; open marks at the top: more than a million times the largest run, or "

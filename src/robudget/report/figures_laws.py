@@ -165,7 +165,7 @@ def forms(average: Average, table: pd.DataFrame) -> tuple[Figure, str]:
     for at, (law, weight) in enumerate(ranked):
         colour, _, marker = LINES[name_of(law)]
         right.plot([0, law.rmse], [at, at], color=style.GRID, lw=1.2, zorder=1)
-        right.plot(law.rmse, at, marker=marker, color=colour, ls="", ms=4.5)
+        right.plot(law.rmse, at, marker=marker, color=colour, ls="", ms=4.5, clip_on=False)
         right.annotate(
             f"w = {weight:.2f}", (1, at), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=6.3,
             color=MUTED,
@@ -174,7 +174,7 @@ def forms(average: Average, table: pd.DataFrame) -> tuple[Figure, str]:
     right.set_xlim(0, 1.5 * max(law.rmse for law, _ in ranked))
     right.set_ylim(-0.6, len(ranked) - 0.4)
     right.tick_params(axis="y", length=0)
-    right.set_xlabel("root mean square miss on the best runs (points)")
+    right.set_xlabel("RMS miss on the best runs (points)")
     right.set_title("misfit and Akaike weight")
     style.legend_above(figure, [[_line(name_of(law))] for law in average.laws])
     caption = (
@@ -196,32 +196,31 @@ def holdout(hidden: Holdout, env: Envelope, table: pd.DataFrame) -> tuple[Figure
         )  # fmt: skip
     for name, values in hidden.predictions.items():
         colour, dashes, marker = LINES[name]
-        left.plot(hidden.xs, values, color=colour, ls=dashes, lw=1.1, marker=marker, ms=2.6, zorder=3)
+        left.plot(hidden.xs, values, color=colour, ls=dashes, lw=1.1, marker=marker, ms=3.4, zorder=3)
     _axes(left, env)
     edge = float(np.sqrt(hidden.x_cut * hidden.xs[0]))
     left.axvspan(edge, env.xs[-1] * 1.3, color=GREY, alpha=0.1, lw=0, zorder=0)
     left.set_xlim(right=env.xs[-1] * 1.3)
-    left.set_title(f"{hidden.n_train} seen, {hidden.n_test} hidden")
+    left.set_title(f"the top {hidden.hidden} hidden")
     ranked = sorted(hidden.misses, key=lambda miss: miss.rmse, reverse=True)
     baseline = hidden.miss("last value")
     for at, miss in enumerate(ranked):
         colour, _, marker = LINES[miss.name]
         right.plot([0, miss.rmse], [at, at], color=style.GRID, lw=1.2, zorder=1)
-        right.plot(miss.rmse, at, marker=marker, color=colour, ls="", ms=4.5)
+        right.plot(miss.rmse, at, marker=marker, color=colour, ls="", ms=4.5, clip_on=False)
     if baseline is not None:
         right.axvline(baseline.rmse, color=INK, lw=0.7, ls=(0, (4, 2)), zorder=0)
     right.set_yticks(range(len(ranked)), [miss.name for miss in ranked])
     right.set_ylim(-0.6, len(ranked) - 0.4)
     right.set_xlim(left=0)
     right.tick_params(axis="y", length=0)
-    right.set_xlabel("root mean square miss on the hidden runs (points)")
+    right.set_xlabel("RMS miss on hidden runs (points)")
     right.set_title("who misses by how much")
     style.legend_above(figure, [[_line(name)] for name in hidden.predictions])
     caption = (
-        f"The top {hidden.hidden} of {phrase(env.x)} hidden (open points): {hidden.n_train} best runs "
-        f"fitted, {hidden.n_test} predicted, up to a factor of {10**hidden.decades:.2g} beyond. {verdict(hidden)} "
-        f"Bars are "
-        f"95% Wilson intervals."
+        f"The top {hidden.hidden} of {phrase(env.x)} hidden (open points): {hidden.n_train} best runs fitted, in bins "
+        f"made anew for what is left, and {hidden.n_test} predicted, up to {10**hidden.decades:.2g} times beyond. "
+        f"{verdict(hidden)} RMS: root mean square. Bars are 95% Wilson intervals."
     )
     return figure, caption
 

@@ -64,7 +64,7 @@ def importance(items: tuple[Importance, ...], n_runs: int) -> tuple[Figure, str]
     right.axvline(0, color=MUTED, lw=0.6)
     left.set_yticks(at, [labels.feature(i.feature) for i in items])
     left.set_xlabel("share in the trees")
-    right.set_xlabel("error added when shuffled\n(points)")
+    right.set_xlabel("error added when\nshuffled (points)")
     for ax in (left, right):
         ax.tick_params(axis="y", length=0)
         style.grid(ax, "x")
