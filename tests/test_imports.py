@@ -23,6 +23,7 @@ ALLOWED = {
     "meter": {"models", "training", "attacks", "losses", "data"},
     "store": {"meter"},
     "runner": {"data", "models", "training", "evaluation", "meter", "store"},
+    "judge": {"data", "models", "training", "evaluation", "meter", "store", "runner"},
     "sweep": {"store", "runner", "meter"},
     "interop": {"attacks", "evaluation", "meter", "models", "store"},
     "laws": {"interop", "store"},
@@ -63,14 +64,11 @@ def imported(path: Path) -> set[str]:
         else:
             continue
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "robudget":
-                rooms.add(parts[1] if len(parts) > 1 and (SOURCE / parts[1]).exists() or _is_file(parts) else "")
+            package, _, rest = name.partition(".")
+            if package == "robudget":
+                first = rest.partition(".")[0]
+                rooms.add(first if (SOURCE / first).is_dir() or (SOURCE / f"{first}.py").exists() else "")
     return rooms
-
-
-def _is_file(parts: list[str]) -> bool:
-    return len(parts) > 1 and (SOURCE / f"{parts[1]}.py").exists()
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))

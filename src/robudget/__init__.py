@@ -18,7 +18,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from robudget.errors import InputError, RobudgetError, RunFailed
-    from robudget.evaluation import Verdicts, evaluate
+    from robudget.evaluation.evaluate import evaluate
+    from robudget.evaluation.verdicts import Verdicts
     from robudget.laws import analyse, fit_power_law, plan, predict
     from robudget.meter.cost import Prices
     from robudget.recipe import Recipe

@@ -92,7 +92,7 @@ def run(
     dataset = data.load(recipe.data.name, root=site.data_root)
     folder.open(recipe)
     with folder.lock():
-        if folder.done:  # by another process, between the look and the lock
+        if RunFolder(folder.path).done:  # by another process, between the look and the lock
             return RunResult(folder, folder.record())
         with writing(folder.path):
             write_json(folder.path / "environment.json", environment(device))

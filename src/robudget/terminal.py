@@ -20,6 +20,7 @@ from robudget.report.labels import fixed, known, number
 from robudget.sweep.state import SweepState
 
 if TYPE_CHECKING:
+    from robudget.evaluation import Progress as EvaluationProgress
     from robudget.meter.devices import Device
     from robudget.runner import Progress
 
@@ -172,6 +173,24 @@ class RunDisplay(_Display):
         elif now.key != self.said:
             self.said = now.key
             self.console.print(f"{self.title}: {now.phase}, {now.note}")
+
+
+class EvaluationDisplay(_Display):
+    """One evaluation: hand `update` to `judge(progress=…)`. Elsewhere than on a terminal, one line per attack."""
+
+    said = ""
+
+    def update(self, now: EvaluationProgress) -> None:
+        note = f"{now.attack}: {now.images_done} of {now.images} images, {100 * now.robust:.1f}% robust so far"
+        if self.live:
+            left = "" if now.seconds_left is None else f"about {duration(now.seconds_left)} left"
+            grid = Table.grid(padding=(0, 2))
+            bar = ProgressBar(total=1.0, completed=now.fraction, width=20)
+            grid.add_row(Text(self.title, style="bold"), bar, note, Text(left, style="dim"))
+            self.live.update(grid)
+        elif now.attack != self.said:
+            self.said = now.attack
+            self.console.print(f"{self.title}: {now.attack}, {100 * now.robust:.1f}% robust so far")
 
 
 class SweepDisplay(_Display):

@@ -37,6 +37,7 @@ def _rows() -> Iterator[dict[str, object]]:
                 yield {
                     "run_id": f"{n:012x}",
                     "slug": f"digits-{model}-{loss}{steps or ''}{'-syn' if synthetic else ''}",
+                    "path": f"/somewhere/{n:012x}",
                     "dataset": "digits",
                     "norm": "linf",
                     "eps": 0.1,

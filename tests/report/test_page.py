@@ -135,6 +135,10 @@ def test_the_scripts_parse_as_one_each(read: Reader) -> None:
     assert sum("plotly.js v" in script for script in read.scripts.values()) == 1
 
 
+def test_folders_of_this_machine_stay_out(text: str) -> None:
+    assert "/somewhere" not in text
+
+
 def test_what_is_written_is_escaped(text: str) -> None:
     assert "Digits &amp; &lt;robustness&gt;" in text
     assert "<robustness>" not in text

@@ -81,4 +81,5 @@ def test_how_a_value_was_obtained(demo_table: pd.DataFrame) -> None:
     rows.loc[3, "train_energy_how"] = "measured"
     assert table.how(rows, "train_energy_kwh") == "estimated, measured"
     assert table.how(rows, "train_seconds") == "measured"
+    assert table.how(table.fill(demo_table.drop(columns="path")), "train_seconds") == "unknown"
     assert table.how(rows, "parameters") == "unknown"
