@@ -35,6 +35,8 @@ class Member:
     loss: str | None = None
     step_size: float | None = None
     """PGD only; None: 2.5·ε/steps."""
+    p: float = 0.8
+    """Square only: the share of the image that the first window covers."""
 
     def __post_init__(self) -> None:
         if self.name not in ATTACKS:
@@ -105,7 +107,7 @@ def build(member: Member, victim: Victim, threat: Threat, seed: int, *, first: b
     """The state machine of a member."""
     n = member.length
     if member.name == "square":
-        return Square(victim, threat, seed, steps=n)
+        return Square(victim, threat, seed, steps=n, p=member.p)
     if member.name in ("fab", "fab-t"):
         return Fab(victim, threat, member.name, targeted=member.targeted, steps=n, first=first)
     if member.name == "pgd":

@@ -120,13 +120,14 @@ def few_classes(classes: int, note: str) -> Finding:
 # -- on the clean images -----------------------------------------------------------------------------------------------
 
 
-def before(subject: Subject, clean_margin: np.ndarray[Any, Any], *, version: str) -> list[Finding]:
-    """The checks that need no attack's verdicts. `clean_margin` (n,) of all images."""
+def before(subject: Subject, clean_margin: np.ndarray[Any, Any], *, random_expected: bool) -> list[Finding]:
+    """The checks that need no attack's verdicts. `clean_margin` (n,) of all images; `random_expected`: the attacks take
+    expectations over several passes, so a randomised model is no news."""
     found = [*_finite(clean_margin)]
     if not len(subject.x):
         return found
     random = list(_randomised(subject))
-    found += random if version != "rand" else []
+    found += [] if random_expected else random
     subject = replace(subject, randomised=bool(random))
     found += [
         *_dynamic(subject),

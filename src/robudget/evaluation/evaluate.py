@@ -22,6 +22,7 @@ from robudget.attacks.rows import Look, Outcome, drive
 from robudget.attacks.victim import Model, Passes, Victim, frozen
 from robudget.errors import InputError
 from robudget.evaluation.checks import PROBE, Subject, after, before, few_classes, logits_of, of_mode
+from robudget.evaluation.examples import Examples
 from robudget.evaluation.physical import keep_freed_memory, least_size
 from robudget.evaluation.precision import crafting_copy, resolve
 from robudget.evaluation.state import State, fingerprint, weights_of
@@ -226,7 +227,7 @@ class _Run:
         victim = Victim(self.model, most=self.batch_size)
         x, y = self.x[some].to(self.device), self.y[some].to(self.device)
         subject = Subject(victim, x, y, self.index[some], self.threat, self.seed)
-        found = before(subject, self.state.clean_margin, version=self.version)
+        found = before(subject, self.state.clean_margin, random_expected=any(m.eot > 1 for m in self.members))
         _charge(spent, Passes(), victim.passes)
         return found
 
@@ -370,9 +371,12 @@ class _Run:
         if self.progress is None:
             return
         costs = {m.name: _Stage(m.name, m, False, 0).cost for m in self.members}
-        past = sum(costs.get(n, 0.0) * i.images for n, i in self.state.spent.items() if i.done)
+        past = sum(costs.get(n.partition("@")[0], 0.0) * i.images for n, i in self.state.spent.items() if i.done)
         work = past + stage.cost * total * part
-        whole = past + stage.cost * total + sum(item.cost for item in later) * standing
+        ahead = sum(item.cost for item in later) * (min(total, standing) if stage.round_ else standing)
+        if self.precision != "float32" and not stage.round_:
+            ahead += sum(costs.values()) * max(CONFIRM_SHARE * standing, min(CONFIRM_LEAST, standing))
+        whole = past + stage.cost * total + ahead
         fraction = work / whole if whole else 1.0
         self.start_fraction = fraction if self.start_fraction is None else self.start_fraction
         won = fraction - self.start_fraction
@@ -401,7 +405,16 @@ class _Run:
             }
         )
         about = dict(self.about, halved=[*self.judge.halved, *(h for v in self.victims.values() for h in v.halved)])
-        return Verdicts(frame, self.threat, list(s.spent.values()), findings, about)
+        return Verdicts(frame, self.threat, list(s.spent.values()), findings, about, self._examples())
+
+    def _examples(self) -> Examples | None:
+        kept = self.state.examples
+        if kept is None:
+            return None
+        at = sorted(kept)
+        shape = (0, *self.x.shape[1:])
+        x_adv = np.stack([kept[i] for i in at]) if at else np.empty(shape, dtype=np.float32)
+        return Examples(self.index.numpy()[at], self.y.cpu().numpy()[at], x_adv, self.threat)
 
 
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
@@ -58,16 +60,19 @@ def crafting_copy(model: Model, x: Tensor, precision: str) -> Model:
     dtype = torch.bfloat16 if low else torch.float32
     channels_last = x.shape[2] * x.shape[3] >= 256
     truth = _answers(model, x)
+    # Rounding moves a few ReLUs across zero, which shows in gradients long before it does in logits.
+    tolerance = (0.03, 0.3) if low else (1e-3, 1e-2)
     try:
-        copy = fold(model, x, dtype, channels_last)
-        if _agree(_answers(copy, x), truth, 0.03 if low else 1e-3):
-            return copy
+        # A traced graph prints what fails in it; here a failure only means that the model is run as it is.
+        with redirect_stderr(io.StringIO()):
+            copy = fold(model, x, dtype, channels_last)
+            agrees = _agree(_answers(copy, x), truth, tolerance)
     # Tracing a stranger's code can fail in as many ways as there are strangers; the model itself always works.
     except Exception:
-        pass
-    if low:
-        return _autocast(model, x.device.type)
-    return model
+        agrees = False
+    if agrees:
+        return copy
+    return _autocast(model, x.device.type) if low else model
 
 
 def _autocast(model: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
@@ -87,8 +92,8 @@ def _answers(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
     return z.detach(), gradient
 
 
-def _agree(ours: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], tolerance: float) -> bool:
-    for mine, theirs in zip(ours, truth, strict=True):
+def _agree(ours: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], tolerances: tuple[float, float]) -> bool:
+    for mine, theirs, tolerance in zip(ours, truth, tolerances, strict=True):
         error = (mine - theirs).flatten(1).norm(dim=1)
         size = theirs.flatten(1).norm(dim=1)
         if not bool((error <= tolerance * size + 1e-12).float().mean() > 0.9):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from robudget import files
 from robudget.errors import InputError
+from robudget.evaluation.examples import Examples
 from robudget.intervals import wilson
 from robudget.threat import Threat
 
@@ -68,6 +69,8 @@ class Verdicts:
     spent: Sequence[Spent]
     findings: Sequence[Finding]
     about: Mapping[str, Any]
+    examples: Examples | None = None
+    """The adversarial examples, where they were asked for; `save` writes them to examples.npz."""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -160,6 +163,8 @@ class Verdicts:
         path.mkdir(parents=True, exist_ok=True)
         files.replace(path / "verdicts.parquet", lambda temporary: self.frame.to_parquet(temporary, index=False))
         files.write_text(path / "verdict.txt", page(self))
+        if self.examples is not None:
+            self.examples.save(path / "examples.npz")
         files.write_json(path / "result.json", self.summary())
         return path
 
@@ -183,4 +188,5 @@ class Verdicts:
             spent=[Spent(**{k: v for k, v in item.items() if k in known}) for item in data["spent"]],
             findings=[Finding(**item) for item in data["findings"]],
             about=data["about"],
+            examples=Examples.load(path / "examples.npz") if (path / "examples.npz").exists() else None,
         )

@@ -1,0 +1,219 @@
+"""`AutoAttack` with the authors' interface, so that a user changes one import:
+
+    from robudget.interop.autoattack import AutoAttack
+
+The names of both published packages are accepted: `attacks_to_run=` and `bs=` (the authors' own) and `attacks=` and
+`batch_size=` (`pyautoattack`). Verdicts are `robudget.evaluation.evaluate`'s; the last ones are in `.verdicts`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robudget.attacks.autoattack import Member, ensemble
+from robudget.attacks.victim import Model, Victim, frozen
+from robudget.errors import InputError, unknown
+from robudget.evaluation.evaluate import Precision, evaluate
+from robudget.evaluation.verdicts import Verdicts
+from robudget.threat import Threat
+
+NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
+VERSIONS = ("standard", "plus", "rand", "custom")
+
+
+@dataclass
+class Settings:
+    """The knobs of one attack, under the authors' names."""
+
+    n_restarts: int = 1
+    n_iter: int = 100
+    n_target_classes: int = 9
+    n_queries: int = 5000
+    eot_iter: int = 1
+    use_largereps: bool = False
+    p_init: float = 0.8
+
+
+class AutoAttack:
+    """The authors' class. `.apgd`, `.apgd_targeted`, `.fab` and `.square` may be changed before a run.
+
+    `version` standard, plus or rand sets attacks and knobs; custom keeps `attacks_to_run` and the authors' defaults (5
+    restarts for APGD and FAB). `seed` None: the clock. `precision` is ours: what the attacks compute in.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float = 0.3,
+        seed: int | None = None,
+        verbose: bool = True,
+        attacks_to_run: Sequence[str] = (),
+        version: str = "standard",
+        is_tf_model: bool = False,
+        device: torch.device | str = "cuda",
+        log_path: str | Path | None = None,
+        *,
+        attacks: Sequence[str] | None = None,
+        precision: Precision = "auto",
+    ) -> None:
+        if norm not in NORMS:
+            raise unknown("norm", norm, NORMS)
+        if version not in VERSIONS:
+            raise unknown("version", version, VERSIONS)
+        if is_tf_model:
+            raise InputError("is_tf_model = True (allowed: False; TensorFlow models are not supported)")
+        chosen = list(attacks if attacks is not None else attacks_to_run)
+        if chosen and version != "custom":
+            raise InputError(f"attacks_to_run = {chosen} with version = {version!r} (allowed: with version='custom')")
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device = {str(device)!r}, but there is no CUDA GPU (allowed here: device='cpu')")
+        self.model, self.norm, self.epsilon, self.seed = model, norm, eps, seed
+        self.verbose, self.device, self.log_path = verbose, device, log_path
+        self.precision = precision
+        self.apgd = Settings(n_restarts=5)
+        self.apgd_targeted = Settings()
+        self.fab = Settings(n_restarts=5)
+        self.square = Settings()
+        self.attacks_to_run = chosen
+        self.version = version
+        self.verdicts: Verdicts | None = None
+        if version != "custom":
+            self.set_version(version)
+
+    def set_version(self, version: str = "standard") -> None:
+        """Attacks and knobs of a published version."""
+        members = ensemble(version, Threat(NORMS[self.norm], 0).norm)  # type: ignore[arg-type]
+        self.version = version
+        self.attacks_to_run = [member.name for member in members]
+        for member in members:
+            knobs = self._knobs(member.name)
+            knobs.n_restarts, knobs.eot_iter = member.restarts, member.eot
+            knobs.use_largereps, knobs.n_target_classes = member.large_eps, member.targets
+        if version == "plus":
+            # `fab` and `fab-t` share their knobs in the authors' class, and fab-t always runs once.
+            self.fab.n_restarts = 5
+
+    def _knobs(self, name: str) -> Settings:
+        if name == "apgd-t":
+            return self.apgd_targeted
+        return {"apgd": self.apgd, "fab": self.fab, "square": self.square}[name.split("-")[0]]
+
+    def members(self) -> list[Member]:
+        """The attacks as they will run, with the knobs as they are now."""
+        out = []
+        for name in self.attacks_to_run:
+            knobs = self._knobs(Member(name).name)
+            out.append(
+                Member(
+                    name,
+                    restarts=1 if name == "fab-t" else knobs.n_restarts,
+                    targets=knobs.n_target_classes,
+                    steps=knobs.n_queries if name == "square" else knobs.n_iter,
+                    eot=knobs.eot_iter,
+                    large_eps=knobs.use_largereps,
+                    p=knobs.p_init,
+                )
+            )
+        return out
+
+    def get_logits(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def get_seed(self) -> int:
+        return int(time.time()) if self.seed is None else int(self.seed)
+
+    def run_standard_evaluation(
+        self,
+        x_orig: Tensor,
+        y_orig: Tensor,
+        bs: int | None = None,
+        return_labels: bool | None = None,
+        state_path: str | Path | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x_adv as x_orig (the image itself where it is robust), with `return_labels` also what the model says of it.
+
+        Called with `batch_size=`, as pyautoattack is, it returns both, as pyautoattack does. `state_path` resumes.
+        """
+        size = self._size(bs, batch_size)
+        x_adv = self._run(x_orig, y_orig, size, self.members(), state_path)
+        both = return_labels if return_labels is not None else batch_size is not None
+        return (x_adv, self._predict(x_adv, size)) if both else x_adv
+
+    def run_standard_evaluation_individual(
+        self,
+        x_orig: Tensor,
+        y_orig: Tensor,
+        bs: int | None = None,
+        return_labels: bool | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> dict[str, Tensor] | dict[str, tuple[Tensor, Tensor]]:
+        """Every attack on its own against all images: name → x_adv, or (x_adv, labels) as above."""
+        size = self._size(bs, batch_size)
+        each = {m.name: self._run(x_orig, y_orig, size, [m], None) for m in self.members()}
+        if return_labels if return_labels is not None else batch_size is not None:
+            return {name: (x_adv, self._predict(x_adv, size)) for name, x_adv in each.items()}
+        return each
+
+    def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
+        """The fraction classified correctly."""
+        accuracy = float((self._predict(x_orig, bs) == y_orig).float().mean())
+        self._say(f"clean accuracy: {accuracy:.2%}")
+        return accuracy
+
+    @staticmethod
+    def _size(bs: int | None, batch_size: int | None) -> int:
+        return next((size for size in (batch_size, bs) if size is not None), 250)
+
+    def _run(self, x: Tensor, y: Tensor, size: int, members: list[Member], state_path: str | Path | None) -> Tensor:
+        self._say(f"using {self.version} version including {', '.join(member.name for member in members)}.")
+        verdicts = evaluate(
+            self.model,
+            x,
+            y,
+            Threat(NORMS[self.norm], self.epsilon),  # type: ignore[arg-type]
+            attacks=members,
+            seed=self.get_seed(),
+            batch_size=size,
+            precision=self.precision,
+            device=self.device,
+            state=state_path,
+            examples=True,
+        )
+        self.verdicts = verdicts
+        left, seconds = verdicts.after_each(), 0.0
+        for item in verdicts.spent:
+            seconds += item.seconds
+            if item.attack in left:
+                what = "initial accuracy" if item.attack == "clean" else f"robust accuracy after {item.attack.upper()}"
+                self._say(f"{what}: {left[item.attack]:.2%} (total time {seconds:.1f} s)")
+        for finding in verdicts.findings:
+            self._say(f"Warning: {finding.message} [{finding.name}]. {finding.advice}")
+        self._say(f"robust accuracy: {verdicts.robust_accuracy:.2%}")
+        x_adv = x.clone()
+        kept = verdicts.examples
+        assert kept is not None
+        x_adv[torch.from_numpy(kept.index).to(x.device)] = torch.from_numpy(kept.x_adv).to(x.device)
+        return x_adv
+
+    def _predict(self, x: Tensor, size: int) -> Tensor:
+        with frozen(self.model):
+            victim = Victim(self.model, most=size)
+            parts = range(0, len(x), size)
+            return torch.cat([victim.logits(x[i : i + size].to(self.device)).argmax(1) for i in parts]).to(x.device)
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            print(text)
+        if self.log_path is not None:
+            with Path(self.log_path).open("a", encoding="utf-8") as log:
+                log.write(text + "\n")
