@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from robudget.errors import InputError
-from robudget.laws.compare import Average, average, fit_forms
+from robudget.laws.compare import Average, average, fit_forms, name_of
 from robudget.laws.effects import Effects, effects
 from robudget.laws.envelope import Envelope, How, envelope_of
 from robudget.laws.fit import LEVEL, RESAMPLES, auto_bins, fit_envelope, fit_power_law
@@ -114,10 +114,13 @@ def analyse(
     chosen = points(frame, x, y)
     kind: How = how or ("log" if is_percent(y) else "all")
     env = envelope_of(chosen, auto_bins(chosen.counts.used) if bins == "auto" else bins, kind)
-    law = fit_envelope(env, "power", resamples=resamples, level=level, seed=seed)
-    warnings = list(table.attrs.get("notes", ())) + list(law.warnings)
     others = fit_forms(env, resamples=resamples, level=level, seed=seed) if is_percent(y) else ()
-    forms = (law, *(other for other in others if (other.form, other.on) != ("power", "value")))
+    law = next(
+        (other for other in others if name_of(other) == "power"),
+        None,
+    ) or fit_envelope(env, "power", resamples=resamples, level=level, seed=seed)
+    forms = (law, *(other for other in others if other is not law))
+    warnings = [*table.attrs.get("notes", ()), *(w for form in forms for w in form.warnings)]
     mixed = average(others) if others else None
     holdouts = tuple(h for h in (_holdout(env, hidden, warnings) for hidden in ("decade", "bin")) if h is not None)
     warnings += [w for h in holdouts[:1] for w in h.warnings()]

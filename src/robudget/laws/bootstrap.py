@@ -8,13 +8,36 @@ from numpy.typing import NDArray
 from robudget.laws.envelope import Envelope, How
 from robudget.laws.select import Floats
 
+Drawn = tuple[Floats, Floats, Floats]  # x, y, weight of every resample's points
 LARGE = 5_000  # above this many runs, whether a run is drawn is independent of the others to within 1e-4
 KEPT = 32  # best runs kept per part of a bin: all are missing from a resample once in e^32
 PARTS = 8  # parts per bin, since a resample's bins may shift a little
-MOST_DRAWS = 20_000_000  # numbers drawn at most for a fit to every run; larger tables get fewer resamples
+MOST_DRAWS = 20_000_000  # numbers drawn at most for a fit to every run; larger tables get fewer resamples …
+FEWEST = 200  # … but these
+CHUNK = 2_000_000  # numbers held at once
 
 
-def resampled(env: Envelope, resamples: int, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
+def resampled_lines(env: Envelope, resamples: int, rng: np.random.Generator) -> Floats:
+    """Intercept and slope of the straight line through (ln x, ln y) of all runs, for bootstrap tables: (resamples, 2).
+
+    ln x is taken from the mean of ln `env.xs`. In closed form, from sums over the drawn runs; large tables get fewer
+    resamples (first axis), for which their narrow intervals need no more.
+    """
+    u = np.log(env.points.x) - np.log(env.xs).mean()
+    v = np.log(env.points.y)
+    sums = np.stack([np.ones_like(u), u, v, u * u, u * v], axis=1)
+    resamples = min(resamples, max(FEWEST, MOST_DRAWS // len(u)))
+    chunk = max(1, CHUNK // len(u))
+    parts = [_drawn(len(u), min(chunk, resamples - start), rng) @ sums for start in range(0, resamples, chunk)]
+    n, su, sv, suu, suv = np.concatenate(parts).T
+    spread = n * suu - su**2
+    keep = spread > 1e-12 * n * suu  # a resample of one level has no slope
+    n, su, sv, suv, spread = n[keep], su[keep], sv[keep], suv[keep], spread[keep]
+    slope = (n * suv - su * sv) / spread
+    return np.stack([(sv - slope * su) / n, slope], axis=1)
+
+
+def resampled(env: Envelope, resamples: int, rng: np.random.Generator) -> Drawn:
     """Envelopes of `resamples` bootstrap tables: x, y, weight, each (resamples, m); weight 0 marks an empty bin.
 
     For `how="all"` the weight is how often a run was drawn, and large tables get fewer resamples (first axis).
@@ -23,7 +46,7 @@ def resampled(env: Envelope, resamples: int, rng: np.random.Generator) -> tuple[
     sign = 1.0 if env.best == "max" else -1.0
     order = np.lexsort((-x, sign * y))  # ascending in quality: of several written to a bin the last is the best
     if env.how == "all":
-        resamples = min(resamples, max(200, MOST_DRAWS // len(x)))
+        resamples = min(resamples, max(FEWEST, MOST_DRAWS // len(x)))
         weight = _drawn(len(x), resamples, rng).astype(np.float64)
         return np.broadcast_to(x, weight.shape), np.broadcast_to(y, weight.shape), weight
     if env.how == "pareto":
@@ -67,7 +90,7 @@ def _bins(x: Floats, counts: NDArray[np.int64], bins: int, how: How) -> NDArray[
     return np.asarray(np.clip((share * bins).astype(np.int64), 0, bins - 1))
 
 
-def _frontiers(x: Floats, y: Floats, sign: float, counts: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
+def _frontiers(x: Floats, y: Floats, sign: float, counts: NDArray[np.int64]) -> Drawn:
     ascending = np.lexsort((-sign * y, x))
     x, y, counts = x[ascending], y[ascending], counts[:, ascending]
     seen = np.where(counts > 0, sign * y, -np.inf)

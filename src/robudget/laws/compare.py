@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from robudget.errors import InputError
 from robudget.laws import forms
+from robudget.laws.bootstrap import resampled
 from robudget.laws.envelope import Envelope
 from robudget.laws.fit import LEVEL, RESAMPLES, fit_envelope
 from robudget.laws.forms import FormName
@@ -105,8 +106,9 @@ def fit_forms(
     seed: int = 0,
 ) -> tuple[Law, ...]:  # fmt: skip
     """Every contender that the envelope has points for (one more than the form's parameters), fitted."""
+    drawn = resampled(env, resamples, np.random.default_rng(seed)) if resamples else None
     return tuple(
-        fit_envelope(env, one.form, on=one.on, resamples=resamples, level=level, seed=seed)
+        fit_envelope(env, one.form, on=one.on, resamples=resamples, level=level, seed=seed, drawn=drawn)
         for one in contenders
         if one.possible(env) and env.n_bins > forms.get(one.form).n_params
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robudget.laws.features import Features
+from robudget.laws.features import EMPTY, Features
+from robudget.laws.models import Bools
 from robudget.laws.plain import fields
 from robudget.laws.predictor import usable
 from robudget.laws.select import Floats, standard
@@ -18,6 +19,8 @@ from robudget.laws.select import Floats, standard
 RESAMPLES = 2_000
 LEVEL = 0.95
 FEWEST = 3  # pairs
+MOST_LEVELS = 12  # of more, only the first and the last are compared
+MOST_DRAWS, CHUNK = 20_000_000, 2_000_000  # numbers drawn at most, and held at once
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,13 @@ def effects(
     for name in names:
         levels = sorted(set(every[name]))
         steps = list(pairwise(levels)) + ([(levels[0], levels[-1])] if len(levels) > 2 else [])
-        wide = _wide(alive, name, names, "y")
-        lost = _wide(every, name, names, "fallen")
-        for before, after in steps if len(levels) <= 12 else steps[-1:]:
-            gains = _differences(wide, before, after)
+        others = [n for n in names if n != name]
+        pairs, all_pairs = _by_level(alive, name, others), _by_level(every, name, others)
+        for before, after in steps if len(levels) <= MOST_LEVELS else steps[-1:]:
+            gains = _differences(pairs, before, after, "y")
             if len(gains) < FEWEST:
                 continue
-            change = _differences(lost, before, after)
+            change = _differences(all_pairs, before, after, "fallen")
             low, high = _interval(gains, level, resamples, rng)
             found.append(Effect(
                 name, before, after, float(gains.mean()), low, high, float(gains.std(ddof=1)),
@@ -126,37 +129,54 @@ def effects(
         for table, survivors in ((every, False), (alive, True))
         if table[name].nunique() == 2 and table[name].value_counts().min() >= FEWEST
     ]
-    pairs = [_interaction(alive, a, b, names, level, resamples, rng) for a, b in combinations(binary, 2)]
-    crossed = sorted((i for i in pairs if i is not None), key=lambda i: -abs(i.gain))
+    crossings = [_interaction(alive, a, b, names, level, resamples, rng) for a, b in combinations(binary, 2)]
+    crossed = sorted((i for i in crossings if i is not None), key=lambda i: -abs(i.gain))
     return Effects("aa_acc", tuple(found), tuple(spreads), tuple(crossed), level)
 
 
-def _cells(runs: pd.DataFrame, names: list[str], y: Floats, fallen: Any) -> pd.DataFrame:
+def _cells(runs: pd.DataFrame, names: list[str], y: Floats, fallen: Bools) -> pd.DataFrame:
     """One row per recipe: the mean of y and the share of collapse over its repeats."""
     table = runs[names].copy()
-    for name in names:
-        if table[name].dtype == bool or table[name].dtype == object:
-            table[name] = table[name].map(lambda v: bool(v) if isinstance(v, bool | np.bool_) else v)
+    for name in set(names) & set(EMPTY):
+        table[name] = table[name].fillna(0.0)
     table["y"], table["fallen"] = y, fallen.astype(float)
-    return table.groupby(names, dropna=False, sort=True)[["y", "fallen"]].mean().reset_index()
+    return table.groupby(names, sort=True)[["y", "fallen"]].mean().reset_index()
 
 
-def _wide(cells: pd.DataFrame, name: str, names: list[str], value: str) -> pd.DataFrame:
-    """Rows: the other choices; columns: the levels of `name`."""
-    others = [n for n in names if n != name]
-    return cells.pivot_table(index=others or None, columns=name, values=value, aggfunc="mean", dropna=False)
+def _by_level(cells: pd.DataFrame, name: str, others: list[str]) -> dict[Any, pd.DataFrame]:
+    """The recipes at each level of `name`, indexed by their other choices, so that equal indices are matched pairs."""
+    match = cells.groupby(others, sort=False).ngroup() if others else pd.Series(0, index=cells.index)
+    table = cells[["y", "fallen"]].set_index(match)
+    levels = sorted(set(cells[name]))
+    if len(levels) > MOST_LEVELS:
+        levels = [levels[0], levels[-1]]
+    return {level: table[(cells[name] == level).to_numpy()] for level in levels}
 
 
-def _differences(wide: pd.DataFrame, before: Any, after: Any) -> Floats:
-    if before not in wide.columns or after not in wide.columns:
+def _differences(pairs: dict[Any, pd.DataFrame], before: Any, after: Any, value: str) -> Floats:
+    if before not in pairs or after not in pairs:
         return np.empty(0)
-    gains = (wide[after] - wide[before]).dropna()
-    return np.asarray(gains.to_numpy(dtype=np.float64))
+    first, second = pairs[before][value], pairs[after][value]
+    both = first.index.intersection(second.index)
+    return np.asarray(second.loc[both].to_numpy() - first.loc[both].to_numpy(), dtype=np.float64)
+
+
+def _resampled(
+    values: Floats, statistic: Callable[[Floats], Floats], resamples: int, rng: np.random.Generator
+) -> Floats:
+    """`statistic` (over the last axis) of bootstrap samples, (resamples,); fewer of them for very many values."""
+    n = len(values)
+    resamples = min(resamples, max(200, MOST_DRAWS // n))
+    chunk = max(1, CHUNK // n)
+    return np.concatenate([
+        statistic(values[rng.integers(n, size=(min(chunk, resamples - start), n))])
+        for start in range(0, resamples, chunk)
+    ])  # fmt: skip
 
 
 def _interval(values: Floats, level: float, resamples: int, rng: np.random.Generator) -> tuple[float, float]:
     """Percentile bootstrap of the mean."""
-    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    means = _resampled(values, lambda drawn: drawn.mean(axis=-1), resamples, rng)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -166,17 +186,15 @@ def _spread(
 ) -> Spread:
     before, after = sorted(set(cells[name]))
     first, second = (cells.loc[cells[name] == v, "y"].to_numpy(dtype=np.float64) for v in (before, after))
-
-    def deviations(values: Floats) -> Floats:
-        return np.asarray(values[rng.integers(len(values), size=(resamples, len(values)))].std(axis=1, ddof=1))
-
+    one, two = (_resampled(v, lambda drawn: drawn.std(axis=-1, ddof=1), resamples, rng) for v in (first, second))
+    same = min(len(one), len(two))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = deviations(second) / deviations(first)
+        ratios = two[:same] / one[:same]
     low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    one, two = float(first.std(ddof=1)), float(second.std(ddof=1))
+    sd_before, sd_after = float(first.std(ddof=1)), float(second.std(ddof=1))
     return Spread(
-        name, before, after, one, two, two / one if one else float("nan"), float(low), float(high),
-        len(first), len(second), survivors,
+        name, before, after, sd_before, sd_after, sd_after / sd_before if sd_before else float("nan"),
+        float(low), float(high), len(first), len(second), survivors,
     )  # fmt: skip
 
 
@@ -184,14 +202,15 @@ def _interaction(
     cells: pd.DataFrame, first: str, second: str, names: list[str], level: float, resamples: int,
     rng: np.random.Generator,
 ) -> Interaction | None:  # fmt: skip
+    """From quadruples that differ in the two choices only; None where fewer than FEWEST are complete."""
     others = [n for n in names if n not in (first, second)]
-    wide = cells.pivot_table(index=others or None, columns=[first, second], values="y", aggfunc="mean", dropna=False)
-    a0, a1 = sorted(set(cells[first])) if cells[first].nunique() == 2 else (None, None)
-    b0, b1 = sorted(set(cells[second])) if cells[second].nunique() == 2 else (None, None)
-    corners = [(a1, b1), (a0, b1), (a1, b0), (a0, b0)]
-    if any(corner not in wide.columns for corner in corners):
+    if any(cells[name].nunique() != 2 for name in (first, second)):
         return None
-    extra = (wide[corners[0]] - wide[corners[1]] - wide[corners[2]] + wide[corners[3]]).dropna().to_numpy(np.float64)
+    match = cells.groupby(others, sort=False).ngroup() if others else pd.Series(0, index=cells.index)
+    a, b = (cells[name] == max(cells[name]) for name in (first, second))
+    sign = pd.Series(np.where(a == b, 1.0, -1.0), index=cells.index)
+    complete = match.map(match.value_counts()) == 4
+    extra = (sign * cells["y"])[complete].groupby(match[complete]).sum().to_numpy(dtype=np.float64)
     if len(extra) < FEWEST:
         return None
     low, high = _interval(extra, level, resamples, rng)

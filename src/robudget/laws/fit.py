@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from robudget.errors import InputError, unknown
 from robudget.laws import forms
-from robudget.laws.bootstrap import resampled
+from robudget.laws.bootstrap import Drawn, resampled, resampled_lines
 from robudget.laws.envelope import BINS, Envelope, How, envelope_of
 from robudget.laws.forms import Form, FormName, Shape
 from robudget.laws.law import Law, On, from_scale, quantiles, to_scale
@@ -22,6 +23,8 @@ RESAMPLES = 2_000
 LEVEL = 0.95
 FEW = 6  # envelope points below which a law says how little it stands on
 BEND_ROOM = 2  # points beyond the first on either side of a broken law's bend
+MOST_STARTS = 3  # of each resample's fit, which also
+RESAMPLE_STEPS, RESAMPLE_TOLERANCE = 60, 1e-4  # ends sooner: the scatter of the runs hides what it would still gain
 RUNS_PER_BIN = 4  # a bin of one run has no "best"
 
 
@@ -86,36 +89,47 @@ def fit_envelope(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
+    drawn: Drawn | None = None,
 ) -> Law:
-    """As `fit_law`, from an envelope that is already there."""
+    """As `fit_law`, from an envelope that is already there; `drawn` are its resamples, if they were drawn before."""
     formula = forms.get(form)
-    space = _space(env, form, on, space)
     _check(env, formula)
     x_ref = float(np.exp(np.log(env.xs).mean()))
     u, y = np.log(env.xs / x_ref), to_scale(env.ys, on)
-    shape = shape_of(env.y, on, u)
-    fit = solve(formula, shape, space, u[None], y[None], np.ones((1, len(u))), formula.starts(u, y, shape))
-    theta = fit.theta[0]
-    draws = _draws(env, formula, shape, space, on, x_ref, theta, resamples, seed)
-    natural = {name: float(v) for name, v in formula.natural(theta, x_ref, shape).items()}
-    spread = {name: quantiles(v, level) for name, v in formula.natural(draws, x_ref, shape).items()}
-    value = formula.value(theta, u, shape)[0]
-    residual = value - y if space == "linear" else np.log(np.maximum(value, 1e-300) / np.maximum(y, 1e-300))
-    target = y if space == "linear" else np.log(np.maximum(y, 1e-300))
-    total = float(((target - target.mean()) ** 2).sum())
-    fitted = from_scale(value, on)
-    miss = fitted - env.ys
+    task = _Task(formula, shape_of(env.y, on, u), _space(env, form, on, space), on, x_ref)
+    fit = solve(formula, task.shape, task.space, u[None], y[None], np.ones((1, len(u))), task.starts(u, y))
+    theta, converged = fit.theta[0], bool(fit.converged[0])
+    draws = _draws(env, task, np.vstack([theta, task.starts(u, y)[::2]]), resamples, seed, drawn)
+    natural = {name: float(v) for name, v in formula.natural(theta, x_ref, task.shape).items()}
+    spread = {name: quantiles(v, level) for name, v in formula.natural(draws, x_ref, task.shape).items()}
+    value = formula.value(theta, u, task.shape)[0]
+    miss = from_scale(value, on) - env.ys
     shift = 0.0
     if env.how != "all" and len(draws):
-        shift = 2 * float(np.median(fitted - from_scale(formula.value(draws, u, shape)[0], on)))
+        again = from_scale(formula.value(draws, u, task.shape)[0], on)
+        shift = 2 * float(np.median(env.ys + miss - again))
     return Law(
-        form=form, formula=formula.formula, x=env.x, y=env.y, on=on, space=space, params=natural,
+        form=form, formula=formula.formula, x=env.x, y=env.y, on=on, space=task.space, params=natural,
         intervals={name: (float(low), float(high)) for name, (low, high) in spread.items()}, level=level,
-        r2=1 - float((residual**2).sum()) / total if total > 0 else float("nan"),
-        rmse=float(np.sqrt((miss**2).mean())), aicc=aicc(miss, formula.n_params), converged=bool(fit.converged[0]),
-        resamples=len(draws), envelope=env, warnings=_warnings(env, formula, bool(fit.converged[0])),
-        x_ref=x_ref, shape=shape, shift=shift, theta=theta, draws=draws,
+        r2=_r2(value, y, task.space), rmse=float(np.sqrt((miss**2).mean())), aicc=aicc(miss, formula.n_params),
+        converged=converged, resamples=len(draws), envelope=env,
+        warnings=_warnings(env, formula, natural, converged), x_ref=x_ref, shape=task.shape, shift=shift,
+        theta=theta, draws=draws,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is fitted how; `starts` are its multi-start points (s, p)."""
+
+    form: Form
+    shape: Shape
+    space: Space
+    on: On
+    x_ref: float
+
+    def starts(self, u: Floats, y: Floats) -> Floats:
+        return self.form.starts(u, y, self.shape)
 
 
 def shape_of(y: str, on: On, u: Floats) -> Shape:
@@ -137,24 +151,28 @@ def aicc(miss: Floats, n_params: int) -> float:
     return n * float(np.log(variance)) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
 
 
-def _draws(
-    env: Envelope,
-    form: Form,
-    shape: Shape,
-    space: Space,
-    on: On,
-    x_ref: float,
-    theta: Floats,
-    resamples: int,
-    seed: int,
-) -> Floats:
+def _draws(env: Envelope, task: _Task, starts: Floats, resamples: int, seed: int, drawn: Drawn | None) -> Floats:
     """θ of every resample, (d, p); resamples that hold fewer points than parameters are left out."""
     if resamples < 1:
-        return np.empty((0, form.n_params))
-    x, y, weight = resampled(env, resamples, np.random.default_rng(seed))
-    enough = (weight > 0).sum(axis=1) >= form.n_params
+        return np.empty((0, task.form.n_params))
+    rng = np.random.default_rng(seed)
+    if (env.how, task.form.name, task.space, task.on) == ("all", "power", "log", "value"):
+        return resampled_lines(env, resamples, rng)
+    x, y, weight = drawn or resampled(env, resamples, rng)
+    enough = (weight > 0).sum(axis=1) >= task.form.n_params
     x, y, weight = x[enough], y[enough], weight[enough]
-    return solve(form, shape, space, np.log(x / x_ref), to_scale(y, on), weight, theta[None], steps=60).theta
+    u, goal = np.log(x / task.x_ref), to_scale(y, task.on)
+    # A power law has one minimum; the others get more than one start.
+    some = starts[:1] if task.form.name == "power" else starts[:MOST_STARTS]
+    return solve(task.form, task.shape, task.space, u, goal, weight, some, RESAMPLE_STEPS, RESAMPLE_TOLERANCE).theta
+
+
+def _r2(value: Floats, y: Floats, space: Space) -> float:
+    """Share of the variance explained, in the space of the fit."""
+    if space != "linear":
+        value, y = np.log(np.maximum(value, 1e-300)), np.log(np.maximum(y, 1e-300))
+    total = float(((y - y.mean()) ** 2).sum())
+    return 1 - float(((value - y) ** 2).sum()) / total if total > 0 else float("nan")
 
 
 def _space(env: Envelope, form: FormName, on: On, space: Space | None) -> Space:
@@ -183,7 +201,7 @@ def _check(env: Envelope, form: Form) -> None:
         raise InputError(f"{env.y} is 0 for every run: there is no law in it")
 
 
-def _warnings(env: Envelope, form: Form, converged: bool) -> tuple[str, ...]:
+def _warnings(env: Envelope, form: Form, natural: dict[str, float], converged: bool) -> tuple[str, ...]:
     out = []
     if env.n_bins == form.n_params:
         out.append(f"the {form.name} law passes through all its {env.n_bins} points: nothing is left to judge it by")
@@ -191,6 +209,11 @@ def _warnings(env: Envelope, form: Form, converged: bool) -> tuple[str, ...]:
         out.append(f"the {form.name} law stands on {env.n_bins} points only")
     if env.decades < 1:
         out.append(f"{env.x} spans a factor of {10**env.decades:.3g} only: exponents are poorly determined")
+    for name, bound in form.bounds.items():
+        if natural[name] > 0.99 * bound:
+            out.append(
+                f"the {form.name} law's {name} ran to its bound of {bound:g}: trust its curve, not its parameters"
+            )
     if not converged:
         out.append(f"the fit of the {form.name} law did not converge")
     return tuple(out)

@@ -60,6 +60,7 @@ class Form:
     coefficient: str
     exponent: str
     ceiling: str | None
+    bounds: dict[str, float]  # natural parameters that cannot exceed these
     value: Callable[[Floats, Floats, Shape], tuple[Floats, Floats]]
     natural: Callable[[Floats, float, Shape], dict[str, Floats]]
     starts: Callable[[Floats, Floats, Shape], Floats]  # (u (n,), y (n,)) → (starts, p)
@@ -337,22 +338,24 @@ def _line(u: Floats, y: Floats) -> tuple[float, float]:
 
 _TABLE: dict[str, Form] = {
     "power": Form(
-        "power", "y = C·x^α", ("C", "alpha"), "C", "alpha", None, _power, _power_natural, _power_starts, _power_inverse,
+        "power", "y = C·x^α", ("C", "alpha"), "C", "alpha", None, {},
+        _power, _power_natural, _power_starts, _power_inverse,
     ),
     "saturating": Form(
-        "saturating", "y = E − A·x^−α", ("E", "A", "alpha"), "A", "alpha", "E",
+        "saturating", "y = E − A·x^−α", ("E", "A", "alpha"), "A", "alpha", "E", {"alpha": STEEPEST},
         _saturating, _saturating_natural, _saturating_starts, _saturating_inverse,
     ),
     "shifted": Form(
-        "shifted", "y = E − A·(x + x0)^−α", ("E", "A", "alpha", "x0"), "A", "alpha", "E",
+        "shifted", "y = E − A·(x + x0)^−α", ("E", "A", "alpha", "x0"), "A", "alpha", "E", {"alpha": STEEPEST},
         _shifted, _shifted_natural, _shifted_starts, _shifted_inverse,
     ),
     "m4": Form(
         "m4", "(E − y) / y^γ = A·x^−α", ("E", "A", "alpha", "gamma"), "A", "alpha", "E",
+        {"alpha": STEEPEST, "gamma": WIDEST},
         _m4, _m4_natural, _m4_starts, _m4_inverse,
     ),
     "broken": Form(
-        "broken", "y = C·x^α, exponent α2 beyond xb", ("C", "alpha", "alpha2", "xb"), "C", "alpha", None,
+        "broken", "y = C·x^α, exponent α2 beyond xb", ("C", "alpha", "alpha2", "xb"), "C", "alpha", None, {},
         _broken, _broken_natural, _broken_starts, _broken_inverse,
     ),
 }  # fmt: skip

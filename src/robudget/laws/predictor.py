@@ -24,7 +24,7 @@ from robudget.recipe import Recipe
 Rows = Recipe | Sequence[Recipe] | pd.DataFrame | Mapping[str, Any]
 LEVEL = 0.9
 FEWEST = 10  # runs
-MOST = 3_000  # runs a predictor is fitted on; of more, so many are drawn
+MOST = 1_000  # runs a predictor is fitted on; of more, so many are drawn
 NEAREST = 3
 
 

@@ -20,7 +20,7 @@ SPACES: tuple[Space, ...] = get_args(Space)
 
 HUBER = 1e-3  # in ln y (Hoffmann 2022)
 MOST_STEPS = 200
-TINY = 1e-9  # relative fall of the loss below which a problem has converged
+TINY = 1e-9  # relative fall of the loss in one step below which a problem has converged
 FLOOR = 1e-6  # values below this are clipped before a logarithm, so that a bad trial step is expensive, not undefined
 
 
@@ -42,6 +42,7 @@ def solve(
     weight: Floats,
     starts: Floats,
     steps: int = MOST_STEPS,
+    tolerance: float = TINY,
 ) -> Solved:
     """Fit every problem from every start and keep each one's best.
 
@@ -53,7 +54,7 @@ def solve(
     s = starts.shape[1]
     theta = starts.reshape(b * s, p).copy()
     owner = np.repeat(np.arange(b), s)
-    loss, converged = _descend(form, shape, space, u, y, weight, theta, owner, steps)
+    loss, converged = _descend(form, shape, space, u, y, weight, theta, owner, steps, tolerance)
     loss = np.where(np.isfinite(loss), loss, np.inf).reshape(b, s)
     best = loss.argmin(axis=1)
     rows = np.arange(b)
@@ -62,7 +63,7 @@ def solve(
 
 def _descend(
     form: Form, shape: Shape, space: Space, u: Floats, y: Floats, weight: Floats, theta: Floats,
-    owner: NDArray[np.int64], steps: int,
+    owner: NDArray[np.int64], steps: int, tolerance: float,
 ) -> tuple[Floats, NDArray[np.bool_]]:  # fmt: skip
     """Levenberg-Marquardt in place on `theta` (r, p), row i solving problem owner[i]. Returns loss (r,), converged
     (r,).
@@ -92,7 +93,7 @@ def _descend(
         better = new_loss < loss[live]  # NaN is not better
         fall = np.where(better, loss[live] - new_loss, 0.0)
         won = live[better]
-        small = better & (fall <= TINY * (new_loss + 1e-300))
+        small = better & (fall <= tolerance * (new_loss + 1e-300))
         theta[won], loss[won] = trial[better], new_loss[better]
         residual[won], slope[won] = new_residual[better], new_slope[better]
         damping[live] = np.where(better, damping[live] * 0.3, damping[live] * 4)
