@@ -110,7 +110,7 @@ def effects(table: pd.DataFrame) -> tuple[Figure, str] | None:
     figure, axes = style.new(PAGE, 2.5, 1, len(groups), sharey=True, squeeze=False)
     coded = style.encode("synthetic", rows["synthetic"])
     for ax, (key, group) in zip(axes[0], groups, strict=True):
-        _strips(ax, group, order, coded)
+        _strips(ax, group, order, coded, raster=len(rows) > MANY)
         ax.set_title(_facet(facets, [str(part) for part in key]))
         ax.set_xticks(
             range(len(order)), order, rotation=0 if len(order) * max(map(len, order)) < 110 / len(groups) else 35
@@ -139,7 +139,10 @@ def effects(table: pd.DataFrame) -> tuple[Figure, str] | None:
     return figure, caption
 
 
-def _strips(ax: Axes, group: pd.DataFrame, order: list[str], coded: dict[str, tuple[str, str]]) -> None:
+def _strips(
+    ax: Axes, group: pd.DataFrame, order: list[str], coded: dict[str, tuple[str, str]], *, raster: bool
+) -> None:
+    """One column of points for each model size and each value of `synthetic`, side by side."""
     shift = {name: (i - (len(coded) - 1) / 2) * 0.4 for i, name in enumerate(coded)}
     for key, cell in group.groupby(["size", "syn"]):
         size, syn = (str(part) for part in key)
@@ -148,8 +151,19 @@ def _strips(ax: Axes, group: pd.DataFrame, order: list[str], coded: dict[str, tu
         spread = np.linspace(-0.13, 0.13, len(cell)) if len(cell) > 1 else np.zeros(1)
         fallen = cell["fallen"].to_numpy()
         ys = cell["aa_acc"].to_numpy()
-        ax.scatter(centre + spread[fallen], ys[fallen], s=8, marker="x", c=colour, alpha=0.6, linewidths=0.8)
-        ax.scatter(centre + spread[~fallen], ys[~fallen], s=9, marker=marker, c=colour, alpha=0.75, linewidths=0)
+        ax.scatter(
+            centre + spread[fallen], ys[fallen], s=8, marker="x", c=colour, alpha=0.6, linewidths=0.8, rasterized=raster
+        )
+        ax.scatter(
+            centre + spread[~fallen],
+            ys[~fallen],
+            s=9,
+            marker=marker,
+            c=colour,
+            alpha=0.75,
+            linewidths=0,
+            rasterized=raster,
+        )
         if (~fallen).sum() >= 3:  # a median of one or two runs only hides them
             ax.hlines(np.median(ys[~fallen]), centre - 0.18, centre + 0.18, color=INK, lw=1.4, zorder=4)
 

@@ -51,8 +51,8 @@ def fill(table: pd.DataFrame) -> pd.DataFrame:
         rows[name] = rows[name].astype(np.float64).replace([np.inf, -np.inf], np.nan)
     for name in WORDS:
         rows[name] = rows[name].astype(object).where(rows[name].notna(), None)
-    if "train_seconds_how" not in table.columns:  # a store's seconds come from a clock; others say so themselves
-        rows["train_seconds_how"] = "measured"
+    if "train_seconds_how" not in table.columns and "path" in table.columns:
+        rows["train_seconds_how"] = "measured"  # a store's seconds come from a clock; other tables say so themselves
     if "status" not in table.columns:
         rows["status"] = "done"
     rows["collapsed"] = select.collapsed(table)
