@@ -13,8 +13,8 @@ from robudget.laws.predictor import PaperGBR, Prediction, Predictor, predict
 from robudget.laws.table import read_table
 
 __all__ = [
-    "BARTOLDSON", "Analysis", "Average", "Bartoldson", "Effect", "Effects", "Envelope", "Holdout", "Joint", "Law", "Option", "PaperGBR", "Plan",
-    "Prediction", "Predictor", "Reach", "Split",
-    "analyse", "average", "effects", "envelope", "fit_forms", "fit_joint", "fit_law", "fit_power_law", "holdout", "plan", "predict",
-    "read_table",
+    "BARTOLDSON", "Analysis", "Average", "Bartoldson", "Effect", "Effects", "Envelope", "Holdout", "Joint", "Law",
+    "Option", "PaperGBR", "Plan", "Prediction", "Predictor", "Reach", "Split",
+    "analyse", "average", "effects", "envelope", "fit_forms", "fit_joint", "fit_law", "fit_power_law", "holdout",
+    "plan", "predict", "read_table",
 ]  # fmt: skip
