@@ -212,6 +212,7 @@ def forms(analysis: Analysis) -> dict[str, Any]:
         f"{law.n_bins} best runs of {law.n_runs}; {law.level:.0%} intervals from {law.resamples:,} bootstrap resamples",
         ["form", "formula", "#α", "#ceiling", "#misfit (points)", "#Akaike weight", "#held-out miss (points)"],
         rows,
+        note=" ".join(f"{labels.capital(w)}." for w in dict.fromkeys(w for o in analysis.forms for w in o.warnings)),
     )
 
 

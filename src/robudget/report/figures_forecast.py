@@ -112,11 +112,7 @@ def price(names: Sequence[str], reaches: Sequence[Sequence[Reach]], largest: flo
         shift = (i - (len(names) - 1) / 2) * 0.5 / max(len(names), 3)
         for reach in series:
             _reach(ax, reach, reach.target + shift, (bottom, top), colour, marker)
-    ax.axhline(largest, color=MUTED, lw=0.7, ls=(0, (2, 2)), zorder=0)
-    ax.annotate(
-        "largest best run", (1, largest), xycoords=("axes fraction", "data"), xytext=(-2, -2), ha="right", va="top",
-        textcoords="offset points", fontsize=6, color=MUTED,
-    )  # fmt: skip
+    ax.axhline(largest, color=MUTED, lw=0.8, ls=(0, (2, 2)), zorder=0)
     ax.set_ylim(bottom, top)
     style.log_y(ax)
     ax.set_xticks(sorted({r.target for series in reaches for r in series}))
@@ -128,7 +124,8 @@ def price(names: Sequence[str], reaches: Sequence[Sequence[Reach]], largest: flo
         colour, _, marker = LINES.get(name, (INK, "-", "o"))
         keys.append(Line2D([], [], marker=marker, color=colour, ls="", ms=3.8, label=name))
     keys.append(Line2D([], [], marker="o", mfc=PAPER, mec=INK, ls="", ms=3.4, label="farther, or never"))
-    style.legend_above(figure, [keys[:2], keys[2:]])
+    line = Line2D([], [], color=MUTED, lw=0.8, ls=(0, (2, 2)), label="largest best run")
+    style.legend_above(figure, [keys[:2], keys[2:], [line]])
     caption = (
         f"{quantity(first.x).name} at which each law reaches a target accuracy, with its {first.level:.0%} bootstrap "
         f"interval; arrows: the interval goes on; open marks at the top: more than a million times the largest run, or "

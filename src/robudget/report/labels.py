@@ -9,8 +9,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import pandas as pd
-
 from robudget.threat import format_eps
 
 UNKNOWN = "unknown"
@@ -109,8 +107,11 @@ def feature(name: str) -> str:
 
 
 def known(value: object) -> bool:
-    """Whether a cell holds something: not None, NaN, NaT or an infinity."""
-    if value is None or value is pd.NaT or value is pd.NA:
+    """Whether a cell holds something: not None, NaN, pandas' NA or NaT, or an infinity."""
+    if value is None or type(value).__name__ in (
+        "NAType",
+        "NaTType",
+    ):  # by name: the command line starts without pandas
         return False
     return not isinstance(value, float) or math.isfinite(value)
 

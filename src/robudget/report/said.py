@@ -11,6 +11,7 @@ import pandas as pd
 
 from robudget.laws import Analysis, Law
 from robudget.laws.compare import Average, name_of
+from robudget.laws.holdout import BASELINES
 from robudget.report import evidence
 from robudget.report.evidence import change, span, span_of
 from robudget.report.figures import POOLED
@@ -45,9 +46,10 @@ def answer(analysis: Analysis | None) -> dict[str, Any]:
         f"{capital(analysis.counts.sentence())}; the law is fitted to the best run in each of {law.n_bins} bins of "
         f"{phrase(law.x)}, which span a factor of {number(10**law.envelope.decades, 2)}."
     ]
-    lines += [
-        f"Top {h.hidden} of compute held out: {verdict(h)[0].lower()}{verdict(h)[1:]}" for h in analysis.holdouts[:1]
-    ]
+    lines += [_support(analysis.average)] if analysis.average else []
+    for hidden in analysis.holdouts[:1]:
+        said = verdict(hidden)
+        lines.append(f"Top {hidden.hidden} of compute held out: {said[0].lower()}{said[1:]}")
     return {
         "sentence": sentence(law),
         "lines": lines,
@@ -56,37 +58,47 @@ def answer(analysis: Analysis | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _support(average: Average) -> str:
+    best, weight = average.best, max(average.weights)
+    return f"Of {len(average.laws)} forms these runs support {name_of(best)} most (Akaike weight {weight:.2f})."
+
+
 def _hero_warnings(analysis: Analysis) -> list[str]:
-    """The warnings of the analysis, with those about each form that loses to the baseline told in one."""
-    lost = [w for h in analysis.holdouts for w in h.warnings()]
-    kept = [w for w in analysis.warnings if w not in lost]
+    """What to know before believing the headline. Warnings about other forms stand with the forms."""
+    law, largest = analysis.law, float(analysis.envelope.xs[-1])
+    told = {w for h in analysis.holdouts for w in h.warnings()}
+    told |= {w for form in analysis.forms if form is not law for w in form.warnings} - set(law.warnings)
+    kept = [w for w in analysis.warnings if w not in told]
+    full = law.cost_at(NO_CEILING).value / largest if law.y == "aa_acc" else math.inf
+    if full < 10**FAR:
+        where = f"{number(full, 2)} times the largest run" if full > 1 else "within the range of the runs"
+        kept.append(f"this law passes {NO_CEILING}% at {where}: it describes these runs and forecasts no others")
     if not analysis.holdouts:
         return kept
     hidden = analysis.holdouts[0]
     losers = [m.name for m in hidden.misses if m.name in {name_of(f) for f in analysis.forms} and not m.beats_baseline]
-    if name_of(analysis.law) in losers:
+    if name_of(law) in losers:
         kept.append(
             f"do not extrapolate this law: with the top {hidden.hidden} hidden it misses by more than repeating the "
-            f"last "
-            f"seen value does ({len(losers)} of {len(analysis.forms)} forms do)"
+            f"last seen value does ({len(losers)} of {len(hidden.misses) - len(BASELINES)} forms do)"
         )
     return kept
 
 
 def sentence(law: Law) -> str:
-    """The law as what ten times the compute does."""
+    """The law as what ten times the compute did, and in points where that stays below 100%."""
     if law.form != "power":
         return law.sentence()
     factor = [10**v for v in (law.alpha, *law.alpha_interval)]
     said = (
-        f"Ten times the {phrase(law.x)} multiplies the best {phrase(law.y)} by {factor[0]:.3f} "
-        f"({law.level:.0%} interval {factor[1]:.3f} to {factor[2]:.3f})"
+        f"Over the range of these runs, ten times the {phrase(law.x)} multiplied the best {phrase(law.y)} by "
+        f"{factor[0]:.3f} ({law.level:.0%} interval {factor[1]:.3f} to {factor[2]:.3f})"
     )
-    if law.y != "aa_acc":
+    best = float(law.envelope.ys.max())
+    if law.y != "aa_acc" or best * factor[2] >= 100:
         return said + "."
-    here = float(law.predict(law.envelope.xs[-1]))
-    gain, low, high = (fixed(here * (f - 1), signed=True) for f in factor)
-    return f"{said}: from {here:.1f}%, {gain} points [{low}, {high}]."
+    gain, low, high = (fixed(best * (f - 1), signed=True) for f in factor)
+    return f"{said}: on top of the best run's {best:.1f}%, {gain} points [{low}, {high}]."
 
 
 def _facts(analysis: Analysis) -> list[dict[str, str]]:
