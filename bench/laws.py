@@ -1,0 +1,214 @@
+"""How well the laws do what they say: python bench/laws.py coverage|predictor|speed [--repeats 200] [--resamples 500]
+
+coverage   intervals against known truth, per form and per way in which recipes fall short of it
+predictor  20 random 70:30 splits of the paper's runs, every choice of model made inside the training part
+speed      2,000 resamples, a whole fit of the paper's runs, and of 100,000 made-up ones
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from robudget.laws import Predictor, analyse, fit_law, forms, read_table
+from robudget.laws.models import MODELS
+from robudget.laws.predictor import PaperGBR
+
+PAPER = Path(__file__).resolve().parents[2] / "shared" / "data" / "paper_runs.csv"
+X_REF = 1e19
+# Natural parameters of the truth, with x in units of X_REF, and what a target of 60% costs by it.
+TRUTH: dict[str, dict[str, float]] = {
+    "power": {"C": 57, "alpha": 0.03},
+    "saturating": {"E": 62, "A": 3, "alpha": 0.4},
+    "shifted": {"E": 62, "A": 4, "alpha": 0.8, "x0": 0.25},
+    "m4": {"E": 62, "A": 0.02, "alpha": 0.5, "gamma": 1.2},
+    "broken": {"C": 58.5, "alpha": 0.06, "alpha2": 0.01, "xb": 0.6},
+}
+# How far a recipe lies below the truth, in points, and how noisy its evaluation is.
+SHORT = {
+    # every shortfall is possible, small ones are the likeliest
+    "exponential": lambda rng, n: (rng.exponential(4, n), 0.2),
+    # half of the recipes lack something worth ten points
+    "bimodal": lambda rng, n: (np.where(rng.random(n) < 0.5, 0, 10) + rng.exponential(0.7, n), 0.2),
+    # a few recipes in a hundred are as good as can be, most are far from it
+    "sparse": lambda rng, n: (
+        np.where(rng.random(n) < 0.15, abs(rng.normal(0, 0.3, n)), rng.exponential(6, n)),
+        0.2,
+    ),
+    # recipes are equally good and their evaluation on 10,000 images is all the scatter there is
+    "noise": lambda rng, n: (np.where(rng.random(n) < 0.3, 0, 8), 0.5),
+}
+
+
+def true_accuracy(form: str, x: np.ndarray) -> np.ndarray:
+    """The truth at x FLOPs, in percent; for M4 solved by bisection."""
+    p, v = TRUTH[form], np.asarray(x, dtype=np.float64) / X_REF
+    if form == "power":
+        return p["C"] * v ** p["alpha"]
+    if form == "saturating":
+        return p["E"] - p["A"] * v ** -p["alpha"]
+    if form == "shifted":
+        return p["E"] - p["A"] * (v + p["x0"]) ** -p["alpha"]
+    if form == "broken":
+        bend = forms.SHARPNESS * np.logaddexp(0, np.log(v / p["xb"]) / forms.SHARPNESS)
+        return p["C"] * v ** p["alpha"] * np.exp((p["alpha2"] - p["alpha"]) * bend)
+    low, high = np.zeros_like(v), np.full_like(v, p["E"])
+    for _ in range(80):
+        y = (low + high) / 2
+        short = (p["E"] - y) / y ** p["gamma"] > p["A"] * v ** -p["alpha"]
+        low, high = np.where(short, y, low), np.where(short, high, y)
+    return (low + high) / 2
+
+
+def true_cost(form: str, target: float) -> float:
+    """The x at which the truth reaches the target; inf where it never does."""
+    grid = np.geomspace(1e10, 1e40, 400_001)
+    above = true_accuracy(form, grid) >= target
+    return float(grid[above.argmax()]) if above.any() else float("inf")
+
+
+def table(form: str, seed: int, short: str = "sparse", n: int = 320) -> pd.DataFrame:
+    """Runs whose best recipes follow a law that is known, over two and a half decades of compute."""
+    rng = np.random.default_rng(seed)
+    x = 10 ** rng.uniform(17.5, 20, n)
+    below, noise = SHORT[short](rng, n)
+    accuracy = np.clip(true_accuracy(form, x) - below + rng.normal(0, noise, n), 0, 100)
+    return pd.DataFrame(
+        {"train_flops_exact": x, "aa_acc": accuracy, "clean_acc": 88.0, "loss": "at", "collapsed": False}
+    )
+
+
+def covered(form: str, seed: int, short: str, resamples: int, level: float = 0.95) -> dict[str, bool]:
+    """For one table: which true numbers lie in their intervals. Predictions are at the end of the data,
+    costs half a decade beyond it."""
+    law = fit_law(table(form, seed, short), form=form, resamples=resamples, level=level)
+    truth = TRUTH[form]
+    out = {}
+    for name in ("alpha", "alpha2"):
+        if name in truth:
+            low, high = law.intervals[name]
+            out[name] = bool(low <= truth[name] <= high)
+    if "E" in truth:
+        low, high = law.ceiling_interval
+        out["ceiling"] = bool(low <= truth["E"] <= high)
+    target = float(true_accuracy(form, np.array([10**20.3]))[0])
+    reach = law.cost_at(target)
+    out["cost at target"] = bool(reach.low <= true_cost(form, target) <= reach.high)
+    low, high = (float(v[0]) for v in law.band(np.array([1e20])))
+    out["prediction"] = bool(low <= float(true_accuracy(form, np.array([1e20]))[0]) <= high)
+    return out
+
+
+def coverage(repeats: int, resamples: int, only: list[str]) -> None:
+    print(f"coverage of nominal 95% intervals, {repeats} tables of 320 runs each, {resamples} resamples")
+    for form in only or TRUTH:
+        for short in SHORT:
+            hits = pd.DataFrame([covered(form, seed, short, resamples) for seed in range(repeats)])
+            shares = ", ".join(f"{name} {share:.3f}" for name, share in hits.mean().items())
+            print(f"  {form:11} {short:12} {shares}", flush=True)
+
+
+def predictor(seeds: int) -> None:
+    frame = read_table(PAPER)
+    rows: list[dict[str, float]] = []
+    for seed in range(seeds):
+        gbr = PaperGBR.fit(frame, seed=seed)
+        test = frame.iloc[gbr.rows]
+        train = frame.drop(index=test.index).reset_index(drop=True)
+        model = Predictor.fit(train)
+        outlook = model.fitted.outlook(model.features.matrix(test))
+        made = model.predict(test)
+        truth, predicted = gbr.truth, np.array([p.aa_acc for p in made])
+        inside = np.array([p.low - 1e-9 <= t <= p.high + 1e-9 for p, t in zip(made, truth, strict=True)])
+        fallen = test["collapsed"].to_numpy()
+        p = pd.Series(outlook.p_collapse).rank().to_numpy()
+        n = fallen.sum()
+        auc = (p[fallen].sum() - n * (n + 1) / 2) / (n * (len(fallen) - n))
+        each = {m: _r2_mae(truth, outlook.by_model[m]) for m in MODELS}
+        r2, mae = _r2_mae(truth, predicted)
+        rows.append(
+            {"R² paper's GBR": gbr.r2, "MAE paper's GBR": gbr.mae, "R²": r2, "MAE": mae, "AUC": float(auc)}
+            | {"coverage": float(inside.mean()), "width": float(np.mean([q.high - q.low for q in made]))}
+            | {f"chose {m}": float(model.model == m) for m in MODELS}
+            | {f"MAE {m}": each[m][1] for m in MODELS}
+            | {f"R² {m}": each[m][0] for m in MODELS}
+        )
+    found = pd.DataFrame(rows)
+    print(f"{seeds} random 70:30 splits of {len(frame)} runs: mean ± standard deviation over splits")
+    for name in found:
+        print(f"  {name:18} {found[name].mean():8.4f} ± {found[name].std():.4f}")
+    ratio = found["MAE"] / found["MAE paper's GBR"]
+    print(f"  ratio of MAE, default to the paper's: {ratio.mean():.3f}")
+    print("left out whole (fitted on all other runs):")
+    for score in Predictor.fit(frame).scores:
+        numbers = f"R² {score.r2:6.3f}  MAE {score.mae:6.2f}  AUC {score.collapse_auc:.3f}"
+        print(f"  {score.design:14} {score.model:8} {numbers}")
+
+
+def _r2_mae(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+    miss = predicted - truth
+    return 1 - float((miss**2).sum() / ((truth - truth.mean()) ** 2).sum()), float(np.abs(miss).mean())
+
+
+def large(n: int = 100_000) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    x = 10 ** rng.uniform(16, 21, n)
+    frame = pd.DataFrame(
+        {
+            "run_id": np.arange(n).astype(str), "status": "done", "dataset": "made up", "norm": "linf", "eps": 8 / 255,
+            "train_flops_exact": x, "parameters": 10 ** rng.uniform(6, 9, n), "steps": rng.choice([1, 2, 5, 7, 10], n),
+            "loss": rng.choice(["at", "trades"], n), "synthetic": rng.random(n) < 0.5, "ema": rng.random(n) < 0.5,
+            "activation": rng.choice(["relu", "silu"], n), "epochs": rng.choice([100, 200, 400], n), "clean_acc": 85.0,
+        }
+    )  # fmt: skip
+    fell = (frame.steps == 1) & (rng.random(n) < 0.7)
+    stood = 57 + 5 * frame.synthetic - 4 * (x / 1e19) ** -0.3 - rng.exponential(4, n)
+    frame["aa_acc"] = np.where(fell, rng.exponential(1, n), stood).clip(0, 100)
+    frame["train_energy_kwh"] = x * 1e-17 * np.exp(rng.normal(0, 0.2, n))
+    frame["cost_usd"], frame["co2_kg"] = frame.train_energy_kwh * 0.19, frame.train_energy_kwh * 0.57
+    return frame
+
+
+def speed() -> None:
+    frame = read_table(PAPER)
+    fit_law(frame, resamples=10)
+    for form in forms.FORMS:
+        begun = time.perf_counter()
+        fit_law(frame, form=form, resamples=2_000)
+        seconds = time.perf_counter() - begun
+        print(f"  2,000 resamples of {len(frame)} runs, {form:11} {seconds:6.2f} s ({3 / seconds:.1f}× within 3 s)")
+    begun = time.perf_counter()
+    analyse(frame)
+    seconds = time.perf_counter() - begun
+    print(f"  everything about {len(frame)} runs        {seconds:6.2f} s ({10 / seconds:.1f}× within 10 s)")
+    begun = time.perf_counter()
+    analyse(large())
+    seconds, peak = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"  everything about 100,000 runs      {seconds:6.2f} s ({60 / seconds:.1f}× within 60 s), peak {peak:.2f} GiB"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["coverage", "predictor", "speed"])
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--resamples", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--form", action="append", default=[], choices=list(TRUTH))
+    asked = parser.parse_args()
+    if asked.what == "coverage":
+        coverage(asked.repeats, asked.resamples, asked.form)
+    elif asked.what == "predictor":
+        predictor(asked.seeds)
+    else:
+        speed()
+
+
+if __name__ == "__main__":
+    main()
