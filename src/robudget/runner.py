@@ -150,8 +150,10 @@ class _Ledger:
     @contextmanager
     def window(self, name: str) -> Iterator[None]:
         with self.meter.window(name) as opened:
-            yield
-        self.folder.log("energy", window=opened.name, **opened.energy.to_dict())
+            try:
+                yield
+            finally:
+                self.folder.log("energy", window=opened.name, **opened.energy.to_dict())
 
     def total(self, stage: str) -> Energy:
         """What a stage took, attempts that were killed included.
@@ -240,7 +242,7 @@ def _evaluate(
 def _record(
     recipe: Recipe, dataset: data.Dataset, trainer: Trainer, verdicts: Verdicts, ledger: _Ledger, device: torch.device
 ) -> dict[str, Any]:
-    counted = flops.count(trainer.model, dataset.image_shape, key=(recipe.model, dataset.classes))
+    counted = flops.of_recipe(recipe, dataset.classes, dataset.image_shape)
     last, best = trainer.records[-1], trainer.best
     assert best is not None, "the last epoch is always validated"
     low, high = verdicts.interval
