@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from robudget.laws import Analysis, Reach
 from robudget.laws.compare import name_of
+from robudget.laws.select import is_percent
 from robudget.report import figures_forecast, figures_laws, figures_predictor, figures_runs, style
 from robudget.report.drawn import FigureFile, save
 from robudget.report.table import fill, how
@@ -90,7 +91,7 @@ def _laws(analysis: Analysis, seen: pd.DataFrame) -> Iterator[tuple[str, str, Ca
 def _prices(analysis: Analysis) -> tuple[list[str], list[list[Reach]]]:
     """What the headline, the saturating form and the average ask for each of the next points."""
     env = analysis.envelope
-    if env.best != "max":
+    if env.best != "max" or not is_percent(env.y):
         return [], []
     start = math.floor(float(env.ys.max())) + 1
     targets = [t for t in range(start, start + POINTS) if t < 100]

@@ -38,7 +38,9 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity("clean_acc", "Clean accuracy", "clean", "%"),
         Quantity("val_acc", "Validation accuracy (PGD-40)", "val.", "%"),
         Quantity("train_flops_exact", "Training compute", "FLOP", "FLOP", "train_flops_how"),
-        Quantity("train_flops_paper", "Training compute, paper's count", "FLOP (paper)", "FLOP", "train_flops_how"),
+        Quantity(
+            "train_flops_paper", "Training compute as the paper counts it", "FLOP (paper)", "FLOP", "train_flops_how"
+        ),
         Quantity("published_run_tflops", "Compute of one GPU, as published", "TFLOP (published)", "TFLOP"),
         Quantity("eval_flops_exact", "Evaluation compute", "eval FLOP", "FLOP"),
         Quantity("train_energy_kwh", "Training energy", "energy", "kWh", "train_energy_how"),

@@ -42,9 +42,10 @@ def answer(analysis: Analysis | None) -> dict[str, Any]:
         )
         return {"sentence": "No law was fitted to these runs.", "lines": [line], "warnings": [], "facts": []}
     law = analysis.law
+    fitted = "every one" if law.envelope.how == "all" else f"the best run in each of {law.n_bins} bins"
     lines = [
-        f"{capital(analysis.counts.sentence())}; the law is fitted to the best run in each of {law.n_bins} bins of "
-        f"{phrase(law.x)}, which span a factor of {number(10**law.envelope.decades, 2)}."
+        f"{capital(analysis.counts.sentence())}; the law is fitted to {fitted}, over a factor of "
+        f"{number(10**law.envelope.decades, 2)} in {phrase(law.x)}."
     ]
     lines += [_support(analysis.average)] if analysis.average else []
     for hidden in analysis.holdouts[:1]:
@@ -90,15 +91,16 @@ def sentence(law: Law) -> str:
     if law.form != "power":
         return law.sentence()
     factor = [10**v for v in (law.alpha, *law.alpha_interval)]
+    best = "" if law.envelope.how == "all" else "best "
     said = (
-        f"Over the range of these runs, ten times the {phrase(law.x)} multiplied the best {phrase(law.y)} by "
+        f"Over the range of these runs, ten times the {phrase(law.x)} multiplied the {best}{phrase(law.y)} by "
         f"{factor[0]:.3f} ({law.level:.0%} interval {factor[1]:.3f} to {factor[2]:.3f})"
     )
-    best = float(law.envelope.ys.max())
-    if law.y != "aa_acc" or best * factor[2] >= 100:
+    top = float(law.envelope.ys.max())
+    if law.y != "aa_acc" or top * factor[2] >= 100:
         return said + "."
-    gain, low, high = (fixed(best * (f - 1), signed=True) for f in factor)
-    return f"{said}: on top of the best run's {best:.1f}%, {gain} points [{low}, {high}]."
+    gain, low, high = (fixed(top * (f - 1), signed=True) for f in factor)
+    return f"{said}: on top of the best run's {top:.1f}%, {gain} points [{low}, {high}]."
 
 
 def _facts(analysis: Analysis) -> list[dict[str, str]]:
