@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.rng import Noise
 from robudget.attacks.rows import Attack, Found, drive, plan
 from robudget.attacks.victim import Model, Victim, frozen
@@ -32,8 +33,12 @@ def alone(
     restarts: int = 1,
     noise: Noise,
     batch_size: int,
+    nearest: bool = False,
 ) -> Tensor:
-    """Run one state machine over the images that are classified correctly, verified by the model itself."""
+    """Run one state machine over the images that are classified correctly, verified by the model itself.
+
+    With `nearest` all rows of an image run to their end and the nearest of their examples is returned, else the first.
+    """
     check_images(x, y)
     x_adv = x.clone()
     with frozen(model):
@@ -51,7 +56,8 @@ def alone(
             noise=noise,
             verify=lambda at, label: victim.logits(at).argmax(1) != label,
             batch_size=batch_size,
-            found=keep_in(x_adv),
+            found=keep_nearest(x_adv, x, threat) if nearest else keep_in(x_adv),
+            exhaust=nearest,
         )
     return x_adv
 
@@ -61,6 +67,20 @@ def keep_in(x_adv: Tensor) -> Found:
 
     def found(at: Tensor, examples: Tensor) -> None:
         x_adv[at.to(x_adv.device)] = examples.to(x_adv.device)
+
+    return found
+
+
+def keep_nearest(x_adv: Tensor, x: Tensor, threat: Threat) -> Found:
+    """A `found` that writes the examples into x_adv where they are nearer than what is there (the image: nothing)."""
+    best = torch.full((len(x),), torch.inf, device=x.device)
+    size = GEOMETRY[threat.norm].distance
+
+    def found(at: Tensor, examples: Tensor) -> None:
+        at, examples = at.to(x.device), examples.to(x.device)
+        distance = size(examples, x[at])
+        nearer = distance < best[at]
+        best[at[nearer]], x_adv[at[nearer]] = distance[nearer], examples[nearer]
 
     return found
 

@@ -179,5 +179,15 @@ def fab(
     def machine(victim: Victim) -> Fab:
         return Fab(victim, threat, "fab-t" if targets else "fab", targeted=targets > 0, steps=steps, first=False)
 
-    noise = noise or Noise()
-    return alone(machine, model, x, y, threat, targets=targets, restarts=restarts, noise=noise, batch_size=batch_size)
+    return alone(
+        machine,
+        model,
+        x,
+        y,
+        threat,
+        targets=targets,
+        restarts=restarts,
+        noise=noise or Noise(),
+        batch_size=batch_size,
+        nearest=True,
+    )

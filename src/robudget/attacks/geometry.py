@@ -179,13 +179,13 @@ def seal(x_adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
     out = x_adv.clamp(0, 1)
     size = GEOMETRY[norm].size
     wide = x.double()
-    for _ in range(4):
+    for attempt in range(7):
         length = size(out.double() - wide)
         over = length > eps * (1 + 1e-6)
         if not bool(over.any()):
             return out
-        # Storing the shrunk image in float32 rounds it again, so aim a little further in each time.
-        shrink = torch.where(over, eps * (1 - 1e-7) / length, torch.ones_like(length))
+        # Storing the shrunk image in float32 rounds it again, so aim further in each time.
+        shrink = torch.where(over, eps * (1 - 10.0 ** (attempt - 8)) / length, torch.ones_like(length))
         out = (wide + (out.double() - wide) * per_row(shrink, wide)).to(x.dtype)
     length = size(out.double() - wide)
     return torch.where(per_row(length <= eps * (1 + 1e-6), x), out, x)

@@ -189,11 +189,13 @@ def drive(
     batch_size: int,
     found: Found,
     watch: Callable[[Outcome, Look], None] | None = None,
+    exhaust: bool = False,
 ) -> Outcome:
     """Run `attack` over `rows` of images x (N, C, H, W), labels y (N,); at most `batch_size` rows at a time.
 
     Every claim of a row is sealed into the threat's contract and verified; a refuted row stays in the attack. `found`
-    is told the examples, `watch` is called after every look.
+    is told the examples, `watch` is called after every look. With `exhaust` the rows of a broken image go on, and
+    `found` hears of every success.
     """
     out = Outcome.blank(len(x), rows.image.device)
     left = torch.bincount(rows.image, minlength=len(x))
@@ -206,7 +208,8 @@ def drive(
             piece = slice(first, first + batch_size - live)
             chosen = Rows(*(getattr(rows, f.name)[piece] for f in fields(rows)))
             first += len(chosen)
-            chosen.keep(~out.broken[chosen.image])
+            if not exhaust:
+                chosen.keep(~out.broken[chosen.image])
             if len(chosen):
                 stream = noise.stream(attack.name, chosen.image, chosen.rank, chosen.restart)
                 new = attack.init(chosen, x, y, stream)
@@ -219,7 +222,7 @@ def drive(
             return out
         for _ in range(attack.stride):
             attack.step(state)
-        _settle(state, out, threat, verify, found)
+        _settle(state, out, threat, verify, found, exhaust)
         gone = state.done
         if bool(gone.any()):
             image = state.image[gone]
@@ -231,7 +234,7 @@ def drive(
             watch(out, Look(first - len(state), len(rows), int(state.it.sum())))
 
 
-def _settle(state: State, out: Outcome, threat: Threat, verify: Verify, found: Found) -> None:
+def _settle(state: State, out: Outcome, threat: Threat, verify: Verify, found: Found, exhaust: bool) -> None:
     """Verify the claims, record what broke, and finish every row of a broken image."""
     claims = state.fooled.nonzero().squeeze(1)
     if not len(claims):
@@ -240,6 +243,13 @@ def _settle(state: State, out: Outcome, threat: Threat, verify: Verify, found: F
     true = verify(x_adv, state.y[claims])
     out.refuted += int((~true).sum())
     state.refute(claims[~true])
+    if exhaust:
+        # One row at a time, so that several examples of one image are all heard of.
+        for n in true.nonzero():
+            found(state.image[claims[n]], x_adv[n])
+        out.broken[state.image[claims[true]]] = True
+        state.fooled[claims[true]] = False
+        return
     # Two rows of one image may succeed in the same look: the first one is reported.
     image = state.image[claims]
     chosen, seen = [], set()

@@ -1,0 +1,184 @@
+"""The queue of rows and the physical batch: refilled, cut, padded, halved; passes counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robudget.attacks.objective import ce
+from robudget.attacks.pgd import Pgd
+from robudget.attacks.rng import Noise
+from robudget.attacks.rows import Look, Outcome, drive, plan
+from robudget.attacks.victim import Victim, frozen
+from robudget.threat import Threat
+
+
+class Sizes(nn.Module):
+    """Remembers the batches it saw; optionally runs out of memory above a size."""
+
+    def __init__(self, model: nn.Module, most: int = 10**9) -> None:
+        super().__init__()
+        self.model, self.seen, self.most = model, [], most
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.model(x)
+
+
+def attack(model, images, *, batch_size, restarts=3, eps=0.1, watch=None, exhaust=False, steps=10):
+    x, y = images
+    victim, judge = Victim(model), Victim(model)
+    found: list[int] = []
+    rows = plan(torch.arange(len(x)), torch.empty(0), restarts=restarts)
+    threat = Threat("linf", eps)
+    out = drive(
+        Pgd(victim, threat, steps, 0.02),
+        rows,
+        x,
+        y,
+        threat,
+        noise=Noise(0),
+        verify=lambda at, label: judge.logits(at).argmax(1) != label,
+        batch_size=batch_size,
+        found=lambda at, x_adv: found.extend(at.tolist()),
+        watch=watch,
+        exhaust=exhaust,
+    )
+    return out, found, victim
+
+
+def test_plan_orders_target_by_target_and_takes_ranked_classes():
+    logits = torch.tensor([[0.1, 3.0, 2.0, -1.0], [5.0, 1.0, 2.0, 3.0]])
+    rows = plan(torch.tensor([0, 1]), logits, targets=2, restarts=2)
+    assert rows.image.tolist() == [0, 1] * 4
+    assert rows.rank.tolist() == [1] * 4 + [2] * 4
+    assert rows.restart.tolist() == [0, 0, 1, 1] * 2
+    assert rows.target.tolist() == [2, 3, 2, 3, 0, 2, 0, 2]
+
+
+def test_broken_images_leave_and_the_batch_is_refilled(small, images):
+    model = Sizes(small)
+    out, found, victim = attack(model, images, batch_size=16)
+    gradients = model.seen[: victim.passes.forward]
+    # The batch stays full while rows wait, and no image that is broken is worked on again.
+    assert max(gradients) == 16
+    assert sorted(found) == out.broken.nonzero().squeeze(1).tolist()
+    assert len(found) == len(set(found))
+    everything = 3 * len(images[0]) * 11
+    assert victim.passes.forward < everything
+    assert out.finished.all()
+
+
+def test_batch_size_changes_no_verdict(small, images):
+    verdicts = [attack(small, images, batch_size=b)[0] for b in (3, 16, 200)]
+    assert all(torch.equal(v.broken, verdicts[0].broken) for v in verdicts)
+    assert 0 < int(verdicts[0].broken.sum()) < len(images[0])
+
+
+def test_exhaust_goes_on_with_broken_images(small, images):
+    _, once, _ = attack(small, images, batch_size=16)
+    _, often, _ = attack(small, images, batch_size=16, exhaust=True)
+    assert set(once) == set(often)
+    assert len(often) > len(once)
+
+
+def test_watch_sees_rows_done_grow_to_all(small, images):
+    looks: list[Look] = []
+
+    def watch(out: Outcome, look: Look) -> None:
+        looks.append(look)
+
+    attack(small, images, batch_size=16, watch=watch)
+    done = [look.rows_done for look in looks]
+    assert done == sorted(done)
+    assert done[-1] == looks[-1].rows
+    assert looks[-1].evaluations == 0
+
+
+def test_a_refuted_claim_keeps_its_row_in_the_attack(small, images):
+    x, y = images
+    with torch.no_grad():
+        keep = small(x).argmax(1) == y
+    x, y = x[keep], y[keep]
+    victim = Victim(small)
+    threat = Threat("linf", 0.3)
+    seen = 0
+
+    def verify(at: Tensor, label: Tensor) -> Tensor:
+        nonlocal seen
+        seen += len(at)
+        return torch.zeros(len(at), dtype=torch.bool)
+
+    out = drive(
+        Pgd(victim, threat, 20, 0.1),
+        plan(torch.arange(len(x)), torch.empty(0)),
+        x,
+        y,
+        threat,
+        noise=Noise(0),
+        verify=verify,
+        batch_size=100,
+        found=lambda at, x_adv: pytest.fail("nothing was confirmed"),
+    )
+    assert not out.broken.any()
+    assert out.refuted == seen > len(x)
+    assert victim.passes.forward == 21 * len(x)
+
+
+def test_calls_are_padded_and_cut(small, images):
+    model = Sizes(small)
+    victim = Victim(model, least=8, most=20)
+    x = images[0][:45]
+    with torch.no_grad():
+        assert torch.allclose(victim.logits(x), small(x), atol=1e-5)
+    assert model.seen == [20, 20, 8]
+    assert victim.passes.forward == 48
+    z, value, grad = victim.gradient(x[:3], ce, images[1][:3], images[1][:3])
+    assert z.shape == (3, 6)
+    assert value.shape == (3,)
+    assert grad.shape == (3, 1, 8, 8)
+    assert model.seen[-1] == 8
+    assert victim.passes.backward == 8
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(small, images):
+    model = Sizes(small, most=16)
+    victim = Victim(model, most=60)
+    with pytest.warns(UserWarning, match="out of memory at batch 60: going on with 30"):
+        z = victim.logits(images[0])
+    with torch.no_grad():
+        assert torch.allclose(z, small(images[0]), atol=1e-5)
+    assert victim.halved == [30, 15]
+    assert victim.most == 15
+
+
+def test_other_errors_are_not_swallowed(small, images):
+    victim = Victim(lambda x: small(x[:, :, :3]))
+    with pytest.raises(RuntimeError, match="shape"):
+        victim.logits(images[0])
+    with pytest.raises(torch.OutOfMemoryError):
+        Victim(Sizes(small, most=0)).logits(images[0][:4])
+
+
+def test_jacobian_is_the_gradient_of_every_logit(small, images):
+    x = images[0][:5]
+    z, grads = Victim(small).jacobian(x)
+    leaf = x.clone().requires_grad_()
+    out = small(leaf)
+    for c in range(6):
+        assert torch.allclose(grads[:, c], torch.autograd.grad(out[:, c].sum(), leaf, retain_graph=True)[0], atol=1e-6)
+    assert torch.allclose(z, out)
+
+
+def test_frozen_restores_mixed_modes(small):
+    small.train()
+    small.body[1].eval()
+    with frozen(small):
+        assert not any(m.training for m in small.modules())
+    assert small.training
+    assert not small.body[1].training
+    assert small.body[0].training
+    small.eval()
