@@ -52,8 +52,8 @@ class Envelope:
 
     @property
     def decades(self) -> float:
-        """How many powers of ten of x the envelope spans."""
-        return float(np.log10(self.xs[-1] / self.xs[0]))
+        """How many powers of ten of x the usable runs span."""
+        return float(np.log10(self.points.x.max() / self.points.x.min()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `xs`, `ys` and `rows` included."""

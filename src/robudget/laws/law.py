@@ -27,7 +27,7 @@ class Reach:
     """What a target costs: `value` of the column `x` (inf: the law never gets there), with its interval.
 
     `high` is inf where more than (1 − level) / 2 of the resampled laws never reach the target; `p_unreachable` is the
-    share of them that never do. `decades` says how far beyond the costliest run of the envelope `value` lies.
+    share of them that never do. `decades` says how far outside the range of the runs `value` lies.
     """
 
     x: str
@@ -172,10 +172,10 @@ class Law:
         return self.cost_at(float(self.predict(x)) + (gain if self.envelope.best == "max" else -gain))
 
     def decades_beyond(self, x: float) -> float:
-        """How many powers of ten `x` lies outside the envelope's range (0 inside)."""
+        """How many powers of ten `x` lies outside the range of the runs (0 inside)."""
         if not np.isfinite(x):
             return float("inf")
-        inside = np.clip(x, self.envelope.xs[0], self.envelope.xs[-1])
+        inside = np.clip(x, self.envelope.points.x.min(), self.envelope.points.x.max())
         return float(abs(np.log10(x / inside)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class Law:
             "envelope": {
                 "how": span.how,
                 "bins": span.bins,
-                "x_range": plain(span.xs[[0, -1]]),
+                "x_range": [float(span.points.x.min()), float(span.points.x.max())],
                 "decades": span.decades,
             },
             "counts": span.counts.to_dict(),
