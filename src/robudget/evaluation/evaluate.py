@@ -34,6 +34,7 @@ Window = Callable[[str], AbstractContextManager[Any]]
 
 # Of the survivors of a low-precision evaluation, the nearest are attacked again in float32.
 CONFIRM_SHARE, CONFIRM_LEAST = 0.1, 16
+LOOK_EVERY = 10  # steps, on an accelerator
 SAVE_EVERY = 30.0  # seconds, at most, between two writes of the state
 
 
@@ -352,8 +353,12 @@ class _Run:
                 self._save()
 
         if len(images):
+            attack = build(stage.member, victim, self.threat, self.seed)
+            if self.device.type != "cpu":
+                # A look waits for the device, and rows that are done work on for nothing until the next one.
+                attack.stride = LOOK_EVERY
             out = drive(
-                build(stage.member, victim, self.threat, self.seed),
+                attack,
                 rows_of(stage.member, images, self.clean_logits()),
                 self.x,
                 self.y,
