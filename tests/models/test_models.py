@@ -199,6 +199,11 @@ def test_folding_keeps_the_function(variant: str, excite: bool) -> None:
             parameter.mul_(1.1)
     folded.refresh()
     torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+    # The gradient of the input too; to the weights none flows.
+    leaf = x.clone().requires_grad_(True)
+    (mine,) = torch.autograd.grad(F.cross_entropy(folded(leaf), torch.arange(4)), leaf)
+    (exact,) = torch.autograd.grad(F.cross_entropy(model(leaf), torch.arange(4)), leaf)
+    torch.testing.assert_close(mine, exact, rtol=1e-3, atol=1e-6)
     low = Folded(model, torch.bfloat16)
     leaf = x.clone().requires_grad_(True)
     (mine,) = torch.autograd.grad(F.cross_entropy(low(leaf), torch.arange(4), reduction="sum"), leaf)
