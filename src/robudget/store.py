@@ -251,6 +251,7 @@ def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
         "train_flops_how": "counted",
         "eval_flops_exact": _number(evaluation.get("flops_exact")),
         "train_seconds": _number(training.get("seconds")),
+        "train_seconds_how": "measured",
         "gpu_hours": _number(training.get("seconds")) / 3600 if on_gpu else math.nan,
         "eval_seconds": _number(evaluation.get("seconds")),
         "train_energy_kwh": kwh,
