@@ -104,10 +104,10 @@ def covered(form: str, seed: int, short: str, resamples: int, level: float = 0.9
     return out
 
 
-def coverage(repeats: int, resamples: int, only: list[str]) -> None:
+def coverage(repeats: int, resamples: int, only: list[str], shorts: list[str]) -> None:
     print(f"coverage of nominal 95% intervals, {repeats} tables of 320 runs each, {resamples} resamples")
     for form in only or TRUTH:
-        for short in SHORT:
+        for short in shorts or SHORT:
             hits = pd.DataFrame([covered(form, seed, short, resamples) for seed in range(repeats)])
             shares = ", ".join(f"{name} {share:.3f}" for name, share in hits.mean().items())
             print(f"  {form:11} {short:12} {shares}", flush=True)
@@ -201,9 +201,10 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--form", action="append", default=[], choices=list(TRUTH))
+    parser.add_argument("--short", action="append", default=[], choices=list(SHORT))
     asked = parser.parse_args()
     if asked.what == "coverage":
-        coverage(asked.repeats, asked.resamples, asked.form)
+        coverage(asked.repeats, asked.resamples, asked.form, asked.short)
     elif asked.what == "predictor":
         predictor(asked.seeds)
     else:

@@ -13,7 +13,10 @@ NAMES = ["power", "saturating", "shifted", "m4", "broken", "power on error", "po
 
 
 def test_the_truth_gets_the_weight(bench):
-    for form, rivals in (("power", ("power", "power on error", "power on logit")), ("saturating", ("saturating", "m4"))):
+    for form, rivals in (
+        ("power", ("power", "power on error", "power on logit")),
+        ("saturating", ("saturating", "m4")),
+    ):
         wins = [name_of(average(fit_forms(envelope(bench.table(form, s)), resamples=0)).best) for s in range(6)]
         assert sum(name in rivals for name in wins) >= 5
 

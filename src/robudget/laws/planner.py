@@ -26,6 +26,7 @@ from robudget.laws.table import as_table
 from robudget.laws.units import LABELS, Budget, parse_budget
 
 MOST_CANDIDATES = 20_000
+RESAMPLES = 500  # of the law beside the recipes
 COST_LEVEL = 1.645  # standard deviations of a 90% interval, the predictor's level
 SPENDING = ("parameters", "steps", "epochs", "images_seen", "epoch_images", "base", "model")  # choices that buy compute
 # Choices that only go together: a flag or loss, and the number that it switches on.
@@ -230,7 +231,8 @@ def _reach(table: pd.DataFrame, counted: str, target: float | None, seed: int, w
     try:
         chosen = points(table, counted, "aa_acc")
         env = envelope_of(chosen, auto_bins(chosen.counts.used))
-        return average(fit_forms(env, seed=seed)).cost_at(target or min(float(env.ys.max()) + 1, 99.9))
+        mixed = average(fit_forms(env, resamples=RESAMPLES, seed=seed))
+        return mixed.cost_at(target or min(float(env.ys.max()) + 1, 99.9))
     except InputError as error:
         warnings.append(f"no law of {counted}: {error}")
         return None

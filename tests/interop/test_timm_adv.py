@@ -1,0 +1,90 @@
+"""The paper's CSV in our units: every row against the published arithmetic."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robudget.errors import InputError
+from robudget.interop import timm_adv
+from robudget.laws import select
+
+
+@pytest.fixture(scope="module")
+def raw(shared):
+    return pd.read_csv(shared / "data" / "paper_runs.csv")
+
+
+@pytest.fixture(scope="module")
+def runs(raw):
+    return timm_adv.table(raw)
+
+
+def test_all_rows_and_the_published_columns_beside(raw, runs):
+    assert len(runs) == 319
+    for name in raw:
+        pd.testing.assert_series_equal(runs[f"published_{name}"], raw[name], check_names=False)
+    assert runs.run_id.is_unique
+
+
+def test_totals_of_whole_runs_on_all_gpus(raw, runs):
+    assert np.asarray(runs.train_flops_paper) == pytest.approx(np.asarray(raw.train_flops * 4e12 * raw.epochs))
+    assert np.asarray(runs.published_run_tflops) == pytest.approx(np.asarray(raw.train_flops * raw.epochs))
+    forward = runs.model.map({"wrn-28-10": 10.49e9, "wrn-34-10": 13.32e9, "wrn-34-20": 53.16e9, "wrn-70-16": 77.53e9})
+    constant = np.where(runs.loss == "at", 2, 3)
+    by_rule = 3 * (runs.steps + constant) * forward * 50_000 * runs.epochs
+    assert (runs.train_flops_paper / by_rule - 1).abs().max() < 0.016  # the released code's rule, all rows
+    exact = np.where(runs.loss == "at", 2 * runs.steps + 3, 2 * runs.steps + 7) * forward * runs.images_seen
+    assert (runs.train_flops_exact / exact - 1).abs().max() < 1e-3
+
+
+def test_energy_money_and_carbon(raw, runs):
+    assert np.asarray(runs.cost_usd) == pytest.approx(np.asarray(raw.train_electricity_cost * raw.epochs))
+    assert np.asarray(runs.train_energy_kwh * 1.58 * 0.12) == pytest.approx(np.asarray(runs.cost_usd))
+    assert runs.co2_kg == pytest.approx(runs.train_energy_kwh * 0.5663)  # not the published column, which is unusable
+    assert np.asarray(runs.train_seconds * 4 * 300 / 3.6e6) == pytest.approx(np.asarray(runs.train_energy_kwh))
+    assert np.asarray(runs.gpu_hours) == pytest.approx(np.asarray(4 * runs.train_seconds / 3600))
+    days = (
+        runs[(runs.model == "wrn-70-16") & (runs.loss == "trades") & (runs.steps == 10) & runs.ema].train_seconds
+        / 86400
+    )
+    assert (days > 16).all()  # the paper: more than 16 days on four V100
+    assert set(runs.train_energy_how) == {"estimated"}
+    assert set(runs.train_flops_how) == {"counted"}
+
+
+def test_choices(raw, runs):
+    assert (runs.activation == "silu").tolist() == raw.model.str.endswith("_dm").tolist()
+    assert (runs.ema == (raw.epochs == 400)).all()
+    assert (runs.cutmix == runs.ema).all()
+    assert set(runs.loss) == {"at", "trades"}
+    assert runs.parameters.tolist() == raw.model_parameters.tolist()
+    assert runs[runs.loss == "trades"].beta.unique().tolist() == [5.0]
+    assert runs[~runs.synthetic].synthetic_fraction.max() == 0
+
+
+def test_75_runs_collapsed(runs):
+    assert runs.collapsed.sum() == 75
+    assert runs[runs.steps == 1].collapsed.all()
+    assert runs[(runs.steps == 2) & runs.ema].collapsed.sum() == 11
+    assert (select.collapsed(runs.drop(columns="collapsed")) == runs.collapsed).all()
+    assert (runs.aa_acc == 0).sum() == 47
+
+
+def test_intervals_of_ten_thousand_images(runs):
+    assert (runs.aa_acc_low <= runs.aa_acc + 1e-9).all()
+    assert (runs.aa_acc_high >= runs.aa_acc - 1e-9).all()
+    near_half = runs[runs.aa_acc.between(45, 55)]
+    assert (near_half.aa_acc_high - near_half.aa_acc_low).mean() == pytest.approx(1.96, abs=0.02)
+
+
+def test_what_is_not_the_papers(raw, tmp_path):
+    with pytest.raises(InputError, match="it has no column 'at_steps'"):
+        timm_adv.table(raw.drop(columns="at_steps"))
+    with pytest.raises(InputError, match="unknown model in the paper's CSV 'wide_resnet28_11'; did you mean"):
+        timm_adv.table(raw.assign(model="wide_resnet28_11"))
+    with pytest.raises(InputError, match="unknown loss in the paper's CSV 'mart'"):
+        timm_adv.table(raw.assign(at="mart"))
+    with pytest.raises(InputError, match="cannot read"):
+        timm_adv.load(tmp_path / "none.csv")
+    assert not timm_adv.is_paper_table(["aa_acc", "steps"])
+    assert timm_adv.is_paper_table(raw.columns)
