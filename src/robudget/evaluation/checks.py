@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robudget.attacks.apgd import Apgd
 from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.objective import ce, dlr
-from robudget.attacks.pgd import Pgd
 from robudget.attacks.rng import Noise
 from robudget.attacks.rows import drive, plan
 from robudget.attacks.victim import Model, Victim
@@ -252,12 +252,12 @@ def _noise(s: Subject) -> Iterator[Finding]:
 
 
 def _monotone(s: Subject) -> Iterator[Finding]:
-    """PGD must do no worse with more steps or a larger ball, and everything must fall in a huge one."""
+    """An attack must do no worse with more steps or a larger ball, and everything must fall in a huge one."""
 
     def accuracy(eps: float, steps: int) -> float:
         threat = replace(s.threat, eps=eps)
         out = drive(
-            Pgd(s.victim, threat, steps, 2.5 * eps / steps),
+            Apgd(s.victim, threat, steps=steps),
             plan(torch.arange(len(s.x), device=s.x.device), s.x.new_empty(0)),
             s.x,
             s.y,
@@ -276,7 +276,7 @@ def _monotone(s: Subject) -> Iterator[Finding]:
     if many > few + slack or wide > many + slack:
         yield Finding(
             "not-monotone",
-            "the accuracy under PGD rises with more steps or a larger ball",
+            "the accuracy under APGD rises with more steps or a larger ball",
             {"eps_5_steps": few, "eps_20_steps": many, "2eps_20_steps": wide, "images": len(s.x)},
             ADAPTIVE,
         )
@@ -284,7 +284,7 @@ def _monotone(s: Subject) -> Iterator[Finding]:
     if huge > 0.1:
         yield Finding(
             "survives-large-eps",
-            f"PGD leaves images standing in a ball of radius {large:g}, where any image may become any other",
+            f"APGD leaves images standing in a ball of radius {large:g}, where any image may become any other",
             {"accuracy": huge, "eps": large, "images": len(s.x)},
             ADAPTIVE,
         )

@@ -211,10 +211,11 @@ class _Run:
             if not spent.done:
                 self._clean_pass(spent)
         if "findings" not in s.notes:
-            with self._stage("checks", 0) as spent:
-                found = [*mode, *(self._before(spent) if self.check else [])]
-                found += [few_classes(self.classes, note) for note in self.notes]
-                s.notes["findings"] = [finding.to_dict() for finding in found]
+            found = [*mode, *(few_classes(self.classes, note) for note in self.notes)]
+            if self.check:
+                with self._stage("checks", 0) as spent:
+                    found += self._before(spent)
+            s.notes["findings"] = [finding.to_dict() for finding in found]
         stages = [_Stage(m.name, m, self.precision == "float32", 0) for m in self.members]
         self._run(stages)
         if self.precision != "float32":

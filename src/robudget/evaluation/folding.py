@@ -61,6 +61,7 @@ def fold(model: nn.Module, x: Tensor, dtype: torch.dtype, channels_last: bool) -
         raise NotImplementedError("the work is in linear layers, which stay in float32 here")
     _set_precision(graph, layers, modules, dtype, channels_last, traced)
     graph.lint()
+    traced.delete_all_unused_submodules()
     traced.recompile()
     for parameter in traced.parameters():
         parameter.requires_grad_(False)

@@ -1,0 +1,191 @@
+"""Every check fires on the fault it is for, with evidence and advice, and is silent on a sound model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robudget.attacks.autoattack import Member
+from robudget.evaluation import evaluate
+from robudget.evaluation.page import page
+from robudget.threat import Threat
+
+THREAT = Threat("linf", 0.05)
+QUICK = [Member("apgd-ce", steps=20), Member("square", steps=300)]
+
+
+class Wrapped(nn.Module):
+    """A model between two functions."""
+
+    def __init__(self, model: nn.Module, before=lambda x: x, after=lambda z: z) -> None:
+        super().__init__()
+        self.model, self.before, self.after = model, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.model(self.before(x)))
+
+
+class Noisy(nn.Module):
+    """A stochastic layer in front."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x + 0.05 * torch.randn_like(x))
+
+
+class Quantised(nn.Module):
+    """Inputs rounded to 16 levels: the gradient is zero everywhere, the model no more robust for it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x * 15).round() / 15)
+
+
+class Dynamic(nn.Module):
+    """Purifies its input by a gradient step of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x if x.requires_grad else x.clone().requires_grad_()
+            (g,) = torch.autograd.grad(self.model(leaf).logsumexp(1).sum(), leaf, create_graph=True)
+        return self.model(x + 0.001 * g.sign())
+
+
+class Centred(nn.Module):
+    """Subtracts the batch's mean logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.model(x)
+        return z - z.mean(0, keepdim=True)
+
+
+def names(model: nn.Module, images, **changes) -> dict[str, object]:
+    given = {"attacks": QUICK} | changes
+    threat = given.pop("threat", THREAT)
+    verdicts = evaluate(model, *images, threat, **given)
+    for finding in verdicts.findings:
+        assert finding.message
+        assert finding.evidence
+        assert finding.advice
+        assert f"[{finding.name}]" in page(verdicts)
+    return {finding.name: finding.evidence for finding in verdicts.findings}
+
+
+@pytest.mark.parametrize("threat", [THREAT, Threat("l2", 0.3), Threat("l1", 1.0)], ids=str)
+def test_a_sound_model_raises_nothing(small, images, threat):
+    assert names(small, images, threat=threat) == {}
+
+
+def test_logits_scaled_by_a_thousand(small, images):
+    """Cross-entropy saturates, its gradient is exactly zero, and only DLR and Square still see."""
+    found = names(Wrapped(small, after=lambda z: 1e3 * z), images)
+    assert found["zero-gradients"]["share_ce"] > 0.5
+    assert found["zero-gradients"]["share_dlr"] == 0
+    assert "survives-large-eps" in found
+
+
+def test_quantised_inputs(small, images):
+    found = names(Quantised(small), images, threat=Threat("linf", 0.08))
+    assert found["zero-gradients"]["share_ce"] == 1
+    assert found["masked-gradients"]["points"] > 0.2
+    assert found["survives-large-eps"]["accuracy"] > 0.5
+
+
+def test_a_stochastic_layer(small, images):
+    found = names(Noisy(small), images)
+    assert found["randomised"]["largest_difference"] > 1e-4
+    assert "batch-dependent" not in found
+    assert "randomised" not in names(Noisy(small), images, attacks=[Member("apgd-ce", steps=3, eot=20)])
+
+
+def test_a_dynamic_defence(small, images):
+    assert names(Dynamic(small), images)["dynamic"]["calls"] >= 1
+
+
+def test_probabilities(small, images):
+    assert "probabilities" in names(Wrapped(small, after=lambda z: z.softmax(1)), images)
+
+
+def test_an_answer_that_depends_on_its_batch(small, images):
+    assert "batch-dependent" in names(Centred(small), images)
+
+
+def test_train_mode_is_reported_and_put_back(small, images):
+    small.train()
+    try:
+        found = names(small, images)
+        assert small.training
+    finally:
+        small.eval()
+    assert found["train-mode"]["modules"] > 3
+
+
+def test_batch_norm_without_statistics(images):
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(144, 6)
+    ).eval()
+    found = names(model, images)
+    assert found["batch-statistics"]["layers"] == 1
+    assert "batch-dependent" in found
+
+
+def test_logits_that_are_not_finite(small, images):
+    x, y = images
+    bright = x.mean((1, 2, 3)) > x.mean()
+
+    def spoil(z: Tensor) -> Tensor:
+        return z
+
+    model = Wrapped(small, after=spoil)
+    model.forward = lambda v: torch.where((v.mean((1, 2, 3)) > x.mean()).unsqueeze(1), torch.nan, small(v))
+    verdicts = evaluate(model, x, y, THREAT, attacks=QUICK)
+    found = {f.name: f.evidence for f in verdicts.findings}
+    assert found["not-finite"]["images"] == int(bright.sum())
+    assert not verdicts.clean[bright.numpy()].any()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes(classes):
+    g = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(classes, 16, generator=g))
+    x = torch.rand(20, 1, 4, 4, generator=g)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    verdicts = evaluate(model, x, y, THREAT, attacks=["apgd-dlr", "apgd-t", "fab-t"])
+    found = [f for f in verdicts.findings if f.name == "few-classes"]
+    assert found
+    assert all(f.evidence == {"classes": classes} for f in found)
+    assert "cross-entropy" in found[0].message
+
+
+def test_random_noise_that_already_misleads(small, images):
+    assert names(small, images, threat=Threat("linf", 0.9))["random-noise"]["share"] > 0.1
+
+
+def test_checks_can_be_left_out(small, images):
+    assert names(Quantised(small).eval(), images, checks=False) == {}
+
+
+def test_checks_leave_the_model_as_it_was(small, images):
+    before = {k: v.clone() for k, v in small.state_dict().items()}
+    names(small, images)
+    assert all(torch.equal(v, before[k]) for k, v in small.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in small.parameters())
+    assert not small.training
