@@ -12,7 +12,7 @@ demo: $(READY) ## train, attack, meter and fit a law on scikit-learn's digits; e
 	@$(VENV)/bin/robudget demo $(ARGS)
 
 test: $(READY) ## the tests (offline, CPU); make test ARGS="-k apgd" for some
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .
