@@ -127,6 +127,8 @@ def test_a_recipe_goes_in_as_it_is(grid_predictor):
     far = grid_predictor.predict(recipe.with_({"craft.steps": 10}))[0]
     assert far.outside == ("steps",)
     assert "beyond the table in steps" in far.sentence()
+    other = grid_predictor.predict(recipe.with_({"ema.decay": 0.9}))[0]
+    assert other.outside == ("ema_decay",)  # the table knows EMA with 0.99 only, and cannot tell what 0.9 does
 
 
 def test_one_question_in_one_call(grid, grid_predictor, monkeypatch):

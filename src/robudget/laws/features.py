@@ -134,6 +134,21 @@ class Features:
                     out[i].append(column.name)
         return [tuple(names) for names in out]
 
+    def unseen(self, rows: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, ...]]:
+        """For each row, the aliases whose value never came with this value of their feature in `table`: the feature
+        stands for both there, so that nothing is known of this combination. Unknown values are passed over."""
+        out: list[list[str]] = [[] for _ in range(len(rows))]
+        for column in self.columns:
+            for name in column.aliases:
+                if name not in rows.columns or name not in table.columns:
+                    continue
+                known = set(zip(_keys(table[column.name]), _keys(table[name]), strict=True))
+                pairs = zip(_keys(rows[column.name]), _keys(rows[name]), strict=True)
+                for i, (value, other) in enumerate(pairs):
+                    if other is not None and (value, other) not in known:
+                        out[i].append(name)
+        return [tuple(names) for names in out]
+
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
 
@@ -185,6 +200,21 @@ def _values(series: pd.Series[Any], name: str, kind: Kind) -> pd.Series[Any]:
     if kind == "flag":
         return series.map(lambda v: v if pd.isna(v) else bool(v)).astype(object)
     return series
+
+
+def _keys(series: pd.Series[Any]) -> list[Any]:
+    """Values that compare across tables: rounded numbers, plain booleans and texts, None where unknown."""
+    out: list[Any] = []
+    for value in series:
+        if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+            out.append(None)
+        elif isinstance(value, bool | np.bool_):
+            out.append(bool(value))
+        elif isinstance(value, int | float | np.number):
+            out.append(float(f"{float(value):.6g}"))
+        else:
+            out.append(str(value))
+    return out
 
 
 def _same(a: NDArray[np.int64], b: NDArray[np.int64]) -> bool:

@@ -34,7 +34,7 @@ class Prediction:
 
     `p_collapse` is the probability of catastrophic overfitting and `survivor` the accuracy without it. `nearest` are
     the real runs most like it: (run_id, aa_acc, distance in standard deviations of the features). `outside` names the
-    features beyond the fitted table's range, where nothing vouches for the interval.
+    features beyond the fitted table's range or in a combination it never had, where nothing vouches for the interval.
     """
 
     aa_acc: float
@@ -166,7 +166,11 @@ class Predictor:
         accuracy = np.clip(out.by_model[self.model], 0, 100)
         low, high = self.calibration.interval(X, out)
         low, high = np.minimum(low, accuracy), np.maximum(high, accuracy)
-        nearest, outside = self._nearest(X), self.features.outside(asked)
+        nearest = self._nearest(X)
+        outside = [
+            tuple(dict.fromkeys(far + new))
+            for far, new in zip(self.features.outside(asked), self.features.unseen(asked, self.table), strict=True)
+        ]
         return [
             Prediction(
                 float(accuracy[i]), float(low[i]), float(high[i]), float(out.p_collapse[i]), float(out.survivor[i]),
