@@ -115,10 +115,8 @@ def analyse(
     kind: How = how or ("log" if is_percent(y) else "all")
     env = envelope_of(chosen, auto_bins(chosen.counts.used) if bins == "auto" else bins, kind)
     others = fit_forms(env, resamples=resamples, level=level, seed=seed) if is_percent(y) else ()
-    law = next(
-        (other for other in others if name_of(other) == "power"),
-        None,
-    ) or fit_envelope(env, "power", resamples=resamples, level=level, seed=seed)
+    law = next((other for other in others if name_of(other) == "power"), None)
+    law = law or fit_envelope(env, "power", resamples=resamples, level=level, seed=seed)
     forms = (law, *(other for other in others if other is not law))
     warnings = [*table.attrs.get("notes", ()), *(w for form in forms for w in form.warnings)]
     mixed = average(others) if others else None

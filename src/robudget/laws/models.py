@@ -9,6 +9,8 @@ what survives (forest and Gaussian process, averaged) and of what collapsed (for
 - `mixture`: survivor and fallen accuracy, weighted by P(collapse) with sharpened odds: a point prediction that leans to
   the likelier outcome, between the mean (best for R²) and the median (best for the mean absolute error);
 - `blend`: 0.7 mixture, 0.3 forest.
+
+scikit-learn takes a second to import, so it is imported where a model is fitted: laws without a predictor start light.
 """
 
 from __future__ import annotations
