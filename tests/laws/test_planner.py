@@ -31,7 +31,7 @@ def test_the_best_within_a_budget(table, grid_predictor):
         assert accuracies == sorted(accuracies, reverse=True)
     assert large.options[0].aa_acc > small.options[0].aa_acc
     best = large.options[0].choices
-    assert (best["synthetic"], best["ema"], best["loss"], best["parameters"]) == (True, True, "trades", 7e5)
+    assert (best["synthetic"], best["ema"], best["loss"], best["model"]) == (True, True, "trades", "wrn-16-4")
 
 
 def test_the_cheapest_way_to_a_target(table, grid_predictor):

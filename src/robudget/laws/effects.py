@@ -12,7 +12,7 @@ import pandas as pd
 
 from robudget.laws.features import EMPTY, Features
 from robudget.laws.models import Bools
-from robudget.laws.plain import fields
+from robudget.laws.plain import fields, level_of
 from robudget.laws.predictor import usable
 from robudget.laws.select import Floats, standard
 
@@ -118,7 +118,7 @@ def effects(
             change = _differences(all_pairs, before, after, "fallen")
             low, high = _interval(gains, level, resamples, rng)
             found.append(Effect(
-                name, _plain(before), _plain(after), float(gains.mean()), low, high, float(gains.std(ddof=1)),
+                name, level_of(before), level_of(after), float(gains.mean()), low, high, float(gains.std(ddof=1)),
                 float((gains > 0).mean()), len(gains), float(change.mean()), len(change), aliases[name],
             ))  # fmt: skip
     found.sort(key=lambda e: -abs(e.gain))
@@ -193,7 +193,8 @@ def _spread(
     low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     sd_before, sd_after = float(first.std(ddof=1)), float(second.std(ddof=1))
     return Spread(
-        name, _plain(before), _plain(after), sd_before, sd_after, sd_after / sd_before if sd_before else float("nan"),
+        name, level_of(before), level_of(after), sd_before, sd_after,
+        sd_after / sd_before if sd_before else float("nan"),
         float(low), float(high), len(first), len(second), survivors,
     )  # fmt: skip
 
@@ -215,9 +216,3 @@ def _interaction(
         return None
     low, high = _interval(extra, level, resamples, rng)
     return Interaction(first, second, float(extra.mean()), low, high, len(extra))
-
-
-def _plain(level: Any) -> Any:
-    """A level as Python has it; whole numbers without a point."""
-    value = level.item() if isinstance(level, np.generic) else level
-    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -43,3 +43,9 @@ def plain(value: Any) -> Any:
 def fields(record: Any) -> dict[str, Any]:
     """The fields of a dataclass as JSON data, in their order, without those marked repr=False."""
     return {field.name: plain(getattr(record, field.name)) for field in dataclasses.fields(record) if field.repr}
+
+
+def level_of(value: Any) -> Any:
+    """A choice's level as Python has it: no numpy scalars, and whole numbers without a point."""
+    plain_value = value.item() if isinstance(value, np.generic) else value
+    return int(plain_value) if isinstance(plain_value, float) and plain_value.is_integer() else plain_value

@@ -19,7 +19,7 @@ from robudget.laws.envelope import envelope_of
 from robudget.laws.features import rows_of
 from robudget.laws.fit import auto_bins
 from robudget.laws.law import Reach
-from robudget.laws.plain import fields
+from robudget.laws.plain import fields, level_of
 from robudget.laws.predictor import Predictor, Rows
 from robudget.laws.select import Floats, points, where
 from robudget.laws.table import as_table
@@ -206,13 +206,17 @@ def _options(
     reached = model.p_above(rows, target) if target is not None else np.full(len(rows), np.nan)
     prices = {name: cost.predict(rows) for name, cost in costs.items()}
     spread = {name: float(np.exp(COST_LEVEL * cost.scatter)) for name, cost in costs.items()}
-    names = [c.name for c in model.features.columns]
+    # A model's name says more than its number of parameters, where the one stands for the other.
+    names = [
+        "model" if c.name == "parameters" and "model" in c.aliases and "model" in rows else c.name
+        for c in model.features.columns
+    ]
     out = []
     for i, (prediction, choices) in enumerate(zip(predictions, rows[names].to_dict("records"), strict=True)):
         run_id, _, distance = prediction.nearest[0]
         price = {name: float(values[i]) for name, values in prices.items()}
         out.append(Option(
-            {str(k): v for k, v in choices.items()}, prediction.aa_acc, prediction.low, prediction.high,
+            {str(k): level_of(v) for k, v in choices.items()}, prediction.aa_acc, prediction.low, prediction.high,
             prediction.p_collapse, float(reached[i]), price,
             {name: (value / spread[name], value * spread[name]) for name, value in price.items()},
             run_id if distance == 0 else None, prediction.nearest,
