@@ -9,6 +9,9 @@ import pytest
 import robudget
 from robudget import cli
 from robudget.config import named
+from robudget.laws.features import rows_of
+from robudget.models.build import build
+from robudget.recipe import Recipe
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -145,6 +148,12 @@ def test_fit_predict_plan_on_the_papers_table(robudget_command: Run, shared: Pat
     code, out, _ = robudget_command("plan", "--from", table, "--budget", "1e18flops", "--json")
     assert code == 0
     assert json.loads(out)["options"]
+
+
+def test_a_model_size_that_was_not_run_has_its_parameters_by_arithmetic() -> None:
+    (row,) = rows_of(Recipe.load("digits", {"model.base": 7})).to_dict("records")
+    model = build("wrn-10-1", classes=10, image_size=8, channels=1, base=7)
+    assert row["parameters"] == sum(p.numel() for p in model.parameters())
 
 
 def test_fit_and_help_start_no_torch(shared: Path) -> None:

@@ -26,7 +26,7 @@ ALLOWED = {
     "judge": {"data", "models", "training", "evaluation", "meter", "store", "runner"},
     "sweep": {"store", "runner", "meter"},
     "interop": {"attacks", "evaluation", "meter", "models", "store"},
-    "laws": {"interop", "store"},
+    "laws": {"interop", "store", "meter"},
     "report": {"laws", "store"},
     "demo": {"sweep", "store", "laws", "report", "terminal"},
     "terminal": {"sweep", "report"},

@@ -325,13 +325,17 @@ def fit(
     ],
     x: Annotated[str, typer.Option("-x", help="what is spent: a column of the table")] = "train_flops_exact",
     y: Annotated[str, typer.Option("-y", help="what is bought")] = "aa_acc",
+    where: Annotated[
+        list[str] | None, typer.Option(help="only these runs, e.g. dataset=cifar10; may be repeated")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Laws of robustness against compute: envelope, forms, intervals, hold-outs, effects of each choice."""
     from robudget import terminal, terminal_laws
+    from robudget.config import parse_overrides
     from robudget.laws import analyse, read_table
 
-    analysis = analyse(read_table(table), x=x, y=y)
+    analysis = analyse(read_table(table), x=x, y=y, choose=parse_overrides(where or []))
     if json:
         terminal.print_json(analysis.to_dict())
     else:

@@ -13,7 +13,7 @@ from robudget.terminal import duration, table_of
 def analysis(found: Analysis) -> Group:
     """What `robudget fit` prints: the headline, competing forms, hold-outs, costs, effects, warnings."""
     parts: list[RenderableType] = [Text(found.law.sentence(), style="bold"), Text(found.counts.sentence())]
-    parts += [Text(""), table_of([_law_row(law) for law in found.laws], title="Laws", left=("y", "form"))]
+    parts += [Text(""), table_of([_law_row(law) for law in found.laws], title="Laws", left=("y", "x", "form"))]
     if found.reaches:
         parts += [Text(""), Text("Targets, by the average over forms", style="bold")]
         parts += [Text(f"  {reach.sentence()}") for reach in found.reaches]
@@ -60,6 +60,7 @@ def _law_row(law: Law) -> dict[str, str]:
     low, high = law.alpha_interval
     return {
         "y": law.y,
+        "x": law.x,
         "form": law.form if law.on == "value" else f"{law.form} on {law.on}",
         "C": number(law.C, 4),
         "α [95%]": f"{number(law.alpha)} [{number(low)}, {number(high)}]",

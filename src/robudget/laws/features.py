@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from robudget.errors import InputError
 from robudget.laws.plain import fields
 from robudget.laws.select import Floats
+from robudget.meter.convention import wrn_parameters
+from robudget.meter.schedule import KNOWN
 from robudget.recipe import Recipe
 
 Kind = Literal["log", "number", "flag", "category"]
@@ -159,7 +162,8 @@ def rows_of(
     """Recipes, or features by name, as rows of a table.
 
     A recipe does not say how many parameters its model has: they are taken from a run of `table` with the same model
-    and base, and stay unknown (NaN) where there is none; give `parameters` in a mapping then.
+    and base, else by arithmetic for a WideResNet on a published dataset, and stay unknown (NaN) otherwise; give
+    `parameters` in a mapping then.
     """
     if isinstance(recipes, pd.DataFrame):
         return recipes
@@ -184,13 +188,18 @@ def _row(recipe: Recipe, table: pd.DataFrame | None) -> dict[str, Any]:
 
 
 def _parameters(recipe: Recipe, table: pd.DataFrame | None) -> float:
-    if table is None or not {"model", "parameters"} <= set(table.columns):
+    if table is not None and {"model", "parameters"} <= set(table.columns):
+        same = (table["model"] == recipe.model.name).to_numpy()
+        if "base" in table.columns:
+            same = same & (table["base"] == recipe.model.base).to_numpy()
+        found = table.loc[same, "parameters"].dropna()
+        if len(found):
+            return float(found.iloc[0])
+    match, sizes = re.fullmatch(r"wrn-(\d+)-(\d+)", recipe.model.name), KNOWN.get(recipe.data.name)
+    if not match or sizes is None:
         return math.nan
-    same = (table["model"] == recipe.model.name).to_numpy()
-    if "base" in table.columns:
-        same = same & (table["base"] == recipe.model.base).to_numpy()
-    found = table.loc[same, "parameters"].dropna()
-    return float(found.iloc[0]) if len(found) else math.nan
+    depth, width, base = int(match[1]), int(match[2]), recipe.model.base
+    return wrn_parameters(depth, width, classes=sizes.classes, base=base, channels=sizes.image_shape[0])
 
 
 def _values(series: pd.Series[Any], name: str, kind: Kind) -> pd.Series[Any]:
