@@ -128,7 +128,7 @@ def test_norm_alone_and_with_relu():
     for relu in (False, True):
         layer = Norm(source)
         layer.relu = relu
-        layer.prepare(torch.float32)
+        layer.prepare(torch.float32, False)
         plain = nn.Sequential(source, nn.ReLU() if relu else nn.Identity())
         x = torch.randn(4, 5, 3, 3)
         for mine, theirs in zip(answers_of_layer(layer, x), answers_of_layer(plain, x), strict=True):

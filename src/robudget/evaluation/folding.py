@@ -108,7 +108,7 @@ def _set_precision(
             layer.prepare(torch.float32 if first else dtype, channels_last, dtype if first and low else None)
             first = False
         elif isinstance(layer, Norm):
-            layer.prepare(torch.float32 if first else dtype)
+            layer.prepare(torch.float32 if first else dtype, channels_last)
         elif low and _wants_float(node, modules):
             with graph.inserting_before(node):
                 traced.add_submodule(f"float_{node.name}", Float())

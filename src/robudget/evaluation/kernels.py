@@ -15,6 +15,25 @@ from torch.nn.functional import batch_norm, conv2d
 CHANNELS_LAST = torch.channels_last
 
 
+def fuses(t: Tensor) -> bool:
+    """Can oneDNN apply the ReLU while it writes the convolution's output? (Private to torch, so asked for by name.)"""
+    return t.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def fused_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    how: tuple[list[int], list[int], list[int]],
+    groups: int,
+    *,
+    relu: bool,
+) -> Tensor:
+    """Convolution, bias and ReLU in one pass over the output; `how` is padding, stride, dilation."""
+    call = torch.ops.mkldnn._convolution_pointwise
+    return cast(Tensor, call(x, weight, bias, *how, groups, "relu" if relu else "none", [], ""))
+
+
 class Conv(nn.Module):
     """Convolution + bias (+ skip) (+ ReLU), as one step forward and one back."""
 
@@ -46,6 +65,7 @@ class Conv(nn.Module):
         )
         h2, w2 = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
         self.out_shape = (out, h2, w2)
+        self.fused = channels_last and fuses(self.weight)
         on_cpu = plain and dtype == torch.float32 and self.weight.device.type == "cpu" and not channels_last
         # A few pixels seen by a 3×3 window are a matrix in all but name: `dense` times the multiplications, but none
         # of a convolution's overhead, which counts while channels are few, most of all backward through a stride.
@@ -69,6 +89,16 @@ class Conv(nn.Module):
 
     def compute(self, x: Tensor, skip: Tensor | None) -> Tensor:
         x = x.to(self.weight.dtype)
+        if self.relu and skip is None and self.fused:
+            y = fused_convolution(
+                self._laid(x),
+                self.weight,
+                self.bias,
+                (self.padding, self.stride, self.dilation),
+                self.groups,
+                relu=True,
+            )
+            return y if self.cast is None else y.to(self.cast)
         if self.matrix is not None and self.by_matrix:
             y = nn.functional.linear(x.flatten(1), self.matrix, self.spread).view(len(x), *self.out_shape)
         else:
@@ -156,13 +186,32 @@ class Norm(nn.Module):
         self.eps = source.eps
         self.relu = False
 
-    def prepare(self, dtype: torch.dtype) -> None:
+    def prepare(self, dtype: torch.dtype, channels_last: bool) -> None:
         scale = self.weight / (self.var + self.eps).sqrt()
         self.scale = scale.view(1, -1, 1, 1).to(dtype)
+        self.last = channels_last
+        # In bfloat16 torch's own elementwise kernels are slower than a convolution with one 1×1 kernel per channel.
+        self.kernel: tuple[Tensor, Tensor] | None = None
+        if channels_last and dtype == torch.bfloat16 and fuses(self.scale):
+            shift = self.bias - self.mean * scale
+            self.kernel = scale.view(-1, 1, 1, 1).to(dtype), shift.to(dtype)
 
     def compute(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and x.dtype == self.kernel[0].dtype:
+            return self._by_kernel(x, self.kernel[1], self.relu)
         y = batch_norm(x, self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)
         return y.relu_() if self.relu else y
+
+    def _by_kernel(self, x: Tensor, shift: Tensor | None, relu: bool) -> Tensor:
+        assert self.kernel is not None
+        x, scale = x.contiguous(memory_format=CHANNELS_LAST), self.kernel[0]
+        return fused_convolution(x, scale, shift, ([0, 0], [1, 1], [1, 1]), len(scale), relu=relu)
+
+    def pull(self, g: Tensor) -> Tensor:
+        """The gradient of the input from that of the scaled and shifted output."""
+        if self.kernel is not None and g.dtype == self.kernel[0].dtype:
+            return self._by_kernel(g, None, False)
+        return g * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
@@ -182,7 +231,7 @@ class _NormFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
         g = grads[0] if y is None else torch.ops.aten.threshold_backward(grads[0], y, 0)
-        return g * ctx.layer.scale, None
+        return ctx.layer.pull(g), None
 
 
 class Float(nn.Module):
