@@ -20,6 +20,7 @@ from robudget.models.build import build_for
 from robudget.models.memory import checkpoint_activations
 from robudget.recipe import Recipe
 from robudget.training import checkpoint
+from robudget.training.allocator import keep_freed_memory
 from robudget.training.batches import Batches
 from robudget.training.ema import Ema
 from robudget.training.optim import build_optimizer, lr_at, peak_lr
@@ -76,6 +77,8 @@ class Trainer:
         self.device, self.world = torch.device(device), current()
         self._window: Window = window or (lambda name: nullcontext())
         self._notify, self._save_seconds, self._checkpointing = notify, save_seconds, checkpointing
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if recipe.batch_size % self.world.size:
             raise InputError(f"batch_size = {recipe.batch_size} can't be shared by {self.world.size} processes")
 
