@@ -63,7 +63,7 @@ def leaderboard(table: pd.DataFrame) -> Table:
                 "robust %": fixed(run.aa_acc),
                 "95% interval": interval,
                 "clean %": fixed(run.clean_acc),
-                "n": number(run.n_eval),
+                "n": f"{run.n_eval:.0f}" if known(run.n_eval) else "unknown",
                 "train FLOP": number(run.train_flops_exact),
                 "train s": number(run.train_seconds),
                 "train Wh": number(run.train_energy_kwh * 1000),
