@@ -88,5 +88,7 @@ def test_a_recipe_as_a_row(grid):
     assert (row["loss"], row["steps"], row["ema"], row["synthetic"]) == ("trades", 5, True, False)
     assert np.isfinite(Features.of(grid).matrix(rows_of([recipe], grid))).all()
     assert rows_of(recipe.with_({"loss": "standard"}), grid).iloc[0]["steps"] == 0
-    assert np.isnan(rows_of(recipe.with_({"model.name": "wrn-40-4"}), grid).iloc[0]["parameters"])
+    unseen = {"model.name": "wrn-40-4", "data.name": "cifar10"}
+    assert rows_of(recipe.with_(unseen), grid).iloc[0]["parameters"] == 8_949_210  # no run has it: by arithmetic
+    assert np.isnan(rows_of(recipe.with_({"model.name": "resnet18"}), grid).iloc[0]["parameters"])
     assert isinstance(rows_of({"steps": 3}), pd.DataFrame)
