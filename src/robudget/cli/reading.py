@@ -1,0 +1,113 @@
+"""Verbs that show what there is: runs, studies, devices, and what a recipe will cost."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from robudget.cli.app import AsJson, Overrides, Prices, app, resumable
+
+
+@app.command()
+def runs(
+    store: Annotated[str, typer.Argument(help="folder of runs")] = "runs",
+    prices: Prices = None,
+    json: AsJson = False,
+) -> None:
+    """The leaderboard of a folder of runs: accuracy with its interval, FLOPs, energy, cost."""
+    from robudget import terminal
+    from robudget.meter.cost import Prices as PriceList
+    from robudget.store import load_runs
+
+    table = load_runs(store, prices=PriceList.load(prices) if prices else None)
+    if json:
+        terminal.print_json(terminal.records(table))
+    elif table.empty:
+        terminal.out.print(f"no finished runs in {store!r} yet")
+    else:
+        terminal.out.print(terminal.leaderboard(table))
+
+
+@app.command()
+def study(
+    name: Annotated[str | None, typer.Argument(help="show this one")] = None,
+    json: AsJson = False,
+) -> None:
+    """List the studies that ship with robudget, or show one."""
+    from robudget import terminal
+    from robudget.config import named
+    from robudget.sweep import Study
+
+    studies = [Study.load(n) for n in ([name] if name else named("studies"))]
+    rows = [
+        {"study": s.name, "runs": str(len(s.recipes)), "axes": " × ".join(s.axes), "question": s.question}
+        for s in studies
+    ]
+    if json:
+        terminal.print_json(rows)
+    else:
+        terminal.out.print(terminal.table_of(rows, left=("study", "axes", "question")))
+
+
+@app.command()
+@resumable
+def cost(
+    what: Annotated[str, typer.Argument(metavar="RECIPE|STUDY", help="a recipe or a study, by name or YAML file")],
+    overrides: Overrides = None,
+    device: Annotated[
+        str | None, typer.Option(help="a device of `robudget devices`; default: this machine, calibrated in 20 s")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="how many of them")] = 1,
+    prices: Prices = None,
+    json: AsJson = False,
+) -> None:
+    """What a recipe or a whole study will cost, before training: FLOPs, time, energy, money, carbon, with ranges."""
+    from robudget import terminal
+    from robudget.config import parse_overrides
+    from robudget.meter.cost import Prices as PriceList
+    from robudget.meter.forecast import forecast_study, total
+    from robudget.site import Site
+    from robudget.sweep import recipes_of
+
+    site, changes = Site.take(parse_overrides(overrides or []))
+    forecasts = forecast_study(
+        recipes_of(what, changes),
+        device=device,
+        gpus=gpus,
+        prices=PriceList.load(prices) if prices else None,
+        site_device="cpu" if site.device == "auto" else site.device,
+        progress=lambda note: print(note, file=sys.stderr),
+    )
+    if json:
+        terminal.print_json([each.to_dict() for each in forecasts])
+    else:
+        terminal.out.print(terminal.bill([each.to_dict() for each in forecasts], total(forecasts)))
+
+
+@app.command()
+def devices(json: AsJson = False) -> None:
+    """The devices that `robudget cost --device` knows: peak, power, attainable share, source."""
+    from dataclasses import asdict
+
+    from robudget import terminal
+    from robudget.meter.devices import devices as known
+
+    if json:
+        terminal.print_json([asdict(device) for device in known().values()])
+    else:
+        terminal.out.print(terminal.device_table(known().values()))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="a run's folder")],
+    tracker: Annotated[str, typer.Argument(help="tensorboard, wandb or mlflow")],
+    to: Annotated[str, typer.Argument(help="folder, or MLflow's tracking URI")],
+) -> None:
+    """Replay a finished run's log into a tracker."""
+    from robudget.interop import trackers
+    from robudget.store import RunFolder
+
+    trackers.export(RunFolder(run), tracker, to=to)

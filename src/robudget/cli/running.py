@@ -1,0 +1,165 @@
+"""Verbs that run something: a recipe, an evaluation, a study, the demo."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robudget.cli.app import AsJson, Overrides, StoreOption, app, resumable
+
+
+@app.command()
+@resumable
+def run(
+    recipe: Annotated[str, typer.Argument(help="a named recipe (digits, cifar10-smoke, paper, …) or a YAML file")],
+    overrides: Overrides = None,
+    store: StoreOption = "runs",
+    json: AsJson = False,
+) -> None:
+    """Train a recipe, attack it with the standard ensemble, meter both, and keep the record. Resumes what was begun."""
+    from robudget import terminal
+    from robudget.config import parse_overrides
+    from robudget.recipe import Recipe
+    from robudget.runner import run as run_recipe
+    from robudget.site import Site
+    from robudget.store import load_runs
+
+    site, changes = Site.take(parse_overrides(overrides or []))
+    chosen = Recipe.load(recipe, changes)
+    with terminal.RunDisplay(chosen.slug) as display:
+        result = run_recipe(chosen, store=store, site=site, progress=display.update)
+    table = load_runs(result.folder.path)
+    if json:
+        terminal.print_json(terminal.records(table)[0])
+    else:
+        terminal.out.print(terminal.leaderboard(table))
+        terminal.out.print(f"\n{result.summary}\n{result.folder.path}")
+
+
+@app.command("eval")
+@resumable
+def evaluate(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="a run's folder, weights.safetensors, a timm model, robustbench:…, FILE.py:FUNCTION"
+        ),
+    ],
+    data: Annotated[str | None, typer.Option(help="dataset; a run brings its own")] = None,
+    data_root: Annotated[str | None, typer.Option(help="where the dataset lies")] = None,
+    model: Annotated[str | None, typer.Option(help="architecture of a safetensors file, e.g. wrn-28-10")] = None,
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1")] = "linf",
+    eps: Annotated[str | None, typer.Option(help="radius, e.g. 8/255; a run brings its own")] = None,
+    version: Annotated[str, typer.Option(help="standard, plus or rand")] = "standard",
+    samples: Annotated[int | None, typer.Option(min=1, help="the first n test images; default: all")] = None,
+    shard: Annotated[str, typer.Option(help="i/n: the i-th of n contiguous parts; put together with --merge")] = "1/1",
+    merge: Annotated[
+        list[Path] | None, typer.Option(help="folders of further shards, to be merged with MODEL, a shard too")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 500,
+    precision: Annotated[
+        str, typer.Option(help="auto, float32 or bfloat16, of the attacks; successes are confirmed in float32")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="folder of the results")] = None,
+    json: AsJson = False,
+) -> None:
+    """Attack any classifier with the standard ensemble: a verdict per image, intervals, checks, the bill. Resumes."""
+    from robudget import judge, terminal
+    from robudget.evaluation.page import page
+    from robudget.site import Site
+    from robudget.threat import Threat
+
+    if merge:
+        merged = judge.merged([Path(source), *merge], out)
+        terminal.print_json(merged.summary()) if json else terminal.out.print(page(merged), end="")
+        return
+    with terminal.EvaluationDisplay(Path(source).name) as display:
+        found = judge.judge(
+            source,
+            dataset=data,
+            threat=None if eps is None else Threat(norm, eps),  # type: ignore[arg-type]
+            version=version,
+            images=samples,
+            shard=judge.parse_shard(shard),
+            seed=seed,
+            batch_size=batch_size,
+            precision=precision,
+            model=model,
+            out=out,
+            site=Site(data_root=data_root, device=device),
+            progress=display.update,
+        )
+    if json:
+        terminal.print_json(found.to_dict())
+    else:
+        terminal.out.print(page(found.verdicts), end="")
+        terminal.out.print(f"\n{found.folder}")
+
+
+@app.command()
+@resumable
+def sweep(
+    study: Annotated[str, typer.Argument(help="a named study (robudget study lists them) or a YAML file")],
+    overrides: Overrides = None,
+    store: StoreOption = "runs",
+    workers: Annotated[int, typer.Option(min=0, help="processes side by side; 0 = one per GPU, else one per core")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list what would run")] = False,
+    json: AsJson = False,
+) -> None:
+    """Run every recipe of a study, several side by side; skips what is done and resumes what was begun."""
+    from robudget import terminal
+    from robudget.config import parse_overrides
+    from robudget.site import Site
+    from robudget.store import Store, load_runs
+    from robudget.sweep import Study, weight
+    from robudget.sweep import sweep as run_sweep
+
+    site, changes = Site.take(parse_overrides(overrides or []))
+    chosen = Study.load(study, changes)
+    home = Store(store)
+    if dry_run:
+        rows = [
+            {"run": r.slug, "id": r.id, "state": "done" if home.folder(r).done else "to do"} for r in chosen.recipes
+        ]
+        if json:
+            terminal.print_json(rows)
+        else:
+            terminal.out.print(terminal.table_of(rows, title=chosen.question, left=("run", "id", "state")))
+        return
+    with terminal.SweepDisplay(chosen.name) as display:
+        state = run_sweep(chosen.recipes, store=store, site=site, workers=workers, weight=weight, watch=display.update)
+    mine = {r.id for r in chosen.recipes}
+    table = load_runs(store) if home.root.is_dir() else None
+    table = table[table.run_id.isin(mine)] if table is not None else None
+    if table is not None and json:
+        terminal.print_json(terminal.records(table))
+    elif table is not None:
+        terminal.out.print(terminal.leaderboard(table))
+    if state.failed:
+        for index, why in state.failed.items():
+            print(f"error: {chosen.recipes[index].slug}: {why}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+@resumable
+def demo(
+    out: Annotated[Path, typer.Option(help="where the runs and the report go")] = Path("demo"),
+    workers: Annotated[int, typer.Option(min=0, help="processes side by side; 0 = one per core")] = 0,
+    json: AsJson = False,
+) -> None:
+    """The main job on scikit-learn's digits: train, attack, meter, fit a law, write a report. About 5 minutes."""
+    from robudget import terminal
+    from robudget.demo import demo as run_demo
+
+    with terminal.SweepDisplay("demo") as display:
+        result = run_demo(out, workers=workers, watch=display.update)
+    if json:
+        terminal.print_json(result.to_dict())
+    else:
+        terminal.out.print(result.text)
