@@ -1,9 +1,7 @@
-"""Training against the textbook loop and against the machine: python bench/training.py speed|parity|growth [options]
+"""Training against the textbook loop and against the machine: python bench/training.py speed|growth [options]
 
 speed   images/s of PGD-10 and TRADES-10 steps, ours and textbook in turn, with the step's time broken down, and
-crafting's
-        FLOP/s as a share of the bf16 matrix peak measured between the steps.
-parity  the robust accuracy that both loops reach after a few epochs of CIFAR-10, several seeds.
+        crafting's FLOP/s as a share of the bf16 matrix peak measured between the steps.
 growth  time per image and resident memory with 1,000 to 1,000,000 generated images in a memory-mapped npz.
 
 On a machine that others use too, `--threads 1 --clock cpu` counts the process's own CPU time instead of the wall's.
@@ -29,7 +27,6 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from robudget import data
 from robudget.data.dataset import Dataset, Split
 from robudget.data.prepare import prepare
 from robudget.models import build_for
@@ -231,79 +228,6 @@ def spread(seconds: list[float], batch: int) -> str:
     return f"{batch / max(seconds):.1f} to {batch / min(seconds):.1f}"
 
 
-# -- parity ----------------------------------------------------------------------------------------------------------
-
-
-def parity(root: str, model: str, base: int, images: int, epochs: int, seeds: int, device: torch.device) -> None:
-    dataset = data.load("cifar10", root=root)
-    results: dict[str, list[tuple[float, float]]] = {"ours": [], "textbook": []}
-    test = dataset.test.first(1000)
-    for seed in range(seeds):
-        recipe = Recipe().with_(
-            {
-                "seed": seed,
-                "model.name": model,
-                "model.base": base,
-                "craft.steps": 2,
-                "epochs": epochs,
-                "epoch_images": images,
-                "batch_size": 128,
-                "optim.lr": 0.1,
-                "optim.lr_batch": None,
-                "optim.decay_norm": True,
-                "optim.schedule": "constant",
-                "validation.images": 10,
-                "validation.every": epochs,
-                "validation.steps": 1,
-                "collapse.action": "off",
-            }
-        )
-        trainer = Trainer(recipe, dataset, device=device)
-        for _ in trainer:
-            pass
-        torch.manual_seed(seed)
-        textbook = Textbook(recipe, dataset, trainer.data.train, device)
-        for _ in range(trainer.steps):
-            textbook.step(lr=0.1)
-        for name, trained in (("ours", trainer.model), ("textbook", textbook.model)):
-            results[name].append(judged(trained, test, device))
-            clean, robust = results[name][-1]
-            print(
-                f"  seed {seed}, {name:8}: clean {100 * clean:.1f}%, PGD-20 {100 * robust:.1f}% of {len(test)}",
-                flush=True,
-            )
-    print(f"{model} base {base}, PGD-2, {epochs} epochs of {images} images, ours in {trainer.precision.name}")
-    for column, what in enumerate(("clean", "robust")):
-        ours, theirs = (np.array([r[column] for r in results[name]]) * 100 for name in ("ours", "textbook"))
-        gap = ours - theirs
-        error = gap.std(ddof=1) / len(gap) ** 0.5
-        print(
-            f"  {what}: ours {ours.mean():.2f} ± {ours.std(ddof=1):.2f}, textbook {theirs.mean():.2f} ± "
-            f"{theirs.std(ddof=1):.2f} (n = {seeds} seeds); difference {gap.mean():+.2f} ± {error:.2f} (standard error)"
-        )
-
-
-def judged(model: nn.Module, test: Split, device: torch.device) -> tuple[float, float]:
-    """Clean accuracy and accuracy under a plain float32 PGD-20, the same for both."""
-    model = model.to(memory_format=torch.contiguous_format).eval()
-    clean = robust = 0
-    generator = torch.Generator().manual_seed(0)
-    for first in range(0, len(test), 250):
-        part = test[first : first + 250]
-        x, y = part.unit().to(device), part.labels.to(device)
-        noise = torch.rand(x.shape, generator=generator).to(device)
-        x_adv = (x + EPS * (2 * noise - 1)).clamp(0, 1)
-        for _ in range(20):
-            x_adv.requires_grad_(True)
-            (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y), x_adv)
-            x_adv = (x_adv.detach() + EPS / 8 * gradient.sign()).clamp(x - EPS, x + EPS).clamp(0, 1)
-        with torch.no_grad():
-            right = model(x).argmax(1) == y
-            clean += int(right.sum())
-            robust += int((right & (model(x_adv).argmax(1) == y)).sum())
-    return clean / len(test), robust / len(test)
-
-
 # -- growth ----------------------------------------------------------------------------------------------------------
 
 
@@ -372,7 +296,7 @@ def growth(sizes: list[int], steps: int, device: torch.device, clock: Clock) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "parity", "growth"])
+    parser.add_argument("what", choices=["speed", "growth"])
     parser.add_argument("--models", nargs="+", default=["wrn-16-2", "wrn-16-4"])
     parser.add_argument("--losses", nargs="+", default=["at", "trades"])
     parser.add_argument("--batch", type=int, default=128)
@@ -380,12 +304,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--root", help="CIFAR-10 for parity")
-    parser.add_argument("--model", default="wrn-10-1")
-    parser.add_argument("--base", type=int, default=16)
-    parser.add_argument("--images", type=int, default=12_800)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--steps", type=int, default=40)
     asked = parser.parse_args()
@@ -395,10 +313,6 @@ def main() -> None:
     clock = time.process_time if asked.clock == "cpu" else time.perf_counter
     if asked.what == "speed":
         speed(asked.models, asked.losses, asked.batch, asked.rounds, device, clock)
-    elif asked.what == "parity":
-        if asked.root is None:
-            parser.error("parity needs --root=<CIFAR-10>")
-        parity(asked.root, asked.model, asked.base, asked.images, asked.epochs, asked.seeds, device)
     else:
         growth(asked.sizes, asked.steps, device, clock)
 
