@@ -189,3 +189,13 @@ def test_checks_leave_the_model_as_it_was(small, images):
     assert all(torch.equal(v, before[k]) for k, v in small.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in small.parameters())
     assert not small.training
+
+
+def test_square_alone_needs_no_gradient(small, images):
+    class Blind(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return small(x)
+
+    found = names(Blind(), images, attacks=[Member("square", steps=200)])
+    assert "zero-gradients" not in found

@@ -227,7 +227,7 @@ BAD_MODELS = [
     (lambda z: z.argmax(1), "int64"),
     (lambda z: z[:, None], "returns"),
     (lambda z: z[:, :3], "3 classes"),
-    (lambda z: z.detach(), "no gradient"),
+    (lambda z: z.detach(), "needs a gradient"),
 ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from robudget.attacks.rows import Attack, Rows, drive, plan
 from robudget.attacks.square import Square
 from robudget.attacks.victim import Model, Victim, frozen
 from robudget.errors import InputError, unknown
-from robudget.threat import Norm, Threat
+from robudget.threat import Norm, Threat, parse_number
 
 VERSIONS = ("standard", "plus", "rand")
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pgd")
@@ -38,9 +39,40 @@ class Member:
     p: float = 0.8
     """Square only: the share of the image that the first window covers."""
 
+    @classmethod
+    def parse(cls, text: str) -> Member:
+        """`square` or `pgd:steps=50,restarts=5,loss=cw`: a name, then any fields of this class. Raises InputError."""
+        name, _, rest = text.partition(":")
+        settings: dict[str, Any] = {}
+        for item in rest.split(",") if rest else ():
+            key, _, value = item.partition("=")
+            if key not in _READ:
+                raise unknown(f"setting of {name}", key, _READ)
+            try:
+                settings[key] = _READ[key](value)
+            except (KeyError, ValueError):
+                raise InputError(f"{name}: {key} = {value!r} (allowed, e.g.: {_SAMPLES[key]})") from None
+        return cls(name, **settings)
+
+    def __str__(self) -> str:
+        """What `parse` reads: the name, and what differs from the defaults."""
+        changed = [
+            f"{f.name}={str(value).lower() if isinstance(value, bool) else value}"
+            for f in fields(self)
+            if f.name != "name" and (value := getattr(self, f.name)) != f.default
+        ]
+        return self.name + (":" + ",".join(changed) if changed else "")
+
     def __post_init__(self) -> None:
         if self.name not in ATTACKS:
             raise unknown("attack", self.name, ATTACKS)
+        losses = _LOSSES.get(self.name, ())
+        if self.loss is not None and self.loss not in losses:
+            raise unknown(f"loss of {self.name}", self.loss, losses or ("its own",))
+        if self.step_size is not None and not self.step_size > 0:
+            raise InputError(f"{self.name}: step_size = {self.step_size} (allowed: more than 0)")
+        if not 0 < self.p <= 1:
+            raise InputError(f"{self.name}: p = {self.p} (allowed: more than 0, at most 1)")
         for key in ("restarts", "targets", "eot"):
             if getattr(self, key) < 1:
                 raise InputError(f"{self.name}: {key} = {getattr(self, key)} (allowed: at least 1)")
@@ -57,6 +89,25 @@ class Member:
         if self.steps is not None:
             return self.steps
         return {"square": 5000, "pgd": 40}.get(self.name, 100)
+
+
+_LOSSES = {
+    "pgd": ("ce", "cw", "dlr"),
+    "apgd-ce": ("ce",),
+    "apgd-dlr": ("dlr", "ce"),
+    "apgd-t": ("dlr-targeted", "ce-targeted"),
+}
+_READ: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("restarts", "targets", "steps", "eot"), int),
+    "large_eps": {"true": True, "false": False}.__getitem__,
+    "loss": str,
+    **dict.fromkeys(("step_size", "p"), parse_number),
+}
+_SAMPLES = {
+    **dict.fromkeys(("restarts", "targets", "steps", "eot"), "a whole number"),
+    "large_eps": "true, false",
+    **dict.fromkeys(("step_size", "p"), "0.8, 2/255"),
+}
 
 
 def ensemble(version: str, norm: Norm) -> list[Member]:
@@ -89,9 +140,9 @@ def fit_to_classes(member: Member, classes: int) -> tuple[Member, str | None]:
     DLR needs 3 classes and targeted DLR 4: below that cross-entropy takes their place; at most classes − 1 targets.
     """
     notes = []
-    if member.name == "apgd-dlr" and classes < 3:
+    if (member.name == "apgd-dlr" or member.loss == "dlr") and classes < 3:
         member = replace(member, loss="ce")
-        notes.append(f"apgd-dlr runs on cross-entropy: DLR needs 3 classes and the model has {classes}")
+        notes.append(f"{member.name} runs on cross-entropy: DLR needs 3 classes and the model has {classes}")
     if member.name == "apgd-t" and classes < 4:
         member = replace(member, loss="ce-targeted")
         notes.append(f"apgd-t runs on cross-entropy: targeted DLR needs 4 classes and the model has {classes}")

@@ -43,6 +43,7 @@ class Subject:
     index: Tensor
     threat: Threat
     seed: int
+    differentiable: bool = True
     randomised: bool = False
 
     @property
@@ -97,15 +98,13 @@ def logits_of(model: Model, x: Tensor, y: Tensor) -> Tensor:
         raise InputError(
             f"labels lie in [{low}, {high}] but the model has {z.shape[1]} classes (allowed: 0 to {z.shape[1] - 1})"
         )
-    leaf = x[:1].detach().clone().requires_grad_()
-    with torch.enable_grad():
-        attached = model(leaf)
-    if not attached.requires_grad:
-        raise InputError(
-            "the model's logits carry no gradient to the image (is it wrapped in torch.no_grad or inference_mode?); "
-            "white-box attacks need one (allowed: attacks=['square'] needs none, but proves little)"
-        )
     return z.float()
+
+
+def carries_gradient(model: Model, x: Tensor) -> bool:
+    """Do the logits of x depend on it as far as autograd knows? (Not behind torch.no_grad or inference_mode.)"""
+    with torch.enable_grad():
+        return bool(model(x.detach().clone().requires_grad_()).requires_grad)
 
 
 def few_classes(classes: int, note: str) -> Finding:
@@ -133,10 +132,12 @@ def before(subject: Subject, clean_margin: np.ndarray[Any, Any], *, random_expec
         *_dynamic(subject),
         *_probabilities(subject),
         *([] if random else _neighbours(subject)),
-        *_zero_gradients(subject),
     ]
+    if subject.differentiable:
+        found += _zero_gradients(subject)
     if subject.threat.eps > 0:
-        found += [*_noise(subject), *_monotone(subject)]
+        found += _noise(subject)
+        found += _monotone(subject) if subject.differentiable else []
     return found
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,54 +22,19 @@ from robudget.attacks.rng import Noise
 from robudget.attacks.rows import Look, Outcome, drive
 from robudget.attacks.victim import Model, Passes, Victim, frozen
 from robudget.errors import InputError
-from robudget.evaluation.checks import PROBE, Subject, after, before, few_classes, logits_of, of_mode
-from robudget.evaluation.examples import Examples
+from robudget.evaluation.accounts import Book, Metered, Window, charge
+from robudget.evaluation.checks import PROBE, Subject, after, before, carries_gradient, few_classes, logits_of, of_mode
 from robudget.evaluation.physical import keep_freed_memory, least_size
 from robudget.evaluation.precision import crafting_copy, resolve
+from robudget.evaluation.stages import Pace, Progress, Stage, confirmed
 from robudget.evaluation.state import State, fingerprint, weights_of
 from robudget.evaluation.verdicts import Finding, Spent, Verdicts
 from robudget.threat import Threat
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Window = Callable[[str], AbstractContextManager[Any]]
 
-# Of the survivors of a low-precision evaluation, the nearest are attacked again in float32.
-CONFIRM_SHARE, CONFIRM_LEAST = 0.1, 16
 LOOK_EVERY = 10  # steps, on an accelerator
 SAVE_EVERY = 30.0  # seconds, at most, between two writes of the state
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where an evaluation is: `fraction` of its estimated work; `robust` so far, a fraction of all images."""
-
-    attack: str
-    images_done: int
-    images: int
-    robust: float
-    fraction: float
-    seconds_left: float | None
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One attack of the run; `precise`: in float32; `round_`: 0 the ensemble, 1 the nearest again, 2 all again."""
-
-    name: str
-    member: Member
-    precise: bool
-    round_: int
-
-    @property
-    def cost(self) -> float:
-        """Forward passes of one surviving image, a backward pass counted as one."""
-        m, n = self.member, self.member.length
-        if m.name == "square":
-            return float(m.restarts * (n + 1))
-        if m.name == "fab":
-            return float(m.restarts * n * 11)
-        rows = m.restarts * (m.targets if m.targeted else 1)
-        return float(rows * (3 * n if m.name == "fab-t" else 2 * (n + 1) * m.eot))
 
 
 def evaluate(
@@ -92,15 +58,20 @@ def evaluate(
 ) -> Verdicts:
     """A verdict for each image x (N, C, H, W) float32 in [0, 1] with label y (N,) int64.
 
-    `version` names the ensemble (standard, plus, rand); `attacks` replaces it by a list of names or `Member`s.
+    `version` names the ensemble (standard, plus, rand); `attacks` replaces it by a list of `Member`s, or of
+    their text (`pgd:steps=50,restarts=5,loss=cw`).
     `index`: each image's row in the full split, which keys its noise (default 0 … N − 1). `precision`: what the attacks
     compute in; every success is confirmed in float32 on the model as given. `device` None: where the model is.
     `state`: a folder that the evaluation resumes from and writes to. `progress` is told a few times a second;
-    `window(name)` is a context entered around "evaluation/<attack>". `examples` keeps the adversarial examples
-    (`Verdicts.examples`). Raises InputError for what the caller can mend.
+    `window(name)` is a context entered around "evaluation/<attack>"; a meter's gives each attack its energy.
+    `examples` keeps the adversarial examples (`Verdicts.examples`). Raises InputError for what the caller can mend.
     """
     members = list(ensemble(version, threat.norm)) if attacks is None else [_member(a) for a in attacks]
     check_images(x, y)
+    if not members:
+        raise InputError("attacks = [] (allowed: at least one attack, or a version)")
+    if twice := [name for name, n in Counter(member.name for member in members).items() if n > 1]:
+        raise InputError(f"attacks has {twice[0]!r} twice (allowed: each attack once; see its restarts)")
     if batch_size < 1:
         raise InputError(f"batch_size = {batch_size} (allowed: at least 1)")
     where = torch.arange(len(x)) if index is None else index.to("cpu", torch.int64)
@@ -108,7 +79,7 @@ def evaluate(
         raise InputError(f"index must hold {len(x)} different row numbers, one per image")
     place = torch.device(device) if device is not None else _home(model, x)
     if isinstance(model, nn.Module) and any(t.device.type != place.type for t in model.parameters()):
-        model = copy.deepcopy(model).to(place)
+        model = deepcopy(model).to(place)
     found = of_mode(model)
     if place.type == "cpu":
         keep_freed_memory()
@@ -134,7 +105,7 @@ def evaluate(
 
 
 def _member(item: str | Member) -> Member:
-    return item if isinstance(item, Member) else Member(item)
+    return item if isinstance(item, Member) else Member.parse(item)
 
 
 def _home(model: Model, x: Tensor) -> torch.device:
@@ -169,14 +140,22 @@ class _Run:
     ) -> None:
         self.model, self.x, self.y, self.threat, self.device = model, x, y, threat, device
         self.version, self.seed, self.batch_size, self.index = version, seed, batch_size, index
-        self.folder, self.progress, self.window, self.check = folder, progress, window, check
+        self.folder, self.window, self.check = folder, window, check
         self.judge = Victim(model, most=batch_size)
         probe = self.x[: min(len(x), batch_size)].to(device)
         logits = logits_of(model, probe, y)
+        self.differentiable = carries_gradient(model, probe[:1])
+        blind = [member.name for member in members if member.name != "square"]
+        if blind and not self.differentiable:
+            raise InputError(
+                f"{blind[0]} needs a gradient, and the model's logits carry none to the image (is it wrapped in "
+                "torch.no_grad or inference_mode?; allowed: attacks=['square'], which needs none and proves little)"
+            )
         self.classes = logits.shape[1]
         fitted = [fit_to_classes(member, self.classes) for member in members]
         self.members = [member for member, _ in fitted]
-        self.precision = resolve(asked, device, model, probe)
+        resolved = resolve(asked, device, model, probe)
+        self.precision = resolved if self.differentiable else "float32"
         self.about: dict[str, Any] = {
             "weights": weights_of(model, logits),
             "images": fingerprint(x),
@@ -196,8 +175,9 @@ class _Run:
         }
         self.state = self._resumed() or State.blank(len(x), keep_examples=examples)
         self.notes = [note for _, note in fitted if note]
-        self.began = self.saved = self.told = time.monotonic()
-        self.start_fraction: float | None = None
+        self.stages = [Stage(m.name, m, self.precision == "float32") for m in self.members]
+        self.pace = Pace(self.stages, len(x), progress)
+        self.saved = time.monotonic()
         self.victims: dict[bool, Victim] = {}
 
     def _resumed(self) -> State | None:
@@ -216,10 +196,9 @@ class _Run:
                 with self._stage("checks", 0) as spent:
                     found += self._before(spent)
             s.notes["findings"] = [finding.to_dict() for finding in found]
-        stages = [_Stage(m.name, m, self.precision == "float32", 0) for m in self.members]
-        self._run(stages)
+        self._run(self.stages)
         if self.precision != "float32":
-            self._confirm(stages)
+            self._confirm()
         findings = [Finding(**item) for item in s.notes["findings"]]
         out = self._collect(findings)
         return replace(out, findings=[*findings, *after(out)]) if self.check else out
@@ -228,12 +207,12 @@ class _Run:
         some = torch.from_numpy(self.state.standing.nonzero()[0][:PROBE])
         victim = Victim(self.model, most=self.batch_size)
         x, y = self.x[some].to(self.device), self.y[some].to(self.device)
-        subject = Subject(victim, x, y, self.index[some], self.threat, self.seed)
+        subject = Subject(victim, x, y, self.index[some], self.threat, self.seed, self.differentiable)
         found = before(subject, self.state.clean_margin, random_expected=any(m.eot > 1 for m in self.members))
-        _charge(spent, Passes(), victim.passes)
+        charge(spent, Passes(), victim.passes)
         return found
 
-    def _run(self, stages: list[_Stage]) -> None:
+    def _run(self, stages: list[Stage]) -> None:
         for n, stage in enumerate(stages):
             if self._done(stage):
                 continue
@@ -243,26 +222,26 @@ class _Run:
                     self._attack(stage, entering, stages[n + 1 :], spent)
                 self.state.finished[:] = False
 
-    def _done(self, stage: _Stage) -> bool:
+    def _done(self, stage: Stage) -> bool:
         return stage.name in self.state.spent and self.state.spent[stage.name].done
 
-    def _entering(self, stage: _Stage) -> Tensor:
+    def _entering(self, stage: Stage) -> Tensor:
         mask = self.state.standing
         if stage.round_ == 1:
             mask = mask & np.isin(np.arange(len(mask)), self.state.notes["nearest"])
         return torch.from_numpy(mask.nonzero()[0])
 
-    def _confirm(self, stages: list[_Stage]) -> None:
+    def _confirm(self) -> None:
         """Low precision may miss what float32 finds: attack the nearest survivors again, and all if one falls."""
         s = self.state
         if "nearest" not in s.notes:
             alive = s.standing.nonzero()[0]
-            n = max(CONFIRM_LEAST, -(-len(alive) * CONFIRM_SHARE // 1))
-            s.notes["nearest"] = alive[np.argsort(s.worst_margin[alive], kind="stable")[: int(n)]].tolist()
-        again = [replace(stage, name=f"{stage.name}@float32", precise=True, round_=1) for stage in stages]
+            near = np.argsort(s.worst_margin[alive], kind="stable")[: confirmed(len(alive))]
+            s.notes["nearest"] = alive[near].tolist()
+        again = [stage.again(1) for stage in self.stages]
         self._run(again)
         if any(s.spent[stage.name].broken for stage in again):
-            self._run([replace(stage, name=f"{stage.name}-all", round_=2) for stage in again])
+            self._run([stage.again(2) for stage in self.stages])
 
     @contextmanager
     def _stage(self, name: str, images: int) -> Iterator[Spent]:
@@ -270,12 +249,14 @@ class _Run:
         if spent.done:
             yield spent
             return
-        self.clock = time.perf_counter()
-        with self.window(f"evaluation/{name}"):
+        book = Book(spent)
+        with self.window(f"evaluation/{name}") as opened:
+            book.meter = opened if isinstance(opened, Metered) else None
+            self.book = book
             yield spent
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-        spent.seconds += time.perf_counter() - self.clock
+        book.close()
         spent.done = True
         self._save()
 
@@ -291,7 +272,7 @@ class _Run:
             wrong = misclassified(logits, y).cpu().numpy()
             s.broken_by[part] = np.where(wrong, "clean", s.broken_by[part])
         spent.broken = int((~s.standing).sum())
-        _charge(spent, passes, self.judge.passes)
+        charge(spent, passes, self.judge.passes)
 
     def clean_logits(self) -> Tensor:
         """(N, classes) on the device; recomputed rather than kept, since a resumed run needs them too."""
@@ -303,13 +284,15 @@ class _Run:
         if precise not in self.victims:
             precision = "float32" if precise else self.precision
             probe = self.x[: min(len(self.x), 64)].to(self.device)
-            victim = Victim(crafting_copy(self.model, probe, precision), most=self.batch_size)
-            victim.least = least_size(victim, probe, self.y[: len(probe)].to(self.device), self.batch_size)
+            copy = crafting_copy(self.model, probe, precision) if self.differentiable else self.model
+            victim = Victim(copy, most=self.batch_size)
+            labels = self.y[: len(probe)].to(self.device) if self.differentiable else None
+            victim.least = least_size(victim, probe, labels, self.batch_size)
             victim.passes = Passes()
             self.victims[precise] = victim
         return self.victims[precise]
 
-    def _attack(self, stage: _Stage, entering: Tensor, later: list[_Stage], spent: Spent) -> None:
+    def _attack(self, stage: Stage, entering: Tensor, later: list[Stage], spent: Spent) -> None:
         s, victim, total = self.state, self.victim(stage.precise), len(entering)
         ours, theirs = replace(victim.passes), replace(self.judge.passes)
         base = replace(spent)
@@ -329,28 +312,29 @@ class _Run:
             spent.broken = base.broken + len(fell)
             spent.refuted = base.refuted + out.refuted
             spent.forward, spent.backward = base.forward, base.backward
-            _charge(spent, ours, victim.passes)
-            _charge(spent, theirs, self.judge.passes)
+            charge(spent, ours, victim.passes)
+            charge(spent, theirs, self.judge.passes)
 
         def found(at: Tensor, x_adv: Tensor) -> None:
             if s.examples is not None:
                 for i, example in zip(at.tolist(), x_adv.cpu().numpy(), strict=True):
                     s.examples[i] = example
 
+        def tell(finished: int, part: float, standing: int) -> None:
+            past = list(s.spent.values())
+            done = resumed + finished
+            self.pace.tell(stage, later, past, images_done=done, images=total, part=part, standing=standing)
+
         def watch(out: Outcome, look: Look) -> None:
-            now = time.monotonic()
-            if self.progress is not None and now - self.told > 0.2:
-                self.told = now
+            if self.pace.due:
                 part = (look.rows_done + look.evaluations / (stage.member.length + 1)) / max(look.rows, 1)
-                part = (resumed + part * (total - resumed)) / max(total, 1)
                 standing = int(s.standing.sum()) - int(out.broken.sum()) + (spent.broken - base.broken)
-                self._tell(stage, later, resumed + int(out.finished.sum()), total, min(part, 1.0), standing)
+                tell(int(out.finished.sum()), min((resumed + part * (total - resumed)) / total, 1.0), standing)
             unsaved = int(out.finished.sum()) + resumed - int(s.finished.sum())
-            if self.folder is not None and (unsaved >= self.batch_size or (unsaved and now - self.saved > SAVE_EVERY)):
+            late = time.monotonic() - self.saved > SAVE_EVERY
+            if self.folder is not None and (unsaved >= self.batch_size or (unsaved and late)):
                 update(out)
-                tick = time.perf_counter()
-                spent.seconds += tick - self.clock
-                self.clock = tick
+                self.book.close()
                 self._save()
 
         if len(images):
@@ -371,23 +355,7 @@ class _Run:
                 watch=watch,
             )
             update(out)
-        self._tell(stage, later, total, total, 1.0, int(s.standing.sum()))
-
-    def _tell(self, stage: _Stage, later: list[_Stage], done: int, total: int, part: float, standing: int) -> None:
-        if self.progress is None:
-            return
-        costs = {m.name: _Stage(m.name, m, False, 0).cost for m in self.members}
-        past = sum(costs.get(n.partition("@")[0], 0.0) * i.images for n, i in self.state.spent.items() if i.done)
-        work = past + stage.cost * total * part
-        ahead = sum(item.cost for item in later) * (min(total, standing) if stage.round_ else standing)
-        if self.precision != "float32" and not stage.round_:
-            ahead += sum(costs.values()) * max(CONFIRM_SHARE * standing, min(CONFIRM_LEAST, standing))
-        whole = past + stage.cost * total + ahead
-        fraction = work / whole if whole else 1.0
-        self.start_fraction = fraction if self.start_fraction is None else self.start_fraction
-        won = fraction - self.start_fraction
-        left = (time.monotonic() - self.began) * (1 - fraction) / won if won > 0 else None
-        self.progress(Progress(stage.name, done, total, standing / len(self.x), fraction, left))
+        tell(total - resumed, 1.0, int(s.standing.sum()))
 
     def _save(self) -> None:
         if self.folder is not None:
@@ -395,39 +363,12 @@ class _Run:
             self.saved = time.monotonic()
 
     def _collect(self, findings: list[Finding]) -> Verdicts:
-        import pandas as pd
-
-        s = self.state
-        frame = pd.DataFrame(
-            {
-                "index": self.index.numpy(),
-                "label": self.y.cpu().numpy(),
-                "broken_by": s.broken_by.astype(object),
-                "when": s.when,
-                "restart": s.restart,
-                "target": s.target,
-                "clean_margin": s.clean_margin,
-                "worst_margin": np.where(np.isfinite(s.worst_margin), s.worst_margin, s.clean_margin),
-            }
-        )
+        s, index, y = self.state, self.index.numpy(), self.y.cpu().numpy()
         about = dict(self.about, halved=[*self.judge.halved, *(h for v in self.victims.values() for h in v.halved)])
-        return Verdicts(frame, self.threat, list(s.spent.values()), findings, about, self._examples())
-
-    def _examples(self) -> Examples | None:
-        kept = self.state.examples
-        if kept is None:
-            return None
-        at = sorted(kept)
-        shape = (0, *self.x.shape[1:])
-        x_adv = np.stack([kept[i] for i in at]) if at else np.empty(shape, dtype=np.float32)
-        return Examples(self.index.numpy()[at], self.y.cpu().numpy()[at], x_adv, self.threat)
+        kept = s.kept(index, y, self.x.shape[1:], self.threat)
+        return Verdicts(s.table(index, y), self.threat, list(s.spent.values()), findings, about, kept)
 
 
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:
     """(N,) bool; an answer that is not finite is no answer."""
     return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
-
-
-def _charge(spent: Spent, then: Passes, now: Passes) -> None:
-    spent.forward += now.forward - then.forward
-    spent.backward += now.backward - then.backward

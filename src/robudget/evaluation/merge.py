@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import fields
 
 import pandas as pd
 
@@ -12,7 +12,7 @@ from robudget.evaluation.verdicts import Finding, Spent, Verdicts
 
 # What has to be equal for two shards to be parts of one evaluation.
 SAME = ("weights", "version", "attacks", "seed", "precision", "batch_size")
-_SUMS = tuple(f.name for f in fields(Spent) if f.name not in ("attack", "energy_kwh", "done"))
+_COUNTS = ("images", "broken", "refuted", "seconds", "forward", "backward")
 
 
 def merge(parts: Sequence[Verdicts]) -> Verdicts:
@@ -38,13 +38,25 @@ def merge(parts: Sequence[Verdicts]) -> Verdicts:
 
 
 def _spent(parts: Sequence[Verdicts]) -> list[Spent]:
-    total: dict[str, Spent] = {}
+    total: dict[str, list[Spent]] = {}
     for part in parts:
         for item in part.spent:
-            mine = total.setdefault(item.attack, Spent(item.attack, done=True))
-            for name in _SUMS:
-                setattr(mine, name, getattr(mine, name) + getattr(item, name))
-    return list(total.values())
+            total.setdefault(item.attack, []).append(item)
+    return [_together(name, items) for name, items in total.items()]
+
+
+def _together(name: str, items: list[Spent]) -> Spent:
+    whole = Spent(name, done=True)
+    for item in items:
+        for key in _COUNTS:
+            setattr(whole, key, getattr(whole, key) + getattr(item, key))
+        if item.energy_how is not None:
+            whole.add_energy(math.nan if item.energy_kwh is None else item.energy_kwh, item.energy_how)
+    if any(item.energy_how is None for item in items):
+        whole.energy_kwh = whole.energy_how = None
+    known = [item.flops for item in items if item.flops is not None]
+    whole.flops = sum(known) if len(known) == len(items) else None
+    return whole
 
 
 def _findings(parts: Sequence[Verdicts]) -> list[Finding]:

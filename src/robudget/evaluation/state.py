@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robudget import files
 from robudget.errors import InputError
+from robudget.evaluation.examples import Examples
 from robudget.evaluation.verdicts import Spent
+from robudget.threat import Threat
 
 FILE = "evaluation.npz"
 STANDING = "robust"
@@ -56,6 +59,31 @@ class State:
     @property
     def standing(self) -> NDArray[np.bool_]:
         return np.asarray(self.broken_by == STANDING)
+
+    def table(self, index: NDArray[np.int64], label: NDArray[np.int64]) -> pd.DataFrame:
+        """`Verdicts.frame`, of images with these rows of the split and labels."""
+        return pd.DataFrame(
+            {
+                "index": index,
+                "label": label,
+                "broken_by": self.broken_by.astype(object),
+                "when": self.when,
+                "restart": self.restart,
+                "target": self.target,
+                "clean_margin": self.clean_margin,
+                "worst_margin": np.where(np.isfinite(self.worst_margin), self.worst_margin, self.clean_margin),
+            }
+        )
+
+    def kept(
+        self, index: NDArray[np.int64], label: NDArray[np.int64], shape: Sequence[int], threat: Threat
+    ) -> Examples | None:
+        """The examples of images of this shape (C, H, W); None where they were not wanted."""
+        if self.examples is None:
+            return None
+        at = sorted(self.examples)
+        x_adv = np.stack([self.examples[i] for i in at]) if at else np.empty((0, *shape), dtype=np.float32)
+        return Examples(index[at], label[at], x_adv, threat)
 
     def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Write the whole state into `folder`, atomically."""
@@ -112,6 +140,7 @@ _SPOKEN = {
     "labels": "the data (labels)",
     "index": "the data (which rows of the split)",
     "attacks": "the version (its attacks)",
+    "members": "the version (its attacks' settings)",
 }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from robudget import files
 from robudget.errors import InputError
 from robudget.evaluation.examples import Examples
+from robudget.evaluation.page import page
 from robudget.intervals import wilson
 from robudget.threat import Threat
 
@@ -39,8 +41,9 @@ class Finding:
 class Spent:
     """What one attack took. `images` entered it, `broken` of them fell; passes are of images, padding included.
 
-    `refuted` claims were made in the attack's own arithmetic and not confirmed in float32. Energy is the composer's to
-    fill in: None is unknown.
+    `refuted` claims were made in the attack's own arithmetic and not confirmed in float32. `energy_kwh` (at the plug,
+    without PUE, `energy_how` obtained) is known where the evaluation ran inside a meter, `flops` where the model's were
+    counted: None is unknown.
     """
 
     attack: str
@@ -50,8 +53,16 @@ class Spent:
     seconds: float = 0.0
     forward: int = 0
     backward: int = 0
+    flops: float | None = None
     energy_kwh: float | None = None
+    energy_how: str | None = None
     done: bool = False
+
+    def add_energy(self, kwh: float, how: str) -> None:
+        """Book what a meter's window took. Once a part of it is unknown (NaN), so is the whole."""
+        known = not math.isnan(kwh) and not (self.energy_how is not None and self.energy_kwh is None)
+        self.energy_kwh = (self.energy_kwh or 0.0) + kwh if known else None
+        self.energy_how = how if known and self.energy_how in (None, how) else "estimated" if known else "unknown"
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,27 @@ class Verdicts:
     def seconds(self) -> float:
         return sum(item.seconds for item in self.spent)
 
+    @property
+    def flops(self) -> float | None:
+        """Of all attacks, clean pass and checks included; None: unknown."""
+        return _sum(item.flops for item in self.spent)
+
+    @property
+    def energy_kwh(self) -> float | None:
+        """Of all attacks, clean pass and checks included; None: unknown."""
+        return _sum(item.energy_kwh for item in self.spent)
+
+    @property
+    def energy_how(self) -> str | None:
+        """`measured`, `estimated` or `unknown`, as the least certain attack's; None without a meter."""
+        ways = {item.energy_how for item in self.spent}
+        return ways.pop() if len(ways) == 1 else "unknown" if self.energy_kwh is None else "estimated"
+
+    def with_flops(self, forward: float, backward: float) -> Verdicts:
+        """The same with each attack's FLOPs, from those of one image's pass forward and back to the image."""
+        priced = [replace(item, flops=item.forward * forward + item.backward * backward) for item in self.spent]
+        return replace(self, spent=priced)
+
     def after_each(self) -> dict[str, float]:
         """Accuracy left after each stage, in order: {"clean": …, "apgd-ce": …, …}, fractions."""
         left, out = np.ones(self.n, dtype=bool), {}
@@ -151,6 +183,10 @@ class Verdicts:
             "robust_accuracy": self.robust_accuracy,
             "interval": list(self.interval),
             "after_each": self.after_each(),
+            "seconds": self.seconds,
+            "flops": self.flops,
+            "energy_kwh": self.energy_kwh,
+            "energy_how": self.energy_how,
             "spent": [asdict(item) for item in self.spent],
             "findings": [finding.to_dict() for finding in self.findings],
             "about": dict(self.about),
@@ -158,8 +194,6 @@ class Verdicts:
 
     def save(self, folder: str | Path) -> Path:
         """Write verdicts.parquet, verdict.txt and (last) result.json into `folder`, each atomically."""
-        from robudget.evaluation.page import page
-
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         files.replace(path / "verdicts.parquet", lambda temporary: self.frame.to_parquet(temporary, index=False))
@@ -191,3 +225,8 @@ class Verdicts:
             about=data["about"],
             examples=Examples.load(path / "examples.npz") if (path / "examples.npz").exists() else None,
         )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if any(value is None for value in known) else sum(value for value in known if value is not None)
