@@ -246,10 +246,16 @@ class Recipe(_Part):
     def slug(self) -> str:
         """A short readable name; not unique, unlike `id`."""
         loss = self.loss if not self.adversarial else f"{self.loss}{self.craft.steps}"
-        base = f"b{self.model.base}" if self.model.base != 16 else ""
-        return "-".join(
-            filter(None, [self.data.name, self.model.name, base, loss, "syn" if self.synthetic.source else ""])
-        )
+        parts = [
+            self.data.name,
+            self.model.name,
+            f"b{self.model.base}" if self.model.base != 16 else "",
+            self.model.activation if self.model.activation != "relu" else "",
+            loss,
+            "ema" if self.ema.decay is not None else "",
+            "syn" if self.synthetic.source else "",
+        ]
+        return "-".join(filter(None, parts))
 
     # -- in and out -------------------------------------------------------------------------------------------------
 

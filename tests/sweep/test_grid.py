@@ -10,6 +10,7 @@ from robudget.sweep.grid import Study
 def test_the_paper_study_is_its_320_recipes() -> None:
     study = Study.load("paper-320")
     assert len(study.recipes) == 320
+    assert len({recipe.slug for recipe in study.recipes}) == 320, "a reader of the leaderboard can tell them apart"
     assert {r.craft.steps for r in study.recipes} == {1, 2, 5, 7, 10}
     assert {r.loss for r in study.recipes} == {"at", "trades"}
     assert all((r.epochs == 400) == (r.ema.decay == 0.995) == r.data.cutmix for r in study.recipes)
