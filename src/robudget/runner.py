@@ -3,11 +3,10 @@ them."""
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
-import operator
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,21 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robudget import __version__, data
+from robudget.data.dataset import sampled_fingerprint
 from robudget.errors import InputError
 from robudget.evaluation import Progress as EvaluationProgress
 from robudget.evaluation import Verdicts, evaluate
+from robudget.evaluation.merge import merge
 from robudget.files import write_json
+from robudget.ledger import Ledger
 from robudget.meter import flops, record
-from robudget.meter.energy import Energy, Meter, open_meter
+from robudget.meter.energy import open_meter
 from robudget.recipe import Recipe
 from robudget.site import Site
 from robudget.store import RunFolder, Store, writing
-from robudget.training import Trainer
+from robudget.training import Trainer, best_model
+from robudget.training.world import World, join
 
 # Of the progress bar: an evaluation takes about as long as a training of some tens of epochs.
 TRAINING_SHARE = 0.4
+_LOOK_SECONDS = 0.1  # of one process after what another writes
 
 
 @dataclass(frozen=True)
@@ -79,31 +84,57 @@ def run(
 ) -> RunResult:
     """Train `recipe`, evaluate it, meter both, and write the record to `store`; what is done already is only read.
 
-    A run that was stopped, however, goes on where it was. Raises `store.Busy` where another process has the run,
-    InputError for what the user can mend, RunFailed when training diverges.
+    A run that was stopped, however, goes on where it was; one trained for another evaluation is only evaluated.
+    Under `torchrun` all processes call it: training and evaluation are shared out, the first one writes and reports.
+    Raises `store.Busy` where another process has the run, InputError for what the user can mend, RunFailed when
+    training diverges.
     """
     site = site or Site()
-    device = resolve_device(site.device)
+    folder = Store(store).folder(recipe)
+    if folder.has(recipe):
+        return RunResult(folder, folder.record())
     if site.threads:
         torch.set_num_threads(site.threads)
-    folder = Store(store).folder(recipe)
-    if folder.done:
-        return RunResult(folder, folder.record())
-    dataset = data.load(recipe.data.name, root=site.data_root)
+    if site.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
+    world, device = join(str(resolve_device(site.device)))
+    dataset = data.load(recipe.data.name, root=site.data_root, image_size=recipe.data.image_size)
+    with _held(folder, recipe, world):
+        if folder.has(recipe):  # by another process, between the look and the lock
+            return RunResult(folder, folder.record())
+        if world.leads:
+            with writing(folder.path):
+                write_json(folder.path / "environment.json", environment(device))
+        world.barrier()
+        folder.log("start", rank=world.rank)
+        meter = open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts)
+        with meter, Ledger(folder, meter, rank=world.rank) as ledger:
+            one = _One(recipe, dataset, site, device, world, folder, ledger, progress if world.leads else _silent)
+            trained = folder.record() if folder.done else one.train()
+            verdicts = one.evaluate()
+            if world.leads:
+                folder.finish(one.record(trained, verdicts))
+        while not folder.has(recipe):  # the first process is still putting it together
+            time.sleep(_LOOK_SECONDS)
+    return RunResult(folder, folder.record())
+
+
+def _silent(progress: Progress) -> None:
+    pass
+
+
+@contextmanager
+def _held(folder: RunFolder, recipe: Recipe, world: World) -> Iterator[None]:
+    """The folder, made and held against others by the first process; the others go on once it is."""
+    if not world.leads:
+        world.barrier()
+        yield
+        return
     folder.open(recipe)
     with folder.lock():
-        if RunFolder(folder.path).done:  # by another process, between the look and the lock
-            return RunResult(folder, folder.record())
-        with writing(folder.path):
-            write_json(folder.path / "environment.json", environment(device))
-        folder.log("start")
-        with open_meter(str(device)) as meter:
-            ledger = _Ledger(folder, meter)
-
-            trainer = _train(recipe, dataset, site, device, ledger, progress)
-            verdicts = _evaluate(recipe, dataset, trainer, device, ledger, progress)
-        folder.finish(_record(recipe, dataset, trainer, verdicts, ledger, device))
-    return RunResult(folder, folder.record())
+        world.barrier()
+        yield
 
 
 def resolve_device(name: str) -> torch.device:
@@ -135,159 +166,183 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32},
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
 
 # -- the two halves ---------------------------------------------------------------------------------------------------
 
 
-class _Ledger:
-    """Energy windows whose results go straight to the run's log, so that a killed run's energy is not lost with it."""
+@dataclass(frozen=True)
+class _One:
+    """One run's parts, and the two halves of it."""
 
-    def __init__(self, folder: RunFolder, meter: Meter):
-        self.folder, self.meter = folder, meter
+    recipe: Recipe
+    dataset: data.Dataset
+    site: Site
+    device: torch.device
+    world: World
+    folder: RunFolder
+    ledger: Ledger
+    progress: Callable[[Progress], None]
 
-    @contextmanager
-    def window(self, name: str) -> Iterator[None]:
-        with self.meter.window(name) as opened:
-            try:
-                yield
-            finally:
-                self.folder.log("energy", window=opened.name, **opened.energy.to_dict())
+    def train(self) -> dict[str, Any]:
+        """The parts of the record that the training determines."""
+        recipe = self.recipe
 
-    def total(self, stage: str) -> Energy:
-        """What a stage took, attempts that were killed included.
+        def tell(epoch: int, robust: float | None = None) -> None:
+            note = f"epoch {epoch}/{recipe.epochs}"
+            note += "" if robust is None else f", validation {100 * robust:.1f}% robust"
+            self.progress(Progress("train", TRAINING_SHARE * epoch / recipe.epochs, note, f"epoch {epoch}"))
 
-        Inner windows (`stage/…`) are part of the outer one, so they count only where a kill kept that from closing.
-        """
-        spent: list[Energy] = []
-        inner: list[Energy] = []
-        for event in self.folder.events():
-            if event["event"] == "start":
-                spent, inner = spent + inner, []
-            elif event["event"] == "energy" and event["window"] == stage:
-                spent, inner = [*spent, Energy.from_dict(event)], []
-            elif event["event"] == "energy" and event["window"].startswith(f"{stage}/"):
-                inner.append(Energy.from_dict(event))
-        return functools.reduce(operator.add, spent + inner)
+        with self.ledger.window("training"):
+            trainer = Trainer(
+                recipe,
+                self.dataset,
+                synthetic_root=self.site.synthetic_root,
+                teacher=self.site.teacher,
+                device=self.device,
+                folder=self.folder.path,
+                window=self.ledger.window,
+                notify=self._notice,
+                checkpointing=self.site.checkpointing,
+                sync_batchnorm=self.site.sync_batchnorm,
+            )
+        tell(len(trainer.records))
+        epochs = iter(trainer)
+        while not trainer.done:
+            with self.ledger.window("training"):
+                record = next(epochs)
+            if self.world.leads:
+                self.folder.log("epoch", **asdict(record))
+            tell(record.epoch, record.val_robust)
+        return self._trained(trainer)
 
+    def evaluate(self) -> Verdicts:
+        """The ensemble's verdicts, from the disk where they are there. Processes take a contiguous part each."""
+        recipe, world = self.recipe, self.world
+        target = self.folder.path / "evals" / recipe.evaluation_id
+        if (target / "result.json").exists():
+            return Verdicts.load(target)
+        images = self.dataset.test.first(recipe.evaluation.images)
+        parts = min(world.size, len(images))
+        folders = [target if parts == 1 else target / f"part-{i + 1}-of-{parts}" for i in range(parts)]
+        if world.rank < parts:
+            mine = torch.arange(len(images) * world.rank // parts, len(images) * (world.rank + 1) // parts)
+            if not (folders[world.rank] / "result.json").exists():
+                self._evaluate(images[mine], mine, folders[world.rank])
+        if parts == 1 or not world.leads:
+            return Verdicts.load(folders[min(world.rank, parts - 1)])
+        while not all((folder / "result.json").exists() for folder in folders):
+            time.sleep(_LOOK_SECONDS)
+        verdicts = merge([Verdicts.load(folder) for folder in folders])
+        verdicts.save(target)
+        return verdicts
 
-def _train(
-    recipe: Recipe,
-    dataset: data.Dataset,
-    site: Site,
-    device: torch.device,
-    ledger: _Ledger,
-    progress: Callable[[Progress], None],
-) -> Trainer:
-    def tell(epoch: int, robust: float | None = None) -> None:
-        note = f"epoch {epoch}/{recipe.epochs}" + ("" if robust is None else f", validation {100 * robust:.1f}% robust")
-        progress(Progress("train", TRAINING_SHARE * epoch / recipe.epochs, note, f"epoch {epoch}"))
+    def _evaluate(self, images: data.Split, index: Tensor, target: Path) -> None:
+        recipe = self.recipe
 
-    with ledger.window("training"):
-        trainer = Trainer(
-            recipe,
-            dataset,
-            synthetic_root=site.synthetic_root,
-            device=device,
-            folder=ledger.folder.path,
-            window=ledger.window,
-            notify=lambda text: ledger.folder.log("notice", text=text),
-        )
-    tell(len(trainer.records))
-    epochs = iter(trainer)
-    while not trainer.done:
-        with ledger.window("training"):
-            record = next(epochs)
-        ledger.folder.log("epoch", **asdict(record))
-        tell(record.epoch, record.val_robust)
-    return trainer
+        def follow(now: EvaluationProgress) -> None:
+            share = TRAINING_SHARE + (1 - TRAINING_SHARE) * now.fraction
+            note = f"{now.attack}, {100 * now.robust:.1f}% robust so far"
+            self.progress(Progress("evaluate", share, note, now.attack))
 
+        with self.ledger.window("evaluation", evaluation=recipe.evaluation_id):
+            verdicts = evaluate(
+                best_model(recipe, self.dataset, self.folder.best).to(self.device),
+                images.unit(),
+                images.labels,
+                recipe.evaluation_threat,
+                version=recipe.evaluation.version,
+                seed=recipe.evaluation.seed,
+                batch_size=recipe.evaluation.batch_size,
+                index=index,
+                device=self.device,
+                state=target / "state",
+                progress=follow,
+                window=self.ledger.window,
+            )
+        with writing(target):
+            verdicts.save(target)  # after the window, so that whoever finds it finds its energy logged too
 
-def _evaluate(
-    recipe: Recipe,
-    dataset: data.Dataset,
-    trainer: Trainer,
-    device: torch.device,
-    ledger: _Ledger,
-    progress: Callable[[Progress], None],
-) -> Verdicts:
-    target = ledger.folder.path / "evals" / recipe.evaluation_id
-    if (target / "result.json").exists():
-        return Verdicts.load(target)
-    images = dataset.test.first(recipe.evaluation.images)
+    def _notice(self, text: str) -> None:
+        if self.world.leads:
+            self.folder.log("notice", text=text)
+            self.progress(Progress("train", 0.0, text, text))
 
-    def follow(now: EvaluationProgress) -> None:
-        share = TRAINING_SHARE + (1 - TRAINING_SHARE) * now.fraction
-        progress(Progress("evaluate", share, f"{now.attack}, {100 * now.robust:.1f}% robust so far", now.attack))
+    def _trained(self, trainer: Trainer) -> dict[str, Any]:
+        dataset = self.dataset
+        last, best = trainer.records[-1], trainer.best
+        assert best is not None, "the last epoch is always validated"
+        synthetic = trainer.data.synthetic
+        return {
+            "environment": environment(self.device)
+            | {"precision": trainer.precision.name, "processes": self.world.size},
+            "dataset": {
+                "name": dataset.name,
+                "fingerprint": dataset.fingerprint,
+                "train": len(trainer.data.rows),
+                "validation": len(trainer.data.validation),
+                "test": len(dataset.test),
+                "synthetic": len(synthetic) if synthetic is not None else 0,
+                "synthetic_fingerprint": sampled_fingerprint(synthetic) if synthetic is not None else None,
+            },
+            "training": {
+                "epochs": last.epoch,
+                "steps": last.steps,
+                "images_seen": last.images,
+                "best_epoch": best.epoch,
+                "val_clean": best.val_clean,
+                "val_robust": best.val_robust,
+                "val_images": len(trainer.data.validation),
+                "collapsed_at": trainer.collapsed_at,
+                "stopped": trainer.stopped,
+                "calls": last.calls,
+            },
+        }
 
-    with ledger.window("evaluation"):
-        verdicts = evaluate(
-            trainer.best_model(),
-            images.unit(),
-            images.labels,
-            recipe.evaluation_threat,
-            version=recipe.evaluation.version,
-            seed=recipe.evaluation.seed,
-            batch_size=recipe.evaluation.batch_size,
-            device=device,
-            state=target / "state",
-            progress=follow,
-            window=ledger.window,
-        )
-    verdicts.save(target)
-    return verdicts
-
-
-def _record(
-    recipe: Recipe, dataset: data.Dataset, trainer: Trainer, verdicts: Verdicts, ledger: _Ledger, device: torch.device
-) -> dict[str, Any]:
-    counted = flops.of_recipe(recipe, dataset.classes, dataset.image_shape)
-    last, best = trainer.records[-1], trainer.best
-    assert best is not None, "the last epoch is always validated"
-    low, high = verdicts.interval
-    synthetic = trainer.data.synthetic
-    return {
-        "id": recipe.id,
-        "slug": recipe.slug,
-        "status": "done",
-        "recipe": recipe.to_dict(),
-        "environment": environment(device) | {"precision": trainer.precision.name},
-        "dataset": {
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "train": len(trainer.data.train),
-            "validation": len(trainer.data.validation),
-            "test": len(dataset.test),
-            "synthetic": len(synthetic) if synthetic is not None else 0,
-        },
-        "model": record.of_model(counted),
-        "training": {
-            "epochs": last.epoch,
-            "steps": last.steps,
-            "images_seen": last.images,
-            "best_epoch": best.epoch,
-            "val_clean": best.val_clean,
-            "val_robust": best.val_robust,
-            "val_images": len(trainer.data.validation),
-            "calls": last.calls,
-            **record.of_training(
-                recipe, counted, last.calls, images=last.images, steps=last.steps, energy=ledger.total("training")
-            ),
-        },
-        "evaluation": {
-            "id": recipe.evaluation_id,
-            "norm": recipe.evaluation_threat.norm,
-            "eps": recipe.evaluation_threat.eps,
-            "version": recipe.evaluation.version,
-            "n": len(verdicts),
-            "clean": verdicts.clean_accuracy,
-            "robust": verdicts.robust_accuracy,
-            "low": low,
-            "high": high,
-            "calls": verdicts.calls,
-            "findings": [finding.to_dict() for finding in verdicts.findings],
-            **record.of_evaluation(counted, verdicts.calls, energy=ledger.total("evaluation")),
-        },
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    def record(self, trained: Mapping[str, Any], verdicts: Verdicts) -> dict[str, Any]:
+        """run.json, `trained` being what `train` found or an earlier run.json."""
+        recipe, training = self.recipe, trained["training"]
+        counted = flops.of_recipe(recipe, self.dataset.classes, self.dataset.image_shape)
+        low, high = verdicts.interval
+        return {
+            "id": recipe.id,
+            "slug": recipe.slug,
+            "status": "done",
+            "recipe": recipe.to_dict(),
+            "environment": trained["environment"],
+            "dataset": trained["dataset"],
+            "model": record.of_model(counted),
+            "training": {
+                **training,
+                **record.of_training(
+                    recipe,
+                    counted,
+                    training["calls"],
+                    images=training["images_seen"],
+                    steps=training["steps"],
+                    energy=self.ledger.total("training"),
+                ),
+            },
+            "evaluation": {
+                "id": recipe.evaluation_id,
+                "norm": recipe.evaluation_threat.norm,
+                "eps": recipe.evaluation_threat.eps,
+                "version": recipe.evaluation.version,
+                "n": len(verdicts),
+                "clean": verdicts.clean_accuracy,
+                "robust": verdicts.robust_accuracy,
+                "low": low,
+                "high": high,
+                "calls": verdicts.calls,
+                "findings": [finding.to_dict() for finding in verdicts.findings],
+                **record.of_evaluation(
+                    counted,
+                    verdicts.calls,
+                    energy=self.ledger.total("evaluation", evaluation=recipe.evaluation_id),
+                ),
+            },
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }

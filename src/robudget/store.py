@@ -69,11 +69,13 @@ class RunFolder:
         return Recipe.from_yaml(text, where=str(path))
 
     def open(self, recipe: Recipe) -> None:
-        """Make the folder and write the recipe. Raises InputError where it cannot be written."""
+        """Make the folder and write the recipe, in place of one for another evaluation. Raises InputError where it
+        cannot be written."""
+        path, text = self.path / "recipe.yaml", recipe.to_yaml()
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if not (self.path / "recipe.yaml").exists():
-                write_text(self.path / "recipe.yaml", recipe.to_yaml())
+            if not path.exists() or path.read_text("utf-8") != text:
+                write_text(path, text)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -94,17 +96,26 @@ class RunFolder:
         finally:
             os.close(handle)
 
-    def log(self, event: str, **fields: Any) -> None:
-        """Append one line to log.jsonl, in one write, so that a kill tears at most the last one."""
+    def has(self, recipe: Recipe) -> bool:
+        """Is this recipe done here, its evaluation too? (A run can have been trained for another evaluation.)"""
+        return self.done and (self.record().get("evaluation") or {}).get("id") == recipe.evaluation_id
+
+    def ranks(self) -> list[int]:
+        """The processes that have a log here: 0 of `log.jsonl`, others of a run of many processes."""
+        others = (int(path.stem.removeprefix("log-")) for path in self.path.glob("log-*.jsonl"))
+        return [0, *sorted(others)]
+
+    def log(self, event: str, *, rank: int = 0, **fields: Any) -> None:
+        """Append one line to the log, in one write, so that a kill tears at most the last one."""
         line = json.dumps(to_plain({"event": event, "at": round(time.time(), 3)} | fields), allow_nan=False) + "\n"
-        with writing(self.path), (self.path / "log.jsonl").open("ab+") as file:
+        with writing(self.path), self._log(rank).open("ab+") as file:
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 line = "\n" + line  # a kill tore the line before this one
             file.write(line.encode())
 
-    def events(self, event: str | None = None) -> Iterator[dict[str, Any]]:
+    def events(self, event: str | None = None, *, rank: int = 0) -> Iterator[dict[str, Any]]:
         """The logged events, in order; a line torn by a kill is passed over."""
-        path = self.path / "log.jsonl"
+        path = self._log(rank)
         if not path.exists():
             return
         for line in path.read_text("utf-8", errors="replace").splitlines():
@@ -114,6 +125,9 @@ class RunFolder:
                 continue
             if isinstance(entry, dict) and (event is None or entry.get("event") == event):
                 yield entry
+
+    def _log(self, rank: int) -> Path:
+        return self.path / ("log.jsonl" if rank == 0 else f"log-{rank}.jsonl")
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write run.json: from here on the run is done."""

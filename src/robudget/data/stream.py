@@ -60,19 +60,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Held:
-    """A source where it is read from: on the device, or memory-mapped."""
+    """A source where it is read from: on the device, or memory-mapped. `chosen`: the rows of `split` that it consists
+    of, None = all."""
 
     split: Split
     passes: Passes
     resident: bool
+    chosen: Tensor | None
+
+    def rows(self, step: int) -> Tensor:
+        rows = self.passes.rows(step)
+        return rows if self.chosen is None else self.chosen[rows]
 
 
 class Stream:
     """Batches of `batch_size` images on `device`, a `share` of them synthetic.
 
     What fits is moved to the device once. A larger source stays memory-mapped, and threads read its next batches while
-    the device works. `mine` are the rows of every batch that this process trains on. Raises InputError when a batch
-    asks for more images than a source has.
+    the device works. `rows` are the rows of `real` that are trained on (None = all), `mine` the rows of every batch
+    that this process trains on. Raises InputError when a batch asks for more images than a source has.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Stream:
         share: float,
         seed: int,
         device: torch.device,
+        rows: Tensor | None = None,
         mine: slice = WHOLE,
     ) -> None:
         generated = round(share * batch_size) if synthetic is not None else 0
@@ -95,14 +102,18 @@ class Stream:
         self.batch_size, self.real = batch_size, batch_size - generated
         self._classes, self._device, self._mine = classes, device, mine
         self._sources: list[_Held] = []
-        for name, split, take in (("real", real, self.real), ("synthetic", synthetic, generated)):
+        for name, split, chosen, take in (
+            ("real", real, rows, self.real),
+            ("synthetic", synthetic, None, generated),
+        ):
             if split is None or take == 0:
                 continue
-            if take > len(split):
+            size = len(split) if chosen is None else len(chosen)
+            if take > size:
                 raise InputError(
-                    f"batch_size = {batch_size} takes {take} {name} images at once, but there are only {len(split)}"
+                    f"batch_size = {batch_size} takes {take} {name} images at once, but there are only {size}"
                 )
-            self._sources.append(self._hold(split, Passes(len(split), take, seed=seed, name=name)))
+            self._sources.append(self._hold(split, chosen, Passes(size, take, seed=seed, name=name)))
         self._soft = any(held.split.soft is not None for held in self._sources)
         waits = not all(held.resident for held in self._sources)
         self._pool = ThreadPoolExecutor(max_workers=AHEAD, thread_name_prefix="read-ahead") if waits else None
@@ -119,19 +130,20 @@ class Stream:
         self._ahead = {number: future for number, future in self._ahead.items() if number > step}
         return batch
 
-    def _hold(self, split: Split, passes: Passes) -> _Held:
-        size = split.images.numel()
+    def _hold(self, split: Split, chosen: Tensor | None, passes: Passes) -> _Held:
+        size = split.images[0].numel() * (len(split) if chosen is None else len(chosen))
         if self._device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._device)
             fits = size < free // 4
         else:
             fits = size <= RESIDENT
-        soft = split.soft.to(self._device) if split.soft is not None and fits else split.soft
         if not fits:
-            return _Held(split, passes, resident=False)
+            return _Held(split, passes, False, chosen)
         # A copy even on the CPU: a mapped file is left alone from here on.
-        images = split.images.to(self._device, copy=True)
-        return _Held(Split(images, split.labels.to(self._device), soft), passes, resident=True)
+        part = split if chosen is None else split[chosen]
+        images = part.images.to(self._device, copy=chosen is None)
+        soft = part.soft.to(self._device) if part.soft is not None else None
+        return _Held(Split(images, part.labels.to(self._device), soft), passes, True, None)
 
     def _gather(self, step: int) -> Batch:
         # Which rows of the whole batch are this process's is settled before anything is read.
@@ -139,7 +151,7 @@ class Stream:
         parts = []
         first = 0
         for held in self._sources:
-            rows = held.passes.rows(step)
+            rows = held.rows(step)
             chosen = (
                 rows[order[(order >= first) & (order < first + len(rows))] - first] if self._mine != WHOLE else rows
             )

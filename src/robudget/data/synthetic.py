@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,19 @@ _TIMES = 10  # images made where the recipe gives no amount, as a multiple of th
 
 
 def make(
-    recipe: Recipe, train: Split, dataset: Dataset, root: str | Path | None, cache: str | Path | None = None
+    recipe: Recipe,
+    train: Callable[[], Split],
+    dataset: Dataset,
+    root: str | Path | None,
+    cache: str | Path | None = None,
 ) -> Split | None:
-    """The recipe's synthetic images, or None where it has no source (or a fraction of 0). Raises InputError."""
+    """The recipe's synthetic images, or None where it has no source (or a fraction of 0). `train` hands over the
+    training images where a generator is to be fitted. Raises InputError."""
     if recipe.synthetic.share == 0:
         return None
     if recipe.synthetic.source == "mixture":
-        return mixture(train, dataset.classes, recipe.synthetic.amount or _TIMES * len(train))
+        images = train()
+        return mixture(images, dataset.classes, recipe.synthetic.amount or _TIMES * len(images))
     if root is None:
         raise InputError("synthetic.source = 'file' needs synthetic.root=<npz, parquet or folder>")
     split = read(Path(root), dataset, cache=Path(cache) if cache is not None else None)

@@ -1,13 +1,15 @@
 """Energy of a stretch of work, in named windows that nest: `with meter.window("train") as w: …; w.energy.kwh`.
 
 A meter reads its sources (GPU, CPU, memory) when a window opens and when it closes, after the device has finished what
-it was given; there is nothing in between and, on a CPU, no thread. Every part says how it was obtained. The CPU's and
-the memory's part is this process's own, so that the bills of runs side by side add up to the machine's.
+it was given; in between only when somebody asks (any thread may) and, on a CPU, there is no thread. Every part says how
+it was obtained. The CPU's and the memory's part is this process's own, so that the bills of runs side by side add up to
+the machine's.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -214,6 +216,7 @@ class Meter:
         self._clock = clock
         self._notes: list[str] = []
         self._open: list[str] = []
+        self._lock = threading.Lock()
 
     @contextmanager
     def window(self, name: str, *, before: Energy | None = None) -> Iterator[Window]:
@@ -249,7 +252,8 @@ class Meter:
             self._notes.append(f"the device could not be synchronised: {str(error).splitlines()[0]}")
 
     def _read(self) -> _Snapshot:
-        return _Snapshot(self._clock(), tuple(source.read() for source in self.sources), len(self._notes))
+        with self._lock:
+            return _Snapshot(self._clock(), tuple(source.read() for source in self.sources), len(self._notes))
 
     def _between(self, start: _Snapshot, end: _Snapshot) -> Energy:
         pairs = list(zip(start.readings, end.readings, strict=True))

@@ -36,7 +36,7 @@ class SweepState:
     def begin(cls, recipes: Sequence[Recipe], store: Store, weight: Callable[[Recipe], float]) -> SweepState:
         """Looks in the store for what is done. Longest first: the last runs are then short and no worker idles long."""
         weights = [weight(recipe) for recipe in recipes]
-        to_do = [i for i, recipe in enumerate(recipes) if not store.folder(recipe).done]
+        to_do = [i for i, recipe in enumerate(recipes) if not store.folder(recipe).has(recipe)]
         return cls(recipes, weights, sorted(to_do, key=lambda i: -weights[i]))
 
     @property

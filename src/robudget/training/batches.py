@@ -36,8 +36,9 @@ class Batches:
         self._recipe, self._classes, self._device, self._world = recipe, classes, device, world
         self._format = memory_format
         self._stream = Stream(
-            prepared.train,
+            prepared.real,
             prepared.synthetic,
+            rows=prepared.rows,
             classes=classes,
             batch_size=recipe.batch_size,
             share=recipe.synthetic.share,

@@ -107,6 +107,15 @@ def load_last(folder: Path, notify: Callable[[str], None]) -> State | None:
     return None
 
 
+def check_setting(state: State, recipe_id: str, setting: Mapping[str, str | int | bool], where: str) -> None:
+    """Raise InputError where `state` is of another recipe, or was made under other circumstances than `setting`."""
+    if state["recipe_id"] != recipe_id:
+        raise InputError(f"{where} is of recipe {state['recipe_id']}, not {recipe_id}")
+    for name, mine in setting.items():
+        if (found := state["setting"].get(name)) != mine:
+            raise InputError(f"{where} was made with {name} = {found}, this run has {mine}")
+
+
 def _read(path: Path) -> State:
     try:
         whole = torch.load(path, map_location="cpu", weights_only=True)

@@ -13,15 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robudget.data.dataset import Dataset
+from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.prepare import prepare
-from robudget.errors import InputError, RunFailed
+from robudget.errors import InputError
 from robudget.models.build import build_for
 from robudget.models.memory import checkpoint_activations
 from robudget.recipe import Recipe
-from robudget.training import checkpoint
+from robudget.training import checkpoint, divergence
 from robudget.training.allocator import keep_freed_memory
 from robudget.training.batches import Batches
+from robudget.training.best import best_model
 from robudget.training.ema import Ema
 from robudget.training.optim import build_optimizer, lr_at, peak_lr
 from robudget.training.precision import resolve
@@ -32,7 +33,6 @@ from robudget.training.teacher import relabel
 from robudget.training.validation import Validation, Validator, check_collapse, validating
 from robudget.training.world import current, synchronise_batchnorm
 
-EXPLODED = 1e4  # a mean loss that large means logits beyond any use
 LOOK = 50  # steps between two looks at the loss and the clock, since each waits for the device
 Window = Callable[[str], AbstractContextManager[object]]
 
@@ -83,7 +83,9 @@ class Trainer:
             raise InputError(f"batch_size = {recipe.batch_size} can't be shared by {self.world.size} processes")
 
         self.data = relabel(prepare(recipe, dataset, synthetic_root, cache), recipe, dataset, teacher, self.device)
-        self.steps_per_epoch = max(1, (recipe.epoch_images or len(self.data.train)) // recipe.batch_size)
+        synthetic = self.data.synthetic
+        self._synthetic = sampled_fingerprint(synthetic) if synthetic is not None else "none"
+        self.steps_per_epoch = max(1, (recipe.epoch_images or len(self.data.rows)) // recipe.batch_size)
         self.steps = recipe.epochs * self.steps_per_epoch
 
         model = build_for(recipe, dataset)
@@ -109,6 +111,7 @@ class Trainer:
             memory_format=self.precision.memory_format,
         )
         self._calls: Counter[str] = Counter(dict.fromkeys(PHASES, 0))
+        self._backwards = 0
         self._watch = Stopwatch(self.device)
         self._step = Step(
             recipe,
@@ -183,9 +186,7 @@ class Trainer:
         x, labels, target = self._batches(self.step)
         self._watch.lap("data")
         outcome = self._step(x, labels, target, self.step)
-        if self._checkpointing:
-            # Every pass with a backward runs its forward twice.
-            self._calls["recompute_forward"] = self._calls["update_backward"] + self._calls["craft_backward"]
+        self._count_recomputed()
         self._losses[self.step % self.steps_per_epoch] = outcome.loss
         if outcome.clean is not None:
             self._correct["clean"] += outcome.clean
@@ -193,9 +194,16 @@ class Trainer:
             self._correct["craft"] += outcome.crafted
         self.step += 1
 
+    def _count_recomputed(self) -> None:
+        """With checkpointing, every pass with a backward has run its forward twice."""
+        backwards = sum(count for name, count in self._calls.items() if name.endswith("_backward"))
+        if self._checkpointing:
+            self._calls["recompute_forward"] += backwards - self._backwards
+        self._backwards = backwards
+
     def _look(self) -> None:
         """Now and then within an epoch: is the loss finite, and is it time to save?"""
-        self._check_losses(self.world.total(self._losses.clone()).tolist())
+        self._check_losses([loss / self.world.size for loss in self.world.total(self._losses.clone()).tolist()])
         due = torch.tensor(float(time.monotonic() - self._saved > self._save_seconds), device=self.device)
         if self.folder is not None and float(self.world.total(due)) > 0:
             self.save()
@@ -215,6 +223,7 @@ class Trainer:
             if recipe.adversarial and recipe.collapse.action != "off":
                 before = max((r.multi_step or 0.0 for r in self.records), default=0.0)
                 collapse = check_collapse(self.model, self._validator, recipe, before)
+        self._count_recomputed()
         self._watch.lap("validation")
         best = held is not None and self._keep_if_best(epoch, held)
         seen = self.steps_per_epoch * recipe.batch_size
@@ -249,14 +258,14 @@ class Trainer:
         self._correct = {name: torch.zeros((), dtype=torch.int64, device=self.device) for name in ("clean", "craft")}
 
     def _check_losses(self, history: list[float]) -> None:
-        for index, loss in enumerate(history):
-            if not abs(loss) < EXPLODED:
-                step = len(self.records) * self.steps_per_epoch + index
-                lr = self._optimizer.param_groups[0]["lr"]
-                raise RunFailed(
-                    f"the loss is {loss:g} at step {step} of {self.steps} (lr {lr:.3g}); the last good checkpoint is "
-                    f"of epoch {len(self.records)}; try a smaller optim.lr, optim.warmup_epochs or optim.clip"
-                )
+        divergence.check(
+            history,
+            first=len(self.records) * self.steps_per_epoch,
+            steps=self.steps,
+            lr=self._optimizer.param_groups[0]["lr"],
+            epoch=len(self.records),
+            precision=self.precision.name,
+        )
 
     def _react(self, record: EpochRecord) -> None:
         """What follows from the epoch: the collapse watch's action, and early stopping."""
@@ -307,11 +316,10 @@ class Trainer:
         """A new model in eval mode with the best checkpoint's weights, contiguous float32, on the Trainer's device."""
         if self.best is None:
             raise InputError("no epoch has been validated yet, so there is no best checkpoint")
-        weights = self._best_weights
         if self.folder is not None:
-            weights, _ = checkpoint.load_weights(self.folder / checkpoint.BEST)
+            return best_model(self.recipe, self.dataset, self.folder / checkpoint.BEST).to(self.device)
         model = build_for(self.recipe, self.dataset)
-        model.load_state_dict(weights)
+        model.load_state_dict(self._best_weights)
         return model.to(self.device).eval()
 
     # -- going on --------------------------------------------------------------------------------------------------
@@ -320,13 +328,13 @@ class Trainer:
         """Write `last.pt` (nothing without a folder). Every process calls it, the first one writes."""
         if self.folder is None:
             return
-        delta, calls = self._whole_delta(), self.world.totals(self._calls, self.device)
+        delta, calls = self._step.delta, self.world.totals(self._calls, self.device)
         state: checkpoint.State = {
             "recipe_id": self.recipe.id,
             "setting": self._setting(),
             "step": self.step,
             **self._weights(),
-            "delta": delta,
+            "delta": self.world.whole(delta) if delta is not None else None,
             "good": self._good,
             "lr_scale": self._lr_scale,
             "best": asdict(self.best) if self.best else None,
@@ -355,19 +363,11 @@ class Trainer:
         if self.ema is not None:
             self.ema.load(weights["ema"])
 
-    def _whole_delta(self) -> Tensor | None:
-        """Free-AT's perturbation of the global batch."""
-        mine = self._step.delta
-        if mine is None or self.world.size == 1:
-            return mine
-        whole = mine.new_zeros((len(mine) * self.world.size, *mine.shape[1:]))
-        whole[self.world.mine] = mine
-        return self.world.total(whole)
-
     def _setting(self) -> dict[str, str | int | bool]:
         """What has to be the same for a resumed run to reach the same bits, beside the recipe."""
         return {
             "data": self.dataset.fingerprint,
+            "synthetic images": self._synthetic,
             "device": self.device.type,
             "precision": self.precision.name,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
@@ -376,12 +376,7 @@ class Trainer:
         }
 
     def _restore(self, state: checkpoint.State) -> None:
-        where = f"checkpoint in {str(self.folder)!r}"
-        if state["recipe_id"] != self.recipe.id:
-            raise InputError(f"{where} is of recipe {state['recipe_id']}, not {self.recipe.id}")
-        for name, mine in self._setting().items():
-            if state["setting"].get(name) != mine:
-                raise InputError(f"{where} was made with {name} = {state['setting'].get(name)}, this run has {mine}")
+        checkpoint.check_setting(state, self.recipe.id, self._setting(), f"checkpoint in {str(self.folder)!r}")
         self._load(state)
         if state["delta"] is not None:
             delta = state["delta"][self.world.mine].to(self.device)
@@ -392,6 +387,7 @@ class Trainer:
         self.records = [EpochRecord(**record) for record in state["records"]]
         if self.world.leads:  # the others go on counting from nothing, since totals are sums
             self._calls.update(state["calls"])
+            self._backwards = sum(n for name, n in self._calls.items() if name.endswith("_backward"))
         self._watch.clear(state["seconds"])
         share = 1.0 if self.world.leads else 0.0
         self._losses = state["losses"].to(self.device) * self.world.size * share

@@ -53,6 +53,14 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def whole(self, rows: Tensor) -> Tensor:
+        """The global batch whose rows each process has its own of."""
+        if self.size == 1:
+            return rows
+        out = rows.new_zeros((len(rows) * self.size, *rows.shape[1:]))
+        out[self.mine] = rows
+        return self.total(out)
+
     def totals(self, counts: dict[str, int], device: torch.device) -> dict[str, int]:
         """Each count summed over the processes; all must have the same names."""
         if self.size == 1:
