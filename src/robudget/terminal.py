@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
-from rich.console import Console, Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -38,18 +40,43 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 
-def table_of(rows: Sequence[Mapping[str, str]], *, title: str | None = None, left: Iterable[str] = ()) -> Table:
-    """A plain table of ready-made strings; columns in `left` are aligned left, numbers right."""
-    view = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in rows[0] if rows else ():
-        view.add_column(column, justify="left" if column in left else "right", no_wrap=True)
-    for row in rows:
-        view.add_row(*row.values())
-    return view
+@dataclass(frozen=True)
+class TextTable:
+    """A plain table of ready-made strings; columns in `left` are aligned left, numbers right.
+
+    Nothing in it is ever cut: where the terminal is too narrow, the rightmost columns stay away, and a line says so.
+    """
+
+    rows: Sequence[Mapping[str, str]]
+    title: str | None = None
+    left: Iterable[str] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.title:
+            yield Text(self.title, style="bold")
+        columns = list(self.rows[0]) if self.rows else []
+        widths = [max(cell_len(column), *(cell_len(row[column]) for row in self.rows)) + _GAP for column in columns]
+        shown = len(columns)
+        while shown > 1 and sum(widths[:shown]) - _GAP > options.max_width:
+            shown -= 1
+        view = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+        for column in columns[:shown]:
+            left = column in self.left
+            view.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        for row in self.rows:
+            view.add_row(*(row[column] for column in columns[:shown]))
+        yield view
+        if shown < len(columns):
+            rest = ", ".join(columns[shown:])
+            yield Text(f"a wider terminal (or --json) also shows: {rest}", style="dim")
 
 
-def leaderboard(table: pd.DataFrame) -> Table:
-    """Runs by robust accuracy: accuracy with its interval and n, what training and evaluation took."""
+_GAP = 2
+
+
+def leaderboard(table: pd.DataFrame) -> Group:
+    """Runs by robust accuracy: accuracy with its interval and n, what training and evaluation took; ~ is estimated."""
+    noted = bool((table.collapsed | (table.status == "failed")).any())
     ordered = table.sort_values(["aa_acc", "train_flops_exact"], ascending=[False, True], na_position="last")
     rows = []
     for rank, (_, run) in enumerate(ordered.iterrows(), 1):
@@ -57,24 +84,30 @@ def leaderboard(table: pd.DataFrame) -> Table:
         note = "failed" if run.status == "failed" else "collapsed" if run.collapsed else ""
         rows.append(
             {
-                "": str(rank),
+                "rank": str(rank),
                 "run": run.slug,
                 "id": run.run_id,
                 "robust %": fixed(run.aa_acc),
                 "95% interval": interval,
                 "clean %": fixed(run.clean_acc),
                 "n": f"{run.n_eval:.0f}" if known(run.n_eval) else "unknown",
+                **({"note": note} if noted else {}),
                 "train FLOP": number(run.train_flops_exact),
                 "train s": number(run.train_seconds),
-                "train Wh": number(run.train_energy_kwh * 1000),
-                "USD": number(run.cost_usd),
-                "g CO2e": number(run.co2_kg * 1000),
+                "train Wh": _told(run.train_energy_kwh * 1000, run.train_energy_how),
+                "USD": _told(run.cost_usd, run.cost_usd_how),
+                "g CO2e": _told(run.co2_kg * 1000, run.co2_kg_how),
                 "eval s": number(run.eval_seconds),
-                "eval Wh": number(run.eval_energy_kwh * 1000),
-                "note": note,
+                "eval Wh": _told(run.eval_energy_kwh * 1000, run.eval_energy_how),
             }
         )
-    return table_of(rows, left=("run", "id", "note"))
+    lines = [Text("~ is estimated, not measured", style="dim")] if "~" in str(rows) else []
+    return Group(TextTable(rows, left=("run", "id", "note")), *lines)
+
+
+def _told(value: float, how: str | None) -> str:
+    shown = number(value)
+    return f"~{shown}" if how == "estimated" and known(value) else shown
 
 
 def bill(forecasts: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Group:
@@ -87,26 +120,39 @@ def bill(forecasts: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Gr
     if len(forecasts) > len(shown):
         lines.append(Text(f"the first {len(shown)} of {len(forecasts)} runs; --json has them all", style="dim"))
     notes = dict.fromkeys(note for each in forecasts for note in (each["basis"], *each["notes"]))
-    return Group(*lines, table_of(rows, left=("run",)), *(Text(f"note: {note}", style="yellow") for note in notes))
+    return Group(*lines, TextTable(rows, left=("run",)), *(Text(f"note: {note}", style="yellow") for note in notes))
 
 
 def _bill_row(name: str, each: Mapping[str, Any]) -> dict[str, str]:
-    def span(key: str, show: Callable[[Any], str]) -> str:
-        return f"{show(each[key])} [{show(each[key + '_low'])} to {show(each[key + '_high'])}]"
+    def span(key: str) -> str:
+        low, high = (number(each[f"{key}_{end}"], 2) for end in ("low", "high"))
+        return f"{number(each[key], 2)} [{low} to {high}]"
+
+    def time_span(key: str) -> str:
+        """All three in the unit that suits the middle one."""
+        middle = each[key]
+        if not known(float(middle)):
+            return "unknown"
+        size, unit = next(((size, unit) for size, unit in _UNITS if middle >= 2 * size), (1, "s"))
+        low, high = (number(each[f"{key}_{end}"] / size, 2) for end in ("low", "high"))
+        return f"{number(middle / size, 2)} {unit} [{low} to {high}]"
 
     return {
         "run": name,
         "train FLOP": number(each["train_flops_exact"]),
         "paper's count": number(each["train_flops_paper"]),
-        "train time": span("train_seconds", duration),
-        "eval time": span("eval_seconds", duration),
-        "train kWh": span("train_energy_kwh", lambda v: number(v, 2)),
-        "USD": span("cost_usd", lambda v: number(v, 2)),
-        "kg CO2e": span("co2_kg", lambda v: number(v, 2)),
+        "train time": time_span("train_seconds"),
+        "USD": span("cost_usd"),
+        "kg CO2e": span("co2_kg"),
+        "train kWh": span("train_energy_kwh"),
+        "eval time": time_span("eval_seconds"),
     }
 
 
-def device_table(devices: Iterable[Device]) -> Table:
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def device_table(devices: Iterable[Device]) -> TextTable:
     rows = [
         {
             "device": device.key,
@@ -118,7 +164,7 @@ def device_table(devices: Iterable[Device]) -> Table:
         }
         for device in devices
     ]
-    return table_of(rows, left=("device", "name", "peak TFLOP/s", "source"))
+    return TextTable(rows, left=("device", "name", "peak TFLOP/s", "source"))
 
 
 def duration(seconds: float | None) -> str:

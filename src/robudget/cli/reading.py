@@ -48,7 +48,7 @@ def study(
     if json:
         terminal.print_json(rows)
     else:
-        terminal.out.print(terminal.table_of(rows, left=("study", "axes", "question")))
+        terminal.out.print(terminal.TextTable(rows, left=("study", "axes", "question")))
 
 
 @app.command()
