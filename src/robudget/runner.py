@@ -31,7 +31,7 @@ from robudget.recipe import Recipe
 from robudget.site import Site
 from robudget.store import RunFolder, Store, writing
 from robudget.training import Trainer, best_model
-from robudget.training.world import World, join
+from robudget.training.world import World, joined
 
 # Of the progress bar: an evaluation takes about as long as a training of some tens of epochs.
 TRAINING_SHARE = 0.4
@@ -98,26 +98,37 @@ def run(
     if site.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
-    world, device = join(str(resolve_device(site.device)))
-    dataset = data.load(recipe.data.name, root=site.data_root, image_size=recipe.data.image_size)
-    with _held(folder, recipe, world):
-        if folder.has(recipe):  # by another process, between the look and the lock
-            return RunResult(folder, folder.record())
-        if world.leads:
-            with writing(folder.path):
-                write_json(folder.path / "environment.json", environment(device))
-        world.barrier()
-        folder.log("start", rank=world.rank)
-        meter = open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts)
-        with meter, Ledger(folder, meter, rank=world.rank) as ledger:
-            one = _One(recipe, dataset, site, device, world, folder, ledger, progress if world.leads else _silent)
-            trained = folder.record() if folder.done else one.train()
-            verdicts = one.evaluate()
-            if world.leads:
-                folder.finish(one.record(trained, verdicts))
-        while not folder.has(recipe):  # the first process is still putting it together
-            time.sleep(_LOOK_SECONDS)
+    with joined(str(resolve_device(site.device))) as (world, device):
+        dataset = data.load(recipe.data.name, root=site.data_root, image_size=recipe.data.image_size)
+        with _held(folder, recipe, world):
+            if not folder.has(recipe):  # by another process, between the look and the lock
+                _run(recipe, dataset, site, device, world, folder, progress if world.leads else _silent)
     return RunResult(folder, folder.record())
+
+
+def _run(
+    recipe: Recipe,
+    dataset: data.Dataset,
+    site: Site,
+    device: torch.device,
+    world: World,
+    folder: RunFolder,
+    progress: Callable[[Progress], None],
+) -> None:
+    if world.leads:
+        with writing(folder.path):
+            write_json(folder.path / "environment.json", environment(device))
+    world.barrier()
+    folder.log("start", rank=world.rank)
+    meter = open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts)
+    with meter, Ledger(folder, meter, rank=world.rank) as ledger:
+        one = _One(recipe, dataset, site, device, world, folder, ledger, progress)
+        trained = folder.record() if folder.done else one.train()
+        verdicts = one.evaluate()
+        if world.leads:
+            folder.finish(one.record(trained, verdicts))
+    while not folder.has(recipe):  # the first process is still putting it together
+        time.sleep(_LOOK_SECONDS)
 
 
 def _silent(progress: Progress) -> None:

@@ -4,6 +4,7 @@ that changes what is asked for. What it resolves to is recorded in `environment.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,11 @@ KEYS = {
     "meter.gpu_watts": "gpu_watts",
 }
 _WATTS = (1.0, 10_000.0)
+
+
+def first_process() -> bool:
+    """Is this the process that speaks, of the many that torchrun may have started?"""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from pandas.testing import assert_frame_equal
 
@@ -84,7 +85,7 @@ def test_kill_minus_nine_then_again_gives_the_same_table(
 
 
 def _until_free(store: Path) -> None:
-    """A killed sweep's worker ends at its next event; until then it rightly holds its run."""
+    """A killed sweep's worker ends a moment later; until then it rightly holds its run."""
     deadline = time.monotonic() + 60
     for folder in Store(store).folders():
         while time.monotonic() < deadline:
@@ -128,3 +129,21 @@ def test_a_failed_run_is_noted_and_the_others_go_on(recipes: list[Recipe], tmp_p
     assert "depth must be 6n + 4" in state.failed[0]
     assert list(state.finished) == [1]
     assert len(load_runs(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_its_sweep(tiny: Recipe, tmp_path: Path, number: signal.Signals) -> None:
+    endless = tiny.with_({"epochs": 1, "epoch_images": 10**8})  # not a word from it for hours
+    process = start([endless], tmp_path)
+    deadline = time.monotonic() + 120
+    while not log_lines(tmp_path) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
+    os.kill(process.pid, number)
+    process.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=60)
+    for orphan in alive:
+        orphan.kill()
+    assert not alive
+    assert gone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, ParamSpec, TypeVar
@@ -11,6 +12,7 @@ import typer
 
 from robudget import __version__
 from robudget.errors import RobudgetError
+from robudget.site import first_process
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -59,20 +61,28 @@ def main() -> None:
     try:
         app()
     except RobudgetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if first_process():
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
 def resumable(command: Callable[P, R]) -> Callable[P, R]:
-    """Ctrl-C in long work is an ordinary way to stop it: say how to go on."""
+    """Ctrl-C in long work is an ordinary way to stop it, and so is a scheduler's SIGTERM: say how to go on."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        before = signal.signal(signal.SIGTERM, stop)
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
-            print("stopped; what was done is kept, and the same command goes on from there", file=sys.stderr)
+            if first_process():
+                print("stopped; what was done is kept, and the same command goes on from there", file=sys.stderr)
             raise typer.Exit(130) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     return wrapped
 

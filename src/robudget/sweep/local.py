@@ -112,7 +112,7 @@ class _Worker:
             {} if site.threads == 0 else {"OMP_NUM_THREADS": str(site.threads), "MKL_NUM_THREADS": str(site.threads)}
         )
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "robudget.sweep.worker"],
+            [sys.executable, "-m", "robudget.sweep.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | threads,

@@ -1,8 +1,8 @@
-"""One worker of a local sweep: `python -m robudget.sweep.worker`.
+"""One worker of a local sweep: `python -m robudget.sweep.worker <pid of whoever starts it>`.
 
 Reads one JSON job a line from stdin, runs it, and writes one JSON event a line to stdout. A separate interpreter rather
 than a forked one: it sets its thread count before torch starts, and needs no guard in the user's script. It lives no
-longer than the process that started it: stdin closing ends it between runs, a broken pipe at the next event.
+longer than the process that started it, however that ends: nobody may train on unseen.
 """
 
 from __future__ import annotations
@@ -10,12 +10,24 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+_LOOK_SECONDS = 1.0
+
+
+def _end_with(parent: int) -> None:
+    """Leave when the process that started this one is gone; what is worth keeping is on the disk at any moment."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
+
 
 def main() -> int:
+    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
     # Whatever a library prints must not end up between the events, so they get the real stdout and print gets stderr.
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)

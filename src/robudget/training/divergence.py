@@ -32,7 +32,9 @@ def likely_cause(before: Sequence[float], *, start: bool, precision: str) -> str
         return "likely cause: the data or the model, since nothing was learnt yet (look at the images and the labels)"
     if not recent or recent[-1] > _GROWN * min(recent):
         grown = f", the loss grew from {min(recent):.3g} to {recent[-1]:.3g} before" if recent else ""
-        return f"likely cause: steps that are too large{grown}; try a smaller optim.lr, optim.warmup_epochs or optim.clip"
+        return (
+            f"likely cause: steps that are too large{grown}; try a smaller optim.lr, optim.warmup_epochs or optim.clip"
+        )
     other = ", precision=float32" if precision != "float32" else ""
     return (
         f"likely cause: a single update that was too large, since the loss was {recent[-1]:.3g} just before; try "

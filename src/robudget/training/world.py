@@ -8,7 +8,8 @@ perturbation and replays work alike, and one process and many do the same arithm
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +100,16 @@ def join(device: str) -> tuple[World, torch.device]:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return current(), torch.device(device)
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[World, torch.device]]:
+    """`join`, and leave again at the end what was joined here. After an error it is the launcher that ends them all."""
+    alone = not (dist.is_available() and dist.is_initialized())
+    world, place = join(device)
+    yield world, place
+    if alone and world.size > 1:
+        dist.destroy_process_group()
 
 
 # -- BatchNorm over all processes ----------------------------------------------------------------------------------
