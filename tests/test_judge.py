@@ -1,14 +1,17 @@
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from robudget import data, judge
 from robudget.errors import InputError
-from robudget.evaluation import Verdicts
+from robudget.evaluation import Progress, Verdicts
 from robudget.evaluation.merge import merge
 from robudget.models.build import build
 from robudget.site import Site
@@ -25,6 +28,32 @@ def load():
 
 def broken():
     return 3
+
+def needs(argument):
+    return argument
+
+NUMBER = 3
+
+def function():
+    network = load()
+    return lambda x: network(x)
+
+def many():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1000))
+
+class Branching(nn.Module):
+    # Looks at values, which stand-ins do not have, and refuses the black images that are counted on instead.
+    def __init__(self):
+        super().__init__()
+        self.body = load()
+
+    def forward(self, x):
+        if (x == 0).all() and len(x) == 2:
+            raise ValueError("black images are not for me")
+        return self.body(x)
+
+def branching():
+    return Branching()
 """
 
 
@@ -48,18 +77,33 @@ def test_a_users_function_is_judged_and_billed() -> None:
     backward = sum(v for k, v in found.verdicts.calls.items() if k.endswith("_backward"))
     assert found.bill["flops_exact"] == 2 * 640 * (forward + backward)
     assert found.bill["energy"]["how"] in ("measured", "estimated")
+    assert found.verdicts.flops == found.bill["flops_exact"]
+    # Every attack's own window: together no more than the whole evaluation took, and most of it.
+    spent = found.verdicts.spent
+    assert all(item.energy_kwh >= 0 and item.energy_how == found.bill["energy"]["how"] for item in spent)
+    assert 0 < found.verdicts.energy_kwh <= found.bill["energy"]["kwh"]
+    again = Verdicts.load(found.folder)
+    assert [(i.flops, i.energy_kwh, i.energy_how) for i in again.spent] == [
+        (i.flops, i.energy_kwh, i.energy_how) for i in spent
+    ]
+    said = (found.folder / "verdict.txt").read_text()
+    assert "FLOP counted" in said
+    assert f"without PUE: {found.bill['energy']['how']}" in said
     assert json.loads((found.folder / "bill.json").read_text())["flops_exact"] == found.bill["flops_exact"]
 
 
 def test_shards_merge_to_the_bits_of_the_whole() -> None:
     whole = evaluate().verdicts
     parts = [evaluate(shard=(i, 2)).folder for i in (1, 2)]
-    merged = judge.merged(parts, None)
+    merged, where = judge.merged(parts, None)
     assert list(merged.broken_by) == list(whole.broken_by)
     np.testing.assert_array_equal(merged.frame["worst_margin"], whole.frame["worst_margin"])
     assert merged.robust_accuracy == whole.robust_accuracy
     assert sum(s.images for s in merged.spent) == sum(s.images for s in whole.spent)
-    assert Verdicts.load("evals/" + parts[0].name.replace("-1of2", "-merged")).n == 40
+    assert where.name == parts[0].name.replace("-1of2", "-merged")
+    assert Verdicts.load(where).n == 40
+    assert merged.flops == sum(s.flops for s in merged.spent)
+    assert merged.energy_kwh is None or merged.energy_kwh > 0
 
 
 def test_shards_that_do_not_belong_together_are_refused() -> None:
@@ -97,11 +141,16 @@ def test_a_file_of_weights_needs_its_architecture_and_has_to_fit() -> None:
     [
         ("network.py:lod", "did you mean 'load'"),
         ("network.py:broken", "returned int"),
+        ("network.py:needs", "without arguments"),
+        ("network.py:NUMBER", "is int"),
+        ("network.py:many", "1000 classes apart, and the data have 10"),
+        ("resnet18", "timm's 'resnet18' tells 1000 classes apart"),
+        ("resnet81", "did you mean 'resnet18'"),
         ("nothing.py:load", "no such file"),
         ("no.such.module:load", "cannot import"),
         ("robustbench:cifar10", "robustbench:DATASET/THREAT/NAME"),
         ("not_a_model", "cannot evaluate 'not_a_model'"),
-        ("missing.safetensors", "--model"),
+        ("missing.safetensors", "no such file"),
     ],
 )
 def test_a_source_that_is_no_classifier_is_one_line(source: str, said: str) -> None:
@@ -109,3 +158,97 @@ def test_a_source_that_is_no_classifier_is_one_line(source: str, said: str) -> N
         evaluate(source)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not Path("evals").exists() or not list(Path("evals").iterdir())
+
+
+def test_attacks_may_be_chosen_with_their_settings() -> None:
+    found = evaluate(attacks=["pgd:steps=5,restarts=2,loss=cw", "square:steps=20"], images=8)
+    assert [item.attack for item in found.verdicts.spent] == ["clean", "checks", "pgd", "square"]
+    assert "pgd:restarts=2,steps=5,loss=cw, square:steps=20" in (found.folder / "verdict.txt").read_text()
+    with pytest.raises(InputError, match="did you mean 'steps'"):
+        evaluate(attacks=["pgd:step=5"])
+
+
+class Stop(Exception):
+    pass
+
+
+def test_what_was_begun_goes_on_or_is_forgotten_and_its_energy_is_kept() -> None:
+    quick = {"attacks": ["apgd-ce:steps=5", "apgd-dlr:steps=5", "square:steps=50"]}
+
+    def stop(now: Progress) -> None:
+        if now.attack == "square":
+            raise Stop
+
+    with pytest.raises(Stop):
+        evaluate(**quick, progress=stop)
+    (folder,) = Path("evals").iterdir()
+    before = json.loads((folder / "bill.json").read_text())["energy"]
+    seen: list[str] = []
+    found = evaluate(**quick, progress=lambda now: seen.append(now.attack))
+    assert set(seen) == {"square"}
+    assert found.bill["energy"]["seconds"] > before["seconds"] > 0
+    assert found.bill["energy"]["kwh"] > before["kwh"]
+    seen.clear()
+    evaluate(**quick, progress=lambda now: seen.append(now.attack))
+    assert not seen
+    again = evaluate(**quick, restart=True, progress=lambda now: seen.append(now.attack))
+    assert {"apgd-ce", "apgd-dlr", "square"} == set(seen)
+    assert again.verdicts.frame.equals(found.verdicts.frame)
+    with pytest.raises(InputError, match=r"batch_size differs.*--restart"):
+        evaluate(**quick, batch_size=10)
+
+
+def test_examples_are_replayed_against_another_classifier() -> None:
+    found = evaluate(examples=True, attacks=["apgd-ce:steps=10"], threat=Threat("linf", 0.2))
+    fell = int((found.verdicts.clean & ~found.verdicts.robust).sum())
+    assert fell > 0
+    for where in (found.folder, found.folder / "examples.npz"):
+        assert judge.transfer("network.py:load", where, dataset="digits", site=SITE).fooled.all()
+    other = judge.transfer("network.py:function", found.folder, dataset="digits", site=SITE)
+    assert f"{fell} of {fell} examples (linf 51/255)" in str(other)
+    assert other.to_dict()["transfer"] == 1
+    none = evaluate(threat=Threat("linf", 0), examples=True)
+    assert str(judge.transfer("network.py:load", none.folder, dataset="digits", site=SITE)) == "no examples to show"
+    with pytest.raises(InputError, match="cannot read adversarial examples"):
+        judge.transfer("network.py:load", Path("nowhere.npz"), dataset="digits", site=SITE)
+
+
+def test_a_plain_function_has_no_flops_and_its_shards_merge() -> None:
+    parts = [evaluate("network.py:function", shard=(i, 2)) for i in (1, 2)]
+    assert all(part.verdicts.flops is None and part.bill["flops_how"] == "unknown" for part in parts)
+    merged, _ = judge.merged([part.folder for part in parts], Path("both"))
+    assert merged.n == 40
+    assert merged.flops is None
+    assert merged.frame["broken_by"].tolist() == evaluate().verdicts.frame["broken_by"].tolist()
+
+
+def test_a_module_that_cannot_be_counted_keeps_its_verdicts() -> None:
+    with pytest.warns(UserWarning, match="FLOPs unknown"):
+        found = evaluate("network.py:branching", images=10, attacks=["square:steps=20"])
+    assert found.verdicts.n == 10
+    assert found.verdicts.flops is None
+
+
+def test_robustbench_without_its_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "robustbench", None)
+    monkeypatch.setitem(sys.modules, "robustbench.utils", None)
+    with pytest.raises(InputError, match=r"robudget\[robustbench\]"):
+        evaluate("robustbench:cifar10/Linf/Standard")
+
+
+def test_robustbench_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def load_model(name: str, dataset: str, threat_model: str) -> nn.Module:
+        asked.append((name, dataset, threat_model))
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    package, utils = ModuleType("robustbench"), ModuleType("robustbench.utils")
+    utils.load_model = load_model  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "robustbench", package)
+    monkeypatch.setitem(sys.modules, "robustbench.utils", utils)
+    found = evaluate("robustbench:cifar10/Linf/Standard", images=4)
+    assert asked == [("Standard", "cifar10", "Linf")]
+    assert found.verdicts.n == 4
+    assert found.folder.name.startswith("Standard-digits-linf-0.02-standard-0-n4")

@@ -1,4 +1,4 @@
-"""Verbs that run something: a recipe, an evaluation, a study, the demo."""
+"""Verbs that run something: a recipe, a study, the demo."""
 
 from __future__ import annotations
 
@@ -37,68 +37,6 @@ def run(
     else:
         terminal.out.print(terminal.leaderboard(table))
         terminal.out.print(f"\n{result.summary}\n{result.folder.path}")
-
-
-@app.command("eval")
-@resumable
-def evaluate(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="a run's folder, weights.safetensors, a timm model, robustbench:…, FILE.py:FUNCTION"
-        ),
-    ],
-    data: Annotated[str | None, typer.Option(help="dataset; a run brings its own")] = None,
-    data_root: Annotated[str | None, typer.Option(help="where the dataset lies")] = None,
-    model: Annotated[str | None, typer.Option(help="architecture of a safetensors file, e.g. wrn-28-10")] = None,
-    norm: Annotated[str, typer.Option(help="linf, l2 or l1")] = "linf",
-    eps: Annotated[str | None, typer.Option(help="radius, e.g. 8/255; a run brings its own")] = None,
-    version: Annotated[str, typer.Option(help="standard, plus or rand")] = "standard",
-    samples: Annotated[int | None, typer.Option(min=1, help="the first n test images; default: all")] = None,
-    shard: Annotated[str, typer.Option(help="i/n: the i-th of n contiguous parts; put together with --merge")] = "1/1",
-    merge: Annotated[
-        list[Path] | None, typer.Option(help="folders of further shards, to be merged with MODEL, a shard too")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 500,
-    precision: Annotated[
-        str, typer.Option(help="auto, float32 or bfloat16, of the attacks; successes are confirmed in float32")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="folder of the results")] = None,
-    json: AsJson = False,
-) -> None:
-    """Attack any classifier with the standard ensemble: a verdict per image, intervals, checks, the bill. Resumes."""
-    from robudget import judge, terminal
-    from robudget.evaluation.page import page
-    from robudget.site import Site
-    from robudget.threat import Threat
-
-    if merge:
-        merged = judge.merged([Path(source), *merge], out)
-        terminal.print_json(merged.summary()) if json else terminal.out.print(page(merged), end="")
-        return
-    with terminal.EvaluationDisplay(Path(source).name) as display:
-        found = judge.judge(
-            source,
-            dataset=data,
-            threat=None if eps is None else Threat(norm, eps),  # type: ignore[arg-type]
-            version=version,
-            images=samples,
-            shard=judge.parse_shard(shard),
-            seed=seed,
-            batch_size=batch_size,
-            precision=precision,
-            model=model,
-            out=out,
-            site=Site(data_root=data_root, device=device),
-            progress=display.update,
-        )
-    if json:
-        terminal.print_json(found.to_dict())
-    else:
-        terminal.out.print(page(found.verdicts), end="")
-        terminal.out.print(f"\n{found.folder}")
 
 
 @app.command()

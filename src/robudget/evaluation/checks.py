@@ -82,7 +82,7 @@ def of_mode(model: Model) -> list[Finding]:
     return found
 
 
-def logits_of(model: Model, x: Tensor, y: Tensor) -> Tensor:
+def logits_of(model: Model, x: Tensor, y: Tensor, classes: int | None) -> Tensor:
     """The model's answer to a few images. Raises InputError unless it is logits (N, classes) that know every label."""
     with torch.no_grad():
         z: Any = model(x)
@@ -93,6 +93,8 @@ def logits_of(model: Model, x: Tensor, y: Tensor) -> Tensor:
             f"the model returns {z.dtype} {tuple(z.shape)} for {len(x)} images "
             f"(allowed: float logits ({len(x)}, classes))"
         )
+    if classes is not None and z.shape[1] != classes:
+        raise InputError(f"the model tells {z.shape[1]} classes apart, and the data have {classes} (allowed: the same)")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= z.shape[1]:
         raise InputError(
@@ -105,6 +107,16 @@ def carries_gradient(model: Model, x: Tensor) -> bool:
     """Do the logits of x depend on it as far as autograd knows? (Not behind torch.no_grad or inference_mode.)"""
     with torch.enable_grad():
         return bool(model(x.detach().clone().requires_grad_()).requires_grad)
+
+
+def no_gradient() -> Finding:
+    """For a model that only Square can attack."""
+    return Finding(
+        "no-gradient",
+        "the model's logits carry no gradient to the image, so no white-box attack was possible",
+        {"attacks": "square"},
+        "Square alone proves little: give the model without torch.no_grad, or a differentiable copy to transfer from.",
+    )
 
 
 def few_classes(classes: int, note: str) -> Finding:

@@ -23,8 +23,18 @@ from robudget.attacks.rows import Look, Outcome, drive
 from robudget.attacks.victim import Model, Passes, Victim, frozen
 from robudget.errors import InputError
 from robudget.evaluation.accounts import Book, Metered, Window, charge
-from robudget.evaluation.checks import PROBE, Subject, after, before, carries_gradient, few_classes, logits_of, of_mode
-from robudget.evaluation.physical import keep_freed_memory, least_size
+from robudget.evaluation.checks import (
+    PROBE,
+    Subject,
+    after,
+    before,
+    carries_gradient,
+    few_classes,
+    logits_of,
+    no_gradient,
+    of_mode,
+)
+from robudget.evaluation.physical import keep_freed_memory, least_size, tile
 from robudget.evaluation.precision import crafting_copy, resolve
 from robudget.evaluation.stages import Pace, Progress, Stage, confirmed
 from robudget.evaluation.state import State, fingerprint, weights_of
@@ -49,6 +59,7 @@ def evaluate(
     batch_size: int = 500,
     precision: Precision = "auto",
     index: Tensor | None = None,
+    classes: int | None = None,
     device: torch.device | str | None = None,
     state: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -58,11 +69,10 @@ def evaluate(
 ) -> Verdicts:
     """A verdict for each image x (N, C, H, W) float32 in [0, 1] with label y (N,) int64.
 
-    `version` names the ensemble (standard, plus, rand); `attacks` replaces it by a list of `Member`s, or of
-    their text (`pgd:steps=50,restarts=5,loss=cw`).
-    `index`: each image's row in the full split, which keys its noise (default 0 … N − 1). `precision`: what the attacks
-    compute in; every success is confirmed in float32 on the model as given. `device` None: where the model is.
-    `state`: a folder that the evaluation resumes from and writes to. `progress` is told a few times a second;
+    `version` names the ensemble (standard, plus, rand); `attacks` replaces it by a list of `Member`s, or of their text
+    (`pgd:steps=50,restarts=5,loss=cw`). `index`: each image's row in the full split, which keys its noise (default
+    0 … N − 1). `classes`: how many the data have, where that is known. `precision`: what the attacks compute in; every
+    success is confirmed in float32 on the model as given. `device` None: where the model is. `state`: a folder that the evaluation resumes from and writes to. `progress` is told a few times a second;
     `window(name)` is a context entered around "evaluation/<attack>"; a meter's gives each attack its energy.
     `examples` keeps the adversarial examples (`Verdicts.examples`). Raises InputError for what the caller can mend.
     """
@@ -95,6 +105,7 @@ def evaluate(
             batch_size=batch_size,
             asked=precision,
             index=where,
+            classes=classes,
             device=place,
             folder=None if state is None else Path(state),
             progress=progress,
@@ -131,6 +142,7 @@ class _Run:
         batch_size: int,
         asked: Precision,
         index: Tensor,
+        classes: int | None,
         device: torch.device,
         folder: Path | None,
         progress: Callable[[Progress], None] | None,
@@ -141,9 +153,10 @@ class _Run:
         self.model, self.x, self.y, self.threat, self.device = model, x, y, threat, device
         self.version, self.seed, self.batch_size, self.index = version, seed, batch_size, index
         self.folder, self.window, self.check = folder, window, check
-        self.judge = Victim(model, most=batch_size)
+        size = tile(device, batch_size)
+        self.judge = Victim(model, least=size, most=size)
         probe = self.x[: min(len(x), batch_size)].to(device)
-        logits = logits_of(model, probe, y)
+        logits = logits_of(model, probe, y, classes)
         self.differentiable = carries_gradient(model, probe[:1])
         blind = [member.name for member in members if member.name != "square"]
         if blind and not self.differentiable:
@@ -192,6 +205,7 @@ class _Run:
                 self._clean_pass(spent)
         if "findings" not in s.notes:
             found = [*mode, *(few_classes(self.classes, note) for note in self.notes)]
+            found += [] if self.differentiable else [no_gradient()]
             if self.check:
                 with self._stage("checks", 0) as spent:
                     found += self._before(spent)

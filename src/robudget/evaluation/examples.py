@@ -50,7 +50,7 @@ class Examples:
         try:
             with np.load(path, allow_pickle=False) as data:
                 planes = np.ascontiguousarray(np.moveaxis(data["planes"], 0, -1))
-                x_adv = planes.view(np.float32)[..., 0]
+                x_adv = planes.view(np.float32)[..., 0].copy()
                 return cls(data["index"], data["label"], x_adv, Threat(str(data["norm"]), float(data["eps"])))  # type: ignore[arg-type]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"cannot read adversarial examples from {str(path)!r}: {error}") from None
@@ -72,6 +72,22 @@ class Replay:
     def interval(self) -> tuple[float, float]:
         """95% Wilson interval of `transfer`."""
         return wilson(int(self.fooled.sum()), len(self.fooled))
+
+    def to_dict(self) -> dict[str, Any]:
+        low, high = self.interval if len(self.fooled) else (None, None)
+        return {"threat": str(self.examples.threat), "n": len(self.fooled), "fooled": int(self.fooled.sum())} | {
+            "transfer": self.transfer,
+            "interval": [low, high],
+        }
+
+    def __str__(self) -> str:
+        if not len(self.fooled):
+            return "no examples to show"
+        low, high = (100 * end for end in self.interval)
+        return (
+            f"{int(self.fooled.sum())} of {len(self.fooled)} examples ({self.examples.threat}) fool this model too: "
+            f"{100 * self.transfer:.1f}% [{low:.1f}, {high:.1f}]"
+        )
 
 
 def replay(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -13,8 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from robudget.errors import InputError, unknown
-from robudget.models.build import ImageSpec, build
+from robudget.models.build import ImageSpec, build, build_for
 from robudget.models.layers import Normalize, Normalized
+from robudget.recipe import Recipe
 
 FORMS = (
     "a run's folder, weights.safetensors with --model NAME, a timm model, robustbench:DATASET/THREAT/NAME, "
@@ -25,10 +27,11 @@ FORMS = (
 def load_classifier(source: str, spec: ImageSpec, *, model: str | None = None) -> Callable[[Tensor], Tensor]:
     """The classifier that `source` names, in eval mode, for images of `spec` in [0, 1].
 
-    - `weights.safetensors`, with `model` an architecture that `models.build` knows (normalised as the dataset is);
+    - `weights.safetensors`, with `model` an architecture that `models.build` knows (normalised as the dataset is), or
+      with their recipe inside, as a run leaves them;
     - `robustbench:<dataset>/<threat>/<name>`, where that extra is installed and the weights are on this machine;
     - `<file.py>:<function>` or `<package.module>:<function>`: called without arguments, returns the classifier;
-    - the name of a timm model, with its published weights (from timm's cache).
+    - the name of a timm model whose published weights tell as many classes apart as the data have.
 
     Raises InputError for anything else, and for weights that do not fit.
     """
@@ -42,22 +45,30 @@ def load_classifier(source: str, spec: ImageSpec, *, model: str | None = None) -
 
 
 def _safetensors(path: Path, spec: ImageSpec, name: str | None) -> nn.Module:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
-    if name is None:
-        raise InputError(f"{str(path)!r} holds weights only: name its architecture (--model wrn-28-10)")
     if not path.exists():
         raise InputError(f"no such file: {str(path)!r}")
-    channels, size, _ = spec.image_shape
-    network = build(name, classes=spec.classes, image_size=size, channels=channels, mean=spec.mean, std=spec.std)
     try:
-        network.load_state_dict(load_file(path))
+        with safe_open(path, framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            recipe = (file.metadata() or {}).get("recipe")
     except SafetensorError as error:
         raise InputError(f"{str(path)!r} is not a safetensors file: {error}") from None
+    if name is not None:
+        channels, size, _ = spec.image_shape
+        network = build(name, classes=spec.classes, image_size=size, channels=channels, mean=spec.mean, std=spec.std)
+    elif recipe is not None:
+        network = build_for(Recipe.from_yaml(recipe, where=str(path)), spec)
+    else:
+        raise InputError(f"{str(path)!r} holds weights only: name its architecture (--model wrn-28-10)")
+    try:
+        network.load_state_dict(weights)
     except RuntimeError as error:
         lines = str(error).splitlines()
-        raise InputError(f"{str(path)!r} does not fit {name}: {' '.join(lines[1].split())[:200]}") from None
+        raise InputError(
+            f"{str(path)!r} does not fit {name or 'its recipe'}: {' '.join(lines[1].split())[:200]}"
+        ) from None
     return network.eval()
 
 
@@ -80,7 +91,12 @@ def _function(source: str) -> Callable[[Tensor], Tensor]:
     made = getattr(module, name, None)
     if made is None:
         raise unknown(f"function in {where}", name, [n for n in dir(module) if not n.startswith("_")])
-    classifier: Any = made if isinstance(made, nn.Module) else made()
+    if not callable(made):
+        raise InputError(f"{source} is {type(made).__name__} (allowed: a module, or a function that returns one)")
+    try:
+        classifier: Any = made if isinstance(made, nn.Module) else made()
+    except TypeError as error:
+        raise InputError(f"{source} cannot be called without arguments: {error}") from None
     if not callable(classifier):
         raise InputError(f"{source} returned {type(classifier).__name__}, not a classifier (images -> logits)")
     return classifier.eval() if isinstance(classifier, nn.Module) else classifier
@@ -108,10 +124,22 @@ def _timm(name: str, spec: ImageSpec) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        raise InputError(f"cannot evaluate {name!r} (allowed: {FORMS})")
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"cannot evaluate {name!r}{hint} (allowed: {FORMS})")
+    published = timm.get_pretrained_cfg(name)
+    if published is None:
+        raise InputError(f"timm has no weights for {name!r} (allowed: weights.safetensors with --model {name})")
+    # timm would replace a head for other classes by a random one, and the numbers would mean nothing.
+    if published.num_classes != spec.classes:
+        raise InputError(
+            f"timm's {name!r} tells {published.num_classes} classes apart, and the data have {spec.classes} "
+            f"(allowed: weights.safetensors with --model {name}, or data with these classes)"
+        )
     try:
-        body = timm.create_model(name, pretrained=True, num_classes=spec.classes, in_chans=spec.image_shape[0])
-    except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(f"timm cannot load {name!r} with its weights: {str(error).splitlines()[0]}") from None
-    settings: dict[str, Any] = vars(body)["pretrained_cfg"]
-    return Normalized(Normalize(settings["mean"], settings["std"]), body).eval()
+        body = timm.create_model(name, pretrained=True, in_chans=spec.image_shape[0])
+    # Whatever keeps the weights from being fetched or read: no network, no such file, a library that is missing.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"timm cannot load {name!r} with its weights: {reason}") from None
+    return Normalized(Normalize(published.mean, published.std), body).eval()

@@ -121,13 +121,13 @@ class State:
                     else {}
                 )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"cannot resume from {path}: {error} (delete it to start again)") from None
+            raise InputError(f"cannot resume from {path}: {error} (delete it, --restart, to start again)") from None
         theirs = about["identity"]
         for key, value in files.to_plain(identity).items():
             if theirs.get(key) != value:
                 raise InputError(
                     f"cannot resume from {path}: {_SPOKEN.get(key, key)} differs ({_brief(theirs.get(key))} there, "
-                    f"{_brief(value)} now); use another folder, or delete it to start again"
+                    f"{_brief(value)} now); use another folder, or delete it (--restart) to start again"
                 )
         spent = {name: Spent(**item) for name, item in about["spent"].items()}
         return cls(**arrays, spent=spent, notes=about["notes"], examples=found if about["keeps"] else None)
