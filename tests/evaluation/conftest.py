@@ -23,3 +23,9 @@ one_thread, small, images = _MODULE.one_thread, _MODULE.small, _MODULE.images
 def many() -> tuple[Tensor, Tensor]:
     """200 images, for statements about shares of images."""
     return blobs(200, 6, 8)
+
+
+@pytest.fixture(scope="session")
+def crowd() -> tuple[Tensor, Tensor]:
+    """300 images, for statements about a few percent of them."""
+    return blobs(300, 6, 9)
