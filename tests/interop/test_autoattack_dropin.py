@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from robudget.attacks.geometry import within
 from robudget.errors import InputError
+from robudget.evaluation.state import begun_seed
 from robudget.interop.autoattack import AutoAttack
 
 
@@ -133,6 +135,84 @@ def test_state_path_resumes(model, images, tmp_path):
     first = fast(model).run_standard_evaluation(*images, bs=40, state_path=tmp_path / "state")
     again = fast(model).run_standard_evaluation(*images, bs=40, state_path=tmp_path / "state")
     assert torch.equal(first, again)
+
+
+def test_a_state_without_a_seed_keeps_the_one_it_was_begun_with(model, images, tmp_path, monkeypatch):
+    first = fast(model, seed=None).run_standard_evaluation(*images, bs=40, state_path=tmp_path / "state")
+    monkeypatch.setattr("robudget.interop.autoattack.time.time", lambda: 12345.0)
+    again = fast(model, seed=None)
+    assert torch.equal(first, again.run_standard_evaluation(*images, bs=40, state_path=tmp_path / "state"))
+    assert again.verdicts.about["seed"] != 12345
+    fast(model, seed=None).run_standard_evaluation(*images, bs=40, state_path=tmp_path / "new")
+    assert begun_seed(tmp_path / "new") == 12345
+
+
+def test_a_state_of_the_authors_is_refused(model, images, tmp_path):
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(InputError, match="is a file"):
+        fast(model).run_standard_evaluation(*images, bs=40, state_path=tmp_path / "state.json")
+
+
+def test_signatures_are_the_specs():
+    def head(function) -> list[tuple[str, object]]:
+        kinds = inspect.signature(function).parameters.values()
+        return [(p.name, p.default) for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
+
+    none = inspect.Parameter.empty
+    assert head(AutoAttack.__init__) == [
+        ("model", none),
+        ("norm", "Linf"),
+        ("eps", 0.3),
+        ("seed", None),
+        ("verbose", True),
+        ("attacks_to_run", ()),
+        ("version", "standard"),
+        ("is_tf_model", False),
+        ("device", "cuda"),
+        ("log_path", None),
+    ]
+    images = [("x_orig", none), ("y_orig", none), ("bs", 250)]
+    assert head(AutoAttack.run_standard_evaluation) == [*images, ("return_labels", False), ("state_path", None)]
+    assert head(AutoAttack.run_standard_evaluation_individual) == [*images, ("return_labels", False)]
+    assert head(AutoAttack.clean_accuracy) == images
+
+
+def test_return_types_are_pyautoattacks(model, images):
+    pyautoattack = pytest.importorskip("pyautoattack")
+    logging.disable(logging.WARNING)
+    x, y = images[0][:12], images[1][:12]
+    theirs = pyautoattack.AutoAttack(
+        model, eps=0.06, seed=0, device="cpu", version="custom", attacks=["apgd-ce", "fab-t"]
+    )
+    theirs.fab.n_target_classes = 4
+    ours = fast(model, version="custom", attacks=["apgd-ce", "fab-t"])
+
+    def shape(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: shape(item) for name, item in value.items()}
+        if isinstance(value, tuple):
+            return tuple(shape(item) for item in value)
+        return type(value), value.dtype, tuple(value.shape), value.device
+
+    for call in ("run_standard_evaluation", "run_standard_evaluation_individual"):
+        assert shape(getattr(ours, call)(x, y, batch_size=12)) == shape(getattr(theirs, call)(x, y, batch_size=12))
+    assert type(ours.clean_accuracy(x, y)) is type(theirs.clean_accuracy(x, y)) is float
+    logging.disable(logging.NOTSET)
+
+
+def test_rand_takes_expectations(model, images):
+    aa = fast(model, version="rand")
+    aa.run_standard_evaluation(images[0][:8], images[1][:8], bs=8)
+    spent = {item.attack: item for item in aa.verdicts.spent}
+    assert list(spent) == ["clean", "checks", "apgd-ce", "apgd-dlr"]
+    assert spent["apgd-dlr"].backward >= 20 * 101 * aa.verdicts.robust.sum() > 0
+
+
+def test_a_knob_that_nothing_reads_is_refused(model):
+    with pytest.raises(InputError, match="did you mean 'n_iter'"):
+        fast(model).fab.n_iters = 3
+    with pytest.raises(InputError, match="unknown knob 'eta'"):
+        fast(model).fab.eta = 1.1
 
 
 @pytest.mark.parametrize(

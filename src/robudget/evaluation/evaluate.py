@@ -72,9 +72,10 @@ def evaluate(
     `version` names the ensemble (standard, plus, rand); `attacks` replaces it by a list of `Member`s, or of their text
     (`pgd:steps=50,restarts=5,loss=cw`). `index`: each image's row in the full split, which keys its noise (default
     0 … N − 1). `classes`: how many the data have, where that is known. `precision`: what the attacks compute in; every
-    success is confirmed in float32 on the model as given. `device` None: where the model is. `state`: a folder that the evaluation resumes from and writes to. `progress` is told a few times a second;
-    `window(name)` is a context entered around "evaluation/<attack>"; a meter's gives each attack its energy.
-    `examples` keeps the adversarial examples (`Verdicts.examples`). Raises InputError for what the caller can mend.
+    success is confirmed in float32 on the model as given. `device` None: where the model is. `state`: a folder that the
+    evaluation resumes from and writes to. `progress` is told a few times a second; `window(name)` is a context entered
+    around "evaluation/<attack>"; a meter's gives each attack its energy. `examples` keeps the adversarial examples
+    (`Verdicts.examples`). Raises InputError for what the caller can mend.
     """
     members = list(ensemble(version, threat.norm)) if attacks is None else [_member(a) for a in attacks]
     check_images(x, y)

@@ -133,6 +133,14 @@ class State:
         return cls(**arrays, spent=spent, notes=about["notes"], examples=found if about["keeps"] else None)
 
 
+def begun_seed(folder: Path) -> int | None:
+    """The seed of the evaluation whose state is in `folder`; None where there is none."""
+    if not (folder / FILE).exists():
+        return None
+    with np.load(folder / FILE, allow_pickle=False) as data:
+        return int(json.loads(str(data["about"]))["identity"]["seed"])
+
+
 _ARRAYS = ("broken_by", "when", "restart", "target", "clean_margin", "worst_margin", "finished")
 _SPOKEN = {
     "weights": "the model (its weights)",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from robudget.attacks.autoattack import Member, ensemble
 from robudget.attacks.victim import Model, Victim, frozen
 from robudget.errors import InputError, unknown
 from robudget.evaluation.evaluate import Precision, evaluate
+from robudget.evaluation.state import begun_seed
 from robudget.evaluation.verdicts import Verdicts
 from robudget.threat import Threat
 
@@ -38,6 +39,12 @@ class Settings:
     eot_iter: int = 1
     use_largereps: bool = False
     p_init: float = 0.8
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # A knob that nothing reads would look as if it had been obeyed.
+        if name not in {f.name for f in fields(self)}:
+            raise unknown("knob", name, [f.name for f in fields(self)])
+        super().__setattr__(name, value)
 
 
 class AutoAttack:
@@ -133,34 +140,34 @@ class AutoAttack:
         self,
         x_orig: Tensor,
         y_orig: Tensor,
-        bs: int | None = None,
-        return_labels: bool | None = None,
+        bs: int = 250,
+        return_labels: bool = False,
         state_path: str | Path | None = None,
         *,
         batch_size: int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """x_adv as x_orig (the image itself where it is robust), with `return_labels` also what the model says of it.
 
-        Called with `batch_size=`, as pyautoattack is, it returns both, as pyautoattack does. `state_path` resumes.
+        Called with `batch_size=`, as pyautoattack is, it returns both, as pyautoattack does. `state_path`, a folder
+        here, is resumed from; unlike theirs, what is returned then holds what was found before, too.
         """
-        size = self._size(bs, batch_size)
+        size = bs if batch_size is None else batch_size
         x_adv = self._run(x_orig, y_orig, size, self.members(), state_path)
-        both = return_labels if return_labels is not None else batch_size is not None
-        return (x_adv, self._predict(x_adv, size)) if both else x_adv
+        return (x_adv, self._predict(x_adv, size)) if return_labels or batch_size is not None else x_adv
 
     def run_standard_evaluation_individual(
         self,
         x_orig: Tensor,
         y_orig: Tensor,
-        bs: int | None = None,
-        return_labels: bool | None = None,
+        bs: int = 250,
+        return_labels: bool = False,
         *,
         batch_size: int | None = None,
     ) -> dict[str, Tensor] | dict[str, tuple[Tensor, Tensor]]:
         """Every attack on its own against all images: name → x_adv, or (x_adv, labels) as above."""
-        size = self._size(bs, batch_size)
+        size = bs if batch_size is None else batch_size
         each = {m.name: self._run(x_orig, y_orig, size, [m], None) for m in self.members()}
-        if return_labels if return_labels is not None else batch_size is not None:
+        if return_labels or batch_size is not None:
             return {name: (x_adv, self._predict(x_adv, size)) for name, x_adv in each.items()}
         return each
 
@@ -170,10 +177,6 @@ class AutoAttack:
         self._say(f"clean accuracy: {accuracy:.2%}")
         return accuracy
 
-    @staticmethod
-    def _size(bs: int | None, batch_size: int | None) -> int:
-        return next((size for size in (batch_size, bs) if size is not None), 250)
-
     def _run(self, x: Tensor, y: Tensor, size: int, members: list[Member], state_path: str | Path | None) -> Tensor:
         self._say(f"using {self.version} version including {', '.join(member.name for member in members)}.")
         verdicts = evaluate(
@@ -182,7 +185,7 @@ class AutoAttack:
             y,
             Threat(NORMS[self.norm], self.epsilon),  # type: ignore[arg-type]
             attacks=members,
-            seed=self.get_seed(),
+            seed=self._seed(state_path),
             batch_size=size,
             precision=self.precision,
             device=self.device,
@@ -204,6 +207,16 @@ class AutoAttack:
         assert kept is not None
         x_adv[torch.from_numpy(kept.index).to(x.device)] = torch.from_numpy(kept.x_adv).to(x.device)
         return x_adv
+
+    def _seed(self, state_path: str | Path | None) -> int:
+        """`seed`; where that is None, the one that the state was begun with, else the clock."""
+        if state_path is None:
+            return self.get_seed()
+        folder = Path(state_path)
+        if folder.is_file():
+            raise InputError(f"state_path = {str(folder)!r} is a file (allowed: a folder, new or of an earlier run)")
+        begun = begun_seed(folder) if self.seed is None else None
+        return self.get_seed() if begun is None else begun
 
     def _predict(self, x: Tensor, size: int) -> Tensor:
         with frozen(self.model):
