@@ -12,6 +12,7 @@ from robudget.errors import InputError
 from robudget.recipe import Recipe
 from robudget.runner import Progress, resolve_device
 from robudget.site import Site
+from robudget.store import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,26 @@ def test_another_evaluation_needs_no_training(finished: Path, tiny: Recipe) -> N
     assert {p.phase for p in said} == {"train"}  # where it stood; nothing was trained or attacked again
     events = [json.loads(line)["event"] for line in (finished / "log.jsonl").read_text().splitlines()]
     assert events.count("epoch") == 2
+
+
+def test_another_evaluation_of_a_trained_run_is_made(finished: Path, tiny: Recipe) -> None:
+    """It goes from the kept weights, under any number of threads, and the training's record stays as it is."""
+    before, last = json.loads((finished / "run.json").read_text()), (finished / "last.pt").stat().st_mtime_ns
+    other = tiny.with_({"evaluation.images": 5})
+    assert other.id == tiny.id
+    try:
+        result = rb.run(other, store=finished.parent, site=Site(device="cpu"))
+        assert result.folder.path == finished
+        assert result.record["evaluation"]["n"] == 5
+        assert result.record["evaluation"]["robust"] == result.verdicts.robust_accuracy
+        energy = result.record["evaluation"]["energy"]["kwh"]
+        assert 0 < energy != before["evaluation"]["energy"]["kwh"]
+        assert result.record["training"] == before["training"]
+        assert (finished / "last.pt").stat().st_mtime_ns == last
+        assert RunFolder(finished).recipe == other
+    finally:  # and back: both evaluations are there, so nothing is attacked again
+        again = rb.run(tiny, store=finished.parent, site=Site(device="cpu", threads=1))
+    assert again.record["evaluation"] == before["evaluation"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from robudget import files
 from robudget.errors import InputError
+from robudget.meter.cost import Prices
 from robudget.recipe import Recipe
 from robudget.store import Busy, RunFolder, Store, columns, load_runs, writing
 
@@ -52,6 +53,35 @@ def test_the_table_is_percent_with_unknown_as_nan(tmp_path: Path) -> None:
     assert math.isnan(row.eval_energy_kwh)
     assert math.isnan(row.train_flops_paper)
     assert math.isnan(row.eval_cost_usd)
+
+
+def test_rent_and_synthetic_images_have_lines_of_their_own(tmp_path: Path) -> None:
+    recipe = Recipe().with_({"synthetic.source": "file", "synthetic.amount": 1000})
+    make(
+        Store(tmp_path),
+        recipe,
+        environment={"device": "cuda", "processes": 4},
+        dataset={"synthetic": 1000},
+        training={"seconds": 7200.0, "energy": {"kwh": 2.0, "how": "measured"}},
+    )
+    bare = load_runs(tmp_path).iloc[0]
+    assert (bare.synthetic_energy_how, bare.gpu_hours) == ("not counted", 8)
+    assert math.isnan(bare.synthetic_energy_kwh)
+    assert math.isnan(bare.rent_usd)
+    priced = load_runs(tmp_path, prices=Prices(usd_per_gpu_hour=3, synthetic_wh_per_image=0.5)).iloc[0]
+    assert priced.rent_usd == pytest.approx(4 * 2 * 3)
+    assert priced.synthetic_energy_kwh == pytest.approx(0.5)
+    assert priced.cost_usd == bare.cost_usd
+
+
+def test_a_run_trained_for_another_evaluation_is_not_this_one_done(tmp_path: Path) -> None:
+    recipe = Recipe()
+    folder = make(Store(tmp_path), recipe, evaluation={"id": recipe.evaluation_id})
+    assert folder.has(recipe)
+    assert folder.done
+    assert not folder.has(recipe.with_({"evaluation.images": 7}))
+    folder.open(recipe.with_({"evaluation.images": 7}))
+    assert RunFolder(folder.path).recipe.evaluation.images == 7
 
 
 @pytest.mark.parametrize(

@@ -220,11 +220,13 @@ def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
     training, evaluation = record.get("training") or {}, record.get("evaluation") or {}
     energy, eval_energy = training.get("energy") or {}, evaluation.get("energy") or {}
     kwh, eval_kwh = _number(energy.get("kwh")), _number(eval_energy.get("kwh"))
-    spent = bill(kwh, _number(training.get("seconds")), prices)
+    on_gpu = (record.get("environment") or {}).get("device") == "cuda"
+    gpus = int((record.get("environment") or {}).get("processes") or 1) if on_gpu else 0
+    generated = (record.get("dataset") or {}).get("synthetic") if recipe.synthetic.share else 0
+    spent = bill(kwh, _number(training.get("seconds")), prices, gpus=gpus, synthetic_images=generated)
     spent_on_evaluation = bill(eval_kwh, _number(evaluation.get("seconds")), prices)
     clean, robust = _percent(evaluation.get("clean")), _percent(evaluation.get("robust"))
     threat = recipe.evaluation_threat
-    on_gpu = (record.get("environment") or {}).get("device") == "cuda"
     return {
         "run_id": recipe.id,
         "slug": recipe.slug,
@@ -266,7 +268,7 @@ def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
         "eval_flops_exact": _number(evaluation.get("flops_exact")),
         "train_seconds": _number(training.get("seconds")),
         "train_seconds_how": "measured",
-        "gpu_hours": _number(training.get("seconds")) / 3600 if on_gpu else math.nan,
+        "gpu_hours": gpus * _number(training.get("seconds")) / 3600 if on_gpu else math.nan,
         "eval_seconds": _number(evaluation.get("seconds")),
         "train_energy_kwh": kwh,
         "train_energy_how": energy.get("how"),
@@ -278,6 +280,9 @@ def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
         "co2_kg": spent.co2_kg,
         "eval_co2_kg": spent_on_evaluation.co2_kg,
         "co2_kg_how": energy.get("how"),
+        "rent_usd": _number(spent.rent_usd),
+        "synthetic_energy_kwh": _number(spent.synthetic_kwh),
+        "synthetic_energy_how": spent.synthetic,
     }
 
 

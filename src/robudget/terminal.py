@@ -102,6 +102,8 @@ def leaderboard(table: pd.DataFrame) -> Group:
             }
         )
     lines = [Text("~ is estimated, not measured", style="dim")] if "~" in str(rows) else []
+    for told in dict.fromkeys(table.synthetic_energy_how[table.synthetic]):
+        lines.append(Text(f"energy of making synthetic images, not in the sums: {told}", style="dim"))
     return Group(TextTable(rows, left=("run", "id", "note")), *lines)
 
 
@@ -120,7 +122,17 @@ def bill(forecasts: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Gr
     if len(forecasts) > len(shown):
         lines.append(Text(f"the first {len(shown)} of {len(forecasts)} runs; --json has them all", style="dim"))
     notes = dict.fromkeys(note for each in forecasts for note in (each["basis"], *each["notes"]))
-    return Group(*lines, TextTable(rows, left=("run",)), *(Text(f"note: {note}", style="yellow") for note in notes))
+    lines_below = [f"synthetic data, not in the sums: {told}" for told in dict.fromkeys(e["synthetic"] for e in shown)]
+    lines_below = [line for line in lines_below if not line.endswith(": none")]
+    shares = [100 * each["flops_not_counted_share"] for each in forecasts]
+    span = " to ".join(dict.fromkeys(number(share, 2) for share in (min(shares), max(shares))))
+    lines_below.append(f"FLOPs leave out {span}% of the work: normalisation, activations, sums (--json lists them)")
+    return Group(
+        *lines,
+        TextTable(rows, left=("run",)),
+        *(Text(line, style="dim") for line in lines_below),
+        *(Text(f"note: {note}", style="yellow") for note in notes),
+    )
 
 
 def _bill_row(name: str, each: Mapping[str, Any]) -> dict[str, str]:

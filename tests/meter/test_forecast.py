@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from robudget.data import load
+from robudget.data import load, names
 from robudget.errors import InputError
 from robudget.meter import schedule
 from robudget.meter.cost import Prices
@@ -106,6 +106,37 @@ def test_prices_and_synthetic_data_enter_the_bill() -> None:
     assert rich["synthetic_kwh"] == pytest.approx(100)
     assert rich["rent_usd"] == pytest.approx(2 * rich["train_seconds"] / 3600)
     assert rich["cost_usd"] == bare["cost_usd"]
+    unknown_number = recipe.with_({"synthetic.amount": None})
+    assert check(forecast(unknown_number, device="a100"))["synthetic"] == "not counted"
+    assert check(forecast(Recipe.load("paper"), device="a100"))["synthetic"] == "none"
+
+
+def test_what_is_not_counted_is_listed_with_its_share() -> None:
+    row = check(forecast(Recipe.load("paper"), device="a100"))
+    assert 0 < row["flops_not_counted_share"] < 0.01
+    assert sum(row["flops_not_counted"].values()) == pytest.approx(row["flops_not_counted_share"])
+    assert any("batch_norm" in op for op in row["flops_not_counted"])
+
+
+def test_a_device_that_waits_for_its_host_is_told() -> None:
+    assert any("lower bounds" in note for note in forecast(Recipe.load("digits"), device="a100").notes)
+    assert not any("lower bounds" in note for note in forecast(Recipe.load("paper"), device="a100").notes)
+
+
+def test_sizes_of_a_data_set_that_only_its_files_tell() -> None:
+    recipe = Recipe.load("paper").with_(
+        {"data.name": "folder", "epoch_images": None, "validation.images": 10, "batch_size": 50}
+    )
+    with pytest.raises(InputError, match=r"unknown dataset 'folder'.*data\.root"):
+        forecast(recipe, device="a100")
+    mine = {"folder": schedule.Sizes(2000, 100, (3, 48, 48), 7)}
+    small = forecast(recipe, device="a100", sizes=mine)
+    large = forecast(recipe, device="a100", sizes={"folder": schedule.Sizes(4000, 100, (3, 48, 48), 7)})
+    assert large.train_flops_exact == pytest.approx(2 * small.train_flops_exact, rel=0.1)
+
+
+def test_every_data_set_of_the_catalog_but_any_folder_is_known() -> None:
+    assert {name for name in names() if name != "folder"} == set(schedule.KNOWN)
 
 
 def test_what_does_not_fit_is_said() -> None:

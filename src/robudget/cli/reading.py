@@ -57,27 +57,36 @@ def cost(
     what: Annotated[str, typer.Argument(metavar="RECIPE|STUDY", help="a recipe or a study, by name or YAML file")],
     overrides: Overrides = None,
     device: Annotated[
-        str | None, typer.Option(help="a device of `robudget devices`; default: this machine, calibrated in 20 s")
+        str | None, typer.Option(help="a device of `robudget devices`; default: this machine, calibrated in 30 s")
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="how many of them")] = 1,
     prices: Prices = None,
     json: AsJson = False,
 ) -> None:
     """What a recipe or a whole study will cost, before training: FLOPs, time, energy, money, carbon, with ranges."""
-    from robudget import terminal
+    import torch
+
+    from robudget import data, terminal
     from robudget.config import parse_overrides
     from robudget.meter.cost import Prices as PriceList
     from robudget.meter.forecast import forecast_study, total
+    from robudget.meter.schedule import KNOWN, Sizes
+    from robudget.runner import resolve_device
     from robudget.site import Site
     from robudget.sweep import recipes_of
 
     site, changes = Site.take(parse_overrides(overrides or []))
+    if site.threads:
+        torch.set_num_threads(site.threads)
+    recipes = recipes_of(what, changes)
+    others = {recipe.data.name for recipe in recipes} - KNOWN.keys()
     forecasts = forecast_study(
-        recipes_of(what, changes),
+        recipes,
+        sizes={name: Sizes.of(data.load(name, root=site.data_root)) for name in others},
         device=device,
         gpus=gpus,
         prices=PriceList.load(prices) if prices else None,
-        site_device="cpu" if site.device == "auto" else site.device,
+        site_device=str(resolve_device(site.device)),
         progress=lambda note: print(note, file=sys.stderr),
     )
     if json:

@@ -105,8 +105,11 @@ class Bill:
         return asdict(self)
 
 
-def bill(kwh: float, seconds: float, prices: Prices = PAPER, *, gpus: int = 0, synthetic_images: int = 0) -> Bill:
-    """What `kwh` at the plug and `seconds` of `gpus` rented GPUs cost; `synthetic_images` generated for it."""
+def bill(
+    kwh: float, seconds: float, prices: Prices = PAPER, *, gpus: int = 0, synthetic_images: int | None = 0
+) -> Bill:
+    """What `kwh` at the plug and `seconds` of `gpus` rented GPUs cost; `synthetic_images` generated for it (None: some,
+    nobody knows how many)."""
     rent = None
     if prices.usd_per_gpu_hour is not None:
         rent = gpus * seconds / 3600 * prices.usd_per_gpu_hour
@@ -120,7 +123,7 @@ def bill(kwh: float, seconds: float, prices: Prices = PAPER, *, gpus: int = 0, s
         synthetic_kwh=synthetic_kwh,
         synthetic=(
             "none"
-            if not synthetic_images
+            if synthetic_images == 0
             else "not counted"
             if synthetic_kwh is None
             else f"{synthetic_images} images × {per_image:g} Wh, the user's figure"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,8 @@ _LOAD = (0.5, 0.8, 1.2)
 _CALIBRATED = (0.85, 1.0, 1.25)
 # Bookkeeping of the ensemble on top of its passes: most for Square on small models, whose forward takes microseconds.
 _ENSEMBLE = (0.7, 1.2, 1.8)
+# Seconds a step below which a device of the table waits for its host: some hundreds of kernels of 10 µs.
+_LAUNCHES = 5e-3
 # A machine of which others use so much is not the one that will run.
 _BUSY = 0.25
 
@@ -52,7 +54,8 @@ class Span:
 @dataclass(frozen=True)
 class Forecast:
     """One recipe's bill before it runs. Seconds are wall time, energy is at the plug of the machine without PUE;
-    `basis` says what the times rest on, `notes` what to mind."""
+    `synthetic_images`: None = as many as a file holds; `not_counted`: op without a FLOP formula → its share; `basis`
+    says what the times rest on, `notes` what to mind."""
 
     id: str
     slug: str
@@ -70,7 +73,8 @@ class Forecast:
     prices: Prices
     gpus: int
     basis: str
-    synthetic_images: int
+    synthetic_images: int | None
+    not_counted: Mapping[str, float]
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,6 +104,7 @@ class Forecast:
                 data |= _columns(f"{prefix}rent_usd", Span(*(end.rent_usd or 0.0 for end in ends)))
             if stage == "train":
                 data |= {"synthetic": ends[1].synthetic, "synthetic_kwh": ends[1].synthetic_kwh}
+        data |= {"flops_not_counted_share": sum(self.not_counted.values()), "flops_not_counted": dict(self.not_counted)}
         return data | {"how": "estimated", "basis": self.basis, "prices": self.prices.name, "notes": list(self.notes)}
 
 
@@ -114,7 +119,7 @@ def forecast_study(
     device: str | None = None,
     gpus: int = 1,
     prices: Prices | None = None,
-    sizes: Sizes | None = None,
+    sizes: Mapping[str, Sizes] | None = None,
     site_device: str = "cpu",
     seconds: float = 20.0,
     progress: Callable[[str], None] = lambda note: None,
@@ -122,11 +127,11 @@ def forecast_study(
     """What each recipe will cost, in order.
 
     `device`: a name of the table of devices, `gpus` of them at work together; None calibrates on this machine's
-    `site_device` for about `seconds` in all, with the threads that torch has now. `sizes`: of the data set where its
-    name does not tell. Raises InputError for a device, model or data set that is not known.
+    `site_device` for about `seconds` in all, with the threads that torch has now. `sizes`: by name, of data sets
+    whose names do not tell. Raises InputError for a device, model or data set that is not known.
     """
     prices, table = prices or Prices(), None if device is None else find(device)
-    plans = [_Plan.of(recipe, sizes or sizes_of(recipe.data.name)) for recipe in recipes]
+    plans = [_Plan.of(recipe, (sizes or {}).get(recipe.data.name) or sizes_of(recipe.data.name)) for recipe in recipes]
     if table is not None:
         return [_on_device(plan, table, gpus, prices) for plan in plans]
     groups: dict[Any, list[_Plan]] = {}
@@ -186,7 +191,6 @@ class _Plan:
     ) -> Forecast:
         recipe, (train, judge) = self.recipe, times
         kilowatts = Span(*(w / JOULES_PER_KWH for w in (watts.low, watts.likely, watts.high)))
-        generated = recipe.synthetic.amount or 0 if recipe.synthetic.source else 0
         return Forecast(
             id=recipe.id,
             slug=recipe.slug,
@@ -204,7 +208,8 @@ class _Plan:
             prices=prices,
             gpus=gpus,
             basis=basis,
-            synthetic_images=generated,
+            synthetic_images=recipe.synthetic.amount if recipe.synthetic.share else 0,
+            not_counted=self.flops.uncounted,
             notes=notes,
         )
 
@@ -220,6 +225,8 @@ def _on_device(plan: _Plan, device: Device, gpus: int, prices: Prices) -> Foreca
     notes = []
     if device.memory_gb is not None and per_gpu > device.memory_gb:
         notes.append(f"needs about {per_gpu:.0f} GB on each, and {device.name} has {device.memory_gb:g} GB")
+    if train.likely / plan.schedule.steps < _LAUNCHES:
+        notes.append("steps this small take longer to launch than to compute: the times are lower bounds")
     low, mid, high = device.attainable[precision]
     basis = (
         f"{gpus} × {device.name} at {100 * mid:.0f}% ({100 * low:.0f}-{100 * high:.0f}%) of "

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 
 from robudget.meter.convention import exact_factor, wrn_forward_flops
+from robudget.meter.schedule import KNOWN
 from robudget.recipe import Recipe
 
 # Passes of one evaluated image through the model, robust images counted in full: 101 APGD-CE steps, 9 × 101 APGD-T
 # steps (2F each), 900 FAB-T steps (3F) and 5,001 queries of Square; about half of the images leave early.
 _EVALUATION = 0.5 * (2 * 101 * 10 + 3 * 900 + 5001)
-_TRAINING_IMAGES = {"digits": 1_200, "imagenet": 1_281_167, "tiny-imagenet": 100_000, "svhn": 73_257}
-_SIZES = {"digits": (1, 8), "imagenet": (3, 224), "tiny-imagenet": (3, 64)}
 # A small model is bound by overhead: the work below which a pass of one image costs the same.
 _OVERHEAD = 5e5
 
@@ -21,11 +20,12 @@ def weight(recipe: Recipe) -> float:
 
     Other models than WideResNets count as a WRN-28-10: without building them nothing better is known.
     """
-    channels, size = _SIZES.get(recipe.data.name, (3, 32))
+    sizes = KNOWN.get(recipe.data.name, KNOWN["cifar10"])
+    channels, size, _ = sizes.image_shape
     match = re.fullmatch(r"wrn-(\d+)-(\d+)", recipe.model.name)
     depth, width = (int(match[1]), int(match[2])) if match else (28, 10)
     forward = _OVERHEAD + wrn_forward_flops(depth, width, base=recipe.model.base, channels=channels, size=size)
-    real = recipe.data.amount or _TRAINING_IMAGES.get(recipe.data.name, 50_000)
+    real = recipe.data.amount or sizes.train
     images = recipe.epochs * (recipe.epoch_images or real)
-    evaluated = recipe.evaluation.images or 10_000
+    evaluated = recipe.evaluation.images or sizes.test
     return forward * (images * exact_factor(recipe.loss, max(recipe.craft.steps, 1)) + evaluated * _EVALUATION)
