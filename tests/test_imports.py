@@ -32,6 +32,7 @@ ALLOWED = {
     "demo": {"sweep", "store", "laws", "report", "terminal"},
     "terminal": {"sweep", "report"},
     "terminal_laws": {"terminal", "laws", "report"},
+    "terminal_plan": {"terminal", "terminal_laws", "laws", "report"},
 }
 
 

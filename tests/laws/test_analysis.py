@@ -40,6 +40,32 @@ def test_what_is_in_it(found):
     assert any("do not extrapolate" in w for w in found.warnings)
 
 
+def test_what_the_headline_is_worth(found):
+    support, decade, top, reach = found.trust
+    assert support.startswith("Of 7 forms these points support ")
+    assert f"the headline's power: {found.average.weight(found.law):.2f}" in support
+    assert found.holdouts[0].sentence() in decade
+    assert f"power form missed by {found.holdouts[0].miss('power').rmse:.2f}" in decade
+    assert top.startswith("Hiding the top bin, ")
+    assert reach.endswith(f"more than {found.holdouts[0].decades:.1f} decades beyond its points.")
+
+
+@pytest.mark.parametrize("form", ["saturating", "broken", "m4"])
+def test_another_headline(paper, form):
+    found = analyse(paper, form=form, resamples=20, predict=False)
+    assert found.law.form == form
+    assert found.forms[0] is found.law
+    assert len(found.forms) == 7
+    assert found.to_dict()["laws"][0]["form"] == form
+
+
+@pytest.mark.parametrize("how", ["linear", "quantile", "pareto", "log"])
+def test_other_bins(paper, how):
+    found = analyse(paper, how=how, bins=8, resamples=20, predict=False)
+    assert found.envelope.how == how
+    assert found.envelope.n_bins == (found.law.n_bins if how == "pareto" else 8)
+
+
 def test_laws_per_steps_and_per_data(found):
     splits = {(s.feature, s.level): s for s in found.splits}
     assert splits["steps", 1].law is None
@@ -79,6 +105,17 @@ def test_robustbench_by_size(shared):
     found = analyse(shared / "data" / "robustbench" / "cifar10" / "Linf", x="parameters", resamples=50, predict=False)
     assert found.counts.unknown > 0
     assert found.envelope.ys.max() == pytest.approx(73.71)
+
+
+def test_mistakes_of_the_call(paper):
+    with pytest.raises(InputError, match="unknown form 'powr'; did you mean 'power'"):
+        analyse(paper, form="powr")
+    with pytest.raises(InputError, match="unknown kind of envelope 'linar'; did you mean 'linear'"):
+        analyse(paper, how="linar")
+    with pytest.raises(InputError, match="bins = 0"):
+        analyse(paper, bins=0)
+    with pytest.raises(InputError, match="did you mean 'train_flops_exact'"):
+        analyse(paper, x="train_flop_exact")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 
 from robudget.errors import InputError
 from robudget.laws import plan
-from robudget.laws.planner import grid as combinations
+from robudget.laws.candidates import grid as combinations
+from robudget.laws.price import difference
 from robudget.recipe import Recipe
 
 
@@ -52,6 +53,28 @@ def test_the_next_point_costs_more(table, grid_predictor):
     assert made.next_point.aa_acc >= made.options[0].aa_acc + 1
     assert made.next_point.costs["train_flops_exact"] > 2e14
     assert len(made.options) == 1
+    assert set(made.marginal) == set(made.best.costs)
+    value, low, high = made.marginal["cost_usd"]
+    assert value == pytest.approx(made.next_point.costs["cost_usd"] - made.best.costs["cost_usd"])
+    assert low < value < high
+
+
+def test_a_difference_has_the_scatter_of_both():
+    out = difference({"kwh": 30.0}, {"kwh": 40.0}, {"kwh": 0.1}, 2.0)
+    assert out == {"kwh": pytest.approx((10.0, 0.0, 20.0))}
+
+
+def test_the_law_answers_in_every_unit(table, grid_predictor):
+    made = asked(table, grid_predictor, target=52)
+    reaches = {reach.x: reach for reach in made.reaches}
+    assert list(reaches) == ["cost_usd", "train_flops_exact", "train_energy_kwh"]
+    assert made.reach is reaches["cost_usd"]
+    # Dollars are energy in another unit: the same law, not a second fit.
+    ratio = float(table.cost_usd.iloc[0] / table.train_energy_kwh.iloc[0])
+    for end in ("value", "low", "high"):
+        one, other = getattr(reaches["cost_usd"], end), getattr(reaches["train_energy_kwh"], end)
+        assert one == pytest.approx(other * ratio)
+    assert {reach.target for reach in made.reaches} == {52}
 
 
 def test_what_to_change_instead(table, grid_predictor):
@@ -71,6 +94,7 @@ def test_a_target_out_of_reach_is_an_answer(table, grid_predictor):
     assert made.options == ()
     assert any("is predicted to reach 90%: the best reaches" in w for w in made.warnings)
     assert made.levers
+    assert made.best.aa_acc == max(o.aa_acc for o in asked(table, grid_predictor, budget="1e30flops").options)
     assert made.reach.target == 90
     assert made.instead
 
@@ -115,6 +139,36 @@ def test_candidates_of_ones_own(table, grid_predictor):
     made = asked(table, grid_predictor, budget="1e18flops", candidates=recipes)
     assert made.n_candidates == 2
     assert made.options[0].choices["ema"]
+    assert made.options[0].outside == ()
+    far = asked(table, grid_predictor, budget="1e18flops", candidates=[recipe.with_({"craft.steps": 9})])
+    assert far.options[0].outside == ("steps",)
+    assert any("never tried the first one's steps" in w for w in far.warnings)
+
+
+def test_recipes_that_do_not_say_how_many_images_an_epoch_has(table, grid_predictor):
+    """Then it is the whole dataset, whose size the runs or the published splits tell."""
+    recipe = Recipe.from_dict({"model": {"name": "wrn-16-4"}, "epochs": 20, "data": {"name": "digits"}})
+    whole = table.assign(epoch_images=np.nan)  # 50,000 images an epoch in this made-up table
+    by_table = asked(whole, grid_predictor, budget="1e18flops", candidates=[recipe])
+    published = asked(table, grid_predictor, budget="1e18flops", candidates=[recipe])
+    ratio = by_table.options[0].costs["train_flops_exact"] / published.options[0].costs["train_flops_exact"]
+    assert ratio == pytest.approx(50_000 / 1396, rel=1e-6)
+
+
+def test_grids_know_how_long_an_epoch_is(table, grid_predictor):
+    """A table whose runs differ in length and do not say `epoch_images`: candidates cost what runs like them did."""
+    from robudget.laws import Predictor
+
+    double = table.assign(
+        epochs=40, images_seen=2 * table.images_seen, train_flops_exact=2 * table.train_flops_exact,
+        aa_acc=table.aa_acc + np.where(table.collapsed, 0, 0.5), run_id="long-" + table.run_id,
+    )  # fmt: skip
+    both = pd.concat([table, double], ignore_index=True).drop(columns="epoch_images")
+    made = plan(both, budget="1e30flops", predictor=Predictor.fit(both, repeats=1, groups=[]), top=1000)
+    ran = {o.ran: o.costs["train_flops_exact"] for o in made.options if o.ran}
+    assert len(ran) > 50
+    truth = both.set_index("run_id").train_flops_exact
+    assert max(abs(cost / truth[name] - 1) for name, cost in ran.items()) < 1e-6
 
 
 def test_the_paper(paper, paper_predictor):
@@ -138,7 +192,7 @@ def test_the_paper(paper, paper_predictor):
         ({}, "needs a budget"),
         ({"budget": "5usd", "target": 50}, "not both"),
         ({"target": 0}, "target = 0"),
-        ({"budget": "5gpu-h"}, "unknown cost of the table 'gpu_hours'"),
+        ({"budget": "5gpu-h"}, "knows the gpu-h of no run .* say hours"),
         ({"budget": "5usd", "choose": {"loss": "mart"}}, "no run has loss = 'mart'"),
         ({"budget": "5usd", "choose": {"losss": "at"}}, "did you mean 'loss'"),
     ],

@@ -142,10 +142,11 @@ def test_the_collapse_map_counts(demo_table: pd.DataFrame) -> None:
 
 def test_hold_out_words(demo_analysis: Analysis) -> None:
     for hidden in demo_analysis.holdouts:
-        said = figures_laws.verdict(hidden)
         baseline = hidden.miss("last value")
         assert baseline is not None
-        assert f"{baseline.rmse:.2f}" in said
+        _, caption = figures_laws.holdout(hidden, demo_analysis.envelope, fill(demo_analysis.table))
+        assert hidden.sentence() in caption
+        assert f"{baseline.rmse:.2f}" in caption
 
 
 # -- colours and shapes -----------------------------------------------------------------------------------------------

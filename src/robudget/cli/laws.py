@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from robudget.cli.app import AsJson, Overrides, TableFrom, app
+
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="COLUMN=VALUE", help="only these runs, e.g. dataset=cifar10; may be repeated"),
+]
+RobustBench = Annotated[
+    str | None, typer.Option("--robustbench", metavar="FOLDER", help="RobustBench's JSON folder, to set beside")
+]
 
 
 @app.command()
@@ -17,17 +25,34 @@ def fit(
     ],
     x: Annotated[str, typer.Option("-x", help="what is spent: a column of the table")] = "train_flops_exact",
     y: Annotated[str, typer.Option("-y", help="what is bought")] = "aa_acc",
-    where: Annotated[
-        list[str] | None, typer.Option(help="only these runs, e.g. dataset=cifar10; may be repeated")
+    form: Annotated[
+        str, typer.Option(help="the headline's form: power (the paper's), saturating, shifted, m4 or broken")
+    ] = "power",
+    bins: Annotated[int | None, typer.Option(help="bins of x; default: 19, fewer for small tables")] = None,
+    how: Annotated[
+        str | None, typer.Option(help="bins equal in log or linear x, quantile, pareto (no bins), or all runs")
     ] = None,
+    no_predict: Annotated[bool, typer.Option("--no-predict", help="laws only: no effects, no predictor")] = False,
+    where: Where = None,
     json: AsJson = False,
 ) -> None:
     """Laws of robustness against compute: envelope, forms, intervals, hold-outs, effects of each choice."""
     from robudget import terminal, terminal_laws
     from robudget.config import parse_overrides
     from robudget.laws import analyse, read_table
+    from robudget.laws.envelope import How
+    from robudget.laws.forms import FormName
 
-    analysis = analyse(read_table(table), x=x, y=y, choose=parse_overrides(where or []))
+    analysis = analyse(
+        read_table(table),
+        x=x,
+        y=y,
+        choose=parse_overrides(where or []),
+        form=cast(FormName, form),
+        bins="auto" if bins is None else bins,
+        how=cast(How | None, how),
+        predict=not no_predict,
+    )
     if json:
         terminal.print_json(analysis.to_dict())
     else:
@@ -39,16 +64,18 @@ def predict(
     recipe: Annotated[str, typer.Argument(help="a named recipe or a YAML file")],
     overrides: Overrides = None,
     table: TableFrom = "runs",
+    where: Where = None,
     json: AsJson = False,
 ) -> None:
     """A recipe's robust accuracy before it is trained, with its interval, P(collapse) and the nearest real runs."""
     from robudget import terminal, terminal_laws
     from robudget.config import parse_overrides
-    from robudget.laws import Predictor, read_table
+    from robudget.laws import Predictor, read_table, select
     from robudget.recipe import Recipe
 
     chosen = Recipe.load(recipe, parse_overrides(overrides or []))
-    prediction = Predictor.fit(read_table(table)).predict([chosen])[0]
+    seen = select.where(read_table(table), parse_overrides(where or []))
+    prediction = Predictor.fit(seen).predict([chosen])[0]
     if json:
         terminal.print_json(prediction.to_dict())
     else:
@@ -57,21 +84,41 @@ def predict(
 
 @app.command()
 def plan(
+    choices: Annotated[
+        list[str] | None, typer.Argument(metavar="[CHOICE=VALUE]...", help="only recipes with, e.g. synthetic=false")
+    ] = None,
     table: TableFrom = "runs",
     budget: Annotated[str | None, typer.Option(help="50usd, 100gpu-h, 20kWh, 5kgCO2e, 1e19flops")] = None,
     target: Annotated[float | None, typer.Option(help="robust accuracy to reach, in percent")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="choose among a study's recipes (a name or a YAML file), not the table's")
+    ] = None,
+    count_in: Annotated[
+        str | None, typer.Option("--in", metavar="UNIT", help="what a target is counted in: usd, gpu-h, kWh, flops, …")
+    ] = None,
+    where: Where = None,
     json: AsJson = False,
 ) -> None:
     """What to train for a budget, or the cheapest way to a target, with risk and the price of the next point."""
-    from robudget import terminal, terminal_laws
+    from robudget import terminal, terminal_plan
+    from robudget.config import parse_overrides
     from robudget.laws import plan as make_plan
-    from robudget.laws import read_table
+    from robudget.laws import read_table, select
+    from robudget.laws.units import column_of
+    from robudget.sweep import recipes_of
 
-    made = make_plan(read_table(table), budget=budget, target=target)
+    made = make_plan(
+        select.where(read_table(table), parse_overrides(where or [])),
+        budget=budget,
+        target=target,
+        candidates=recipes_of(study) if study else None,
+        column=column_of(count_in) if count_in else None,
+        choose=parse_overrides(choices or []),
+    )
     if json:
         terminal.print_json(made.to_dict())
     else:
-        terminal.out.print(terminal_laws.plan(made))
+        terminal.out.print(terminal_plan.plan(made))
 
 
 @app.command()
@@ -79,11 +126,15 @@ def report(
     table: Annotated[str, typer.Argument(help="a folder of runs, a csv or parquet table")] = "runs",
     out: Annotated[Path, typer.Option(help="folder for report.html and figures/")] = Path("report"),
     title: Annotated[str, typer.Option(help="heading of the page")] = "What does robustness cost?",
+    robustbench: RobustBench = None,
+    where: Where = None,
 ) -> None:
     """One offline interactive page and the paper's figures."""
     from robudget import terminal
-    from robudget.laws import analyse, read_table
+    from robudget.config import parse_overrides
+    from robudget.laws import analyse, read_table, select
     from robudget.report import write
 
-    frame = read_table(table)
-    terminal.out.print(str(write(frame, analyse(frame), out, title=title)))
+    frame = select.where(read_table(table), parse_overrides(where or []))
+    others = read_table(robustbench) if robustbench else None
+    terminal.out.print(str(write(frame, analyse(frame), out, title=title, others=others)))

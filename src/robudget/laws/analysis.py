@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from robudget.errors import InputError
+from robudget.laws import forms
 from robudget.laws.compare import Average, average, fit_forms, name_of
 from robudget.laws.effects import Effects, effects
 from robudget.laws.envelope import Envelope, How, envelope_of
 from robudget.laws.fit import LEVEL, RESAMPLES, auto_bins, fit_envelope, fit_power_law
+from robudget.laws.forms import FormName
 from robudget.laws.holdout import Hidden, Holdout, holdout
 from robudget.laws.law import Law, Reach
 from robudget.laws.plain import fields
@@ -55,8 +57,9 @@ class Split:
 class Analysis:
     """What one table says.
 
-    `law` is the headline: the power law of `y` over `x` on `envelope`. `forms` are all competing forms there (the
-    headline first) and `average` their weighted answer; `reaches` is what round targets cost by that average.
+    `law` is the headline: `y` over `x` on `envelope` by the form that was asked for, the paper's power law otherwise.
+    `forms` are all competing forms there (the headline first) and `average` their weighted answer; `reaches` is what
+    round targets cost by that average. `trust` says in sentences which form does better and how far any extrapolates.
     `holdouts` hide the top decade and the top bin. `sensitivity` refits the power law under other binnings. `costs`
     are power laws of every known cost column over `x`, on all runs. `splits` are power laws per attack steps, data
     regime and loss. `published` are the paper's own two laws, from its published columns, where the table has them.
@@ -87,11 +90,37 @@ class Analysis:
         """Every law fitted to the whole table, the headline first."""
         return (self.law, *self.forms[1:], *self.costs, *self.published)
 
+    @property
+    def trust(self) -> tuple[str, ...]:
+        """Which form the points support, which one held out best, and how far beyond its points any was put to the
+        test: one sentence each."""
+        out = []
+        if self.average is not None:
+            best, weight = self.average.best, max(self.average.weights)
+            out.append(
+                f"Of {len(self.average.laws)} forms these points support {name_of(best)} most (Akaike weight "
+                f"{weight:.2f}; the headline's {name_of(self.law)}: {self.average.weight(self.law):.2f})."
+            )
+        for hidden in self.holdouts:
+            mine = hidden.miss(name_of(self.law))
+            own = f" The headline's {mine.name} form missed by {mine.rmse:.2f}." if mine else ""
+            out.append(f"Hiding the top {hidden.hidden}, {hidden.decades:.1f} decades: {hidden.sentence()}{own}")
+        span = self.envelope
+        tested = max((h.decades for h in self.holdouts), default=0.0)
+        out.append(
+            f"The runs span {span.decades:.1f} decades and end at {span.points.x.max():.3g} {self.x}; "
+            + (
+                f"nothing was tested more than {tested:.1f} decades beyond its points."
+                if tested
+                else "no extrapolation was tested."
+            )
+        )
+        return tuple(out)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each of `laws` holds form, C, alpha, alpha_interval, r2, n_runs, n_bins, x, y."""
-        return {"laws": [law.to_dict() for law in self.laws]} | {
-            name: value for name, value in fields(self).items() if name not in ("law", "forms", "costs", "published")
-        }
+        rest = {n: v for n, v in fields(self).items() if n not in ("law", "forms", "costs", "published")}
+        return {"laws": [law.to_dict() for law in self.laws], "trust": list(self.trust)} | rest
 
 
 def analyse(
@@ -100,6 +129,7 @@ def analyse(
     y: str = "aa_acc",
     *,
     choose: Mapping[str, Any] | None = None,
+    form: FormName = "power",
     bins: int | Literal["auto"] = "auto",
     how: How | None = None,
     resamples: int = RESAMPLES,
@@ -107,24 +137,26 @@ def analyse(
     seed: int = 0,
     predict: bool = True,
 ) -> Analysis:
-    """Fit everything to a table. `choose` selects rows first, e.g. {"dataset": "cifar10"}; `predict=False` leaves the
-    predictor, the paper's regressor and the effects out. Raises InputError for a table that holds no law."""
+    """Fit everything to a table, with `form` in the headline. `choose` selects rows first, e.g. {"dataset":
+    "cifar10"}; `predict=False` leaves the predictor, the paper's regressor and the effects out. Raises InputError for a
+    table that holds no law."""
+    forms.get(form)
     table = as_table(source)
     frame = where(table, choose)
     chosen = points(frame, x, y)
     kind: How = how or ("log" if is_percent(y) else "all")
     env = envelope_of(chosen, auto_bins(chosen.counts.used) if bins == "auto" else bins, kind)
     others = fit_forms(env, resamples=resamples, level=level, seed=seed) if is_percent(y) else ()
-    law = next((other for other in others if name_of(other) == "power"), None)
-    law = law or fit_envelope(env, "power", resamples=resamples, level=level, seed=seed)
-    forms = (law, *(other for other in others if other is not law))
-    warnings = [*table.attrs.get("notes", ()), *(w for form in forms for w in form.warnings)]
+    law = next((other for other in others if name_of(other) == form), None)
+    law = law or fit_envelope(env, form, resamples=resamples, level=level, seed=seed)
+    fitted = (law, *(other for other in others if other is not law))
+    warnings = [*table.attrs.get("notes", ()), *(w for one in fitted for w in one.warnings)]
     mixed = average(others) if others else None
     holdouts = tuple(h for h in (_holdout(env, hidden, warnings) for hidden in ("decade", "bin")) if h is not None)
     warnings += [w for h in holdouts[:1] for w in h.warnings()]
     extra = _explain(frame, seed, warnings) if predict else (None, None, None)
     return Analysis(
-        x=x, y=y, counts=chosen.counts, envelope=env, law=law, forms=forms, average=mixed,
+        x=x, y=y, counts=chosen.counts, envelope=env, law=law, forms=fitted, average=mixed,
         reaches=tuple(mixed.cost_at(t) for t in targets(env)) if mixed else (), holdouts=holdouts,
         sensitivity=_sensitivity(env) if kind != "all" else (),
         costs=_costs(frame, x, y, resamples, level, seed), published=_published(frame, resamples, level, seed),

@@ -63,6 +63,10 @@ class Average:
         """The law of the largest weight."""
         return self.laws[int(np.argmax(self.weights))]
 
+    def weight(self, law: Law) -> float:
+        """The weight of one of the laws; 0 for any other."""
+        return next((w for w, one in zip(self.weights, self.laws, strict=True) if one is law), 0.0)
+
     def predict(self, x: ArrayLike) -> Floats:
         """The weighted mean of the laws at each x, in the units of y."""
         return np.asarray(sum(w * law.predict(x) for w, law in zip(self.weights, self.laws, strict=True)))
@@ -73,7 +77,8 @@ class Average:
         values = np.concatenate([law.values(at.ravel()) for law in self.laws])
         edge = (1 - (self.level if level is None else level)) / 2
         ends = _weighted_quantiles(values, self._draw_weights(), (edge, 1 - edge))
-        return ends[0].reshape(at.shape), ends[1].reshape(at.shape)
+        middle = self.predict(at)
+        return np.minimum(ends[0].reshape(at.shape), middle), np.maximum(ends[1].reshape(at.shape), middle)
 
     def cost_at(self, target: float) -> Reach:
         """The x where the mixture's median law reaches `target`; inf where at least half of the weight never does."""
@@ -86,8 +91,8 @@ class Average:
         value = float(_weighted_quantiles(points[:, None], np.array(self.weights), (0.5,))[0, 0])
         low, high = (float(v[0]) for v in _weighted_quantiles(costs[:, None], weights, (edge, 1 - edge)))
         return Reach(
-            first.x, first.y, float(target), value, low, high, float(weights[np.isinf(costs)].sum()),
-            first.decades_beyond(value), self.level,
+            first.x, first.y, float(target), value, min(low, value), max(high, value),
+            float(weights[np.isinf(costs)].sum()), first.decades_beyond(value), self.level,
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ the scatter of the runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ class CostModel:
     kinds: dict[Hashable, float]
     scatter: float
     n_runs: int
+    per_epoch: float  # images an epoch of the fitted runs, where they agree; else NaN
 
     @classmethod
     def fit(cls, frame: pd.DataFrame, name: str) -> CostModel | None:
@@ -70,7 +72,7 @@ class CostModel:
             {key: (float(sizes[key]), float(v)) for key, v in zip(levels[0], parts[0], strict=True)},
             {key: float(v) for key, v in zip(sorted(set(efforts), key=str), parts[1], strict=True)},
             {key: float(v) for key, v in zip(levels[2], parts[2], strict=True)},
-            float(np.sqrt((residual**2).sum() / freedom)), len(runs),
+            float(np.sqrt((residual**2).sum() / freedom)), len(runs), _per_epoch(runs),
         )  # fmt: skip
 
     def predict(self, rows: pd.DataFrame) -> Floats:
@@ -80,7 +82,7 @@ class CostModel:
             + self.kinds.get(kind, 0.0)
             for key, size, effort, kind in zip(_models(rows), _sizes(rows), _efforts(rows), _kinds(rows), strict=True)
         ]  # fmt: skip
-        return np.asarray(np.exp(np.array(logs)) * images_of(rows))
+        return np.asarray(np.exp(np.array(logs)) * images_of(rows, self.per_epoch))
 
     def _model(self, key: Hashable, size: float) -> float:
         """The correction of this model, or of one of its size, between those that were run."""
@@ -94,17 +96,26 @@ class CostModel:
         return float(np.interp(steps, [k for k, _ in known], [v for _, v in known])) if known else 0.0
 
 
-def images_of(rows: pd.DataFrame) -> Floats:
-    """Training images seen in the whole run, (n,): the column, or epochs × images an epoch, or epochs where no size is
-    known, or 1 where the table knows none of them (all runs then count as equally long)."""
+def images_of(rows: pd.DataFrame, per_epoch: float = math.nan) -> Floats:
+    """Training images seen in the whole run, (n,): the column, or epochs × images an epoch (`per_epoch` where a row
+    does not say), or epochs where no size is known, or 1 where the table knows none of them (all runs then count as
+    equally long)."""
     unknown = np.full(len(rows), np.nan)
     seen = column(rows, "images_seen") if "images_seen" in rows else unknown
     epochs = column(rows, "epochs") if "epochs" in rows else unknown
     each = column(rows, "epoch_images") if "epoch_images" in rows else unknown
-    counted = np.where(np.isnan(seen), epochs * each, seen)
+    counted = np.where(np.isnan(seen), epochs * np.where(np.isnan(each), per_epoch, each), seen)
     if not np.isnan(counted).all():
         return counted
     return np.ones(len(rows)) if np.isnan(epochs).all() else epochs
+
+
+def _per_epoch(runs: pd.DataFrame) -> float:
+    if not {"images_seen", "epochs"} <= set(runs.columns):
+        return math.nan
+    each = column(runs, "images_seen") / column(runs, "epochs")
+    each = each[np.isfinite(each) & (each > 0)]
+    return float(np.median(each)) if len(each) and np.ptp(each) <= 0.02 * np.median(each) else math.nan
 
 
 def _passes(loss: str, steps: int) -> float:

@@ -163,7 +163,8 @@ def rows_of(
 
     A recipe does not say how many parameters its model has: they are taken from a run of `table` with the same model
     and base, else by arithmetic for a WideResNet on a published dataset, and stay unknown (NaN) otherwise; give
-    `parameters` in a mapping then.
+    `parameters` in a mapping then. The images it sees follow from its epochs and the size of the dataset: that of a run
+    of `table`, else the published one.
     """
     if isinstance(recipes, pd.DataFrame):
         return recipes
@@ -180,7 +181,8 @@ def _row(recipe: Recipe, table: pd.DataFrame | None) -> dict[str, Any]:
         "variant": recipe.model.variant, "parameters": _parameters(recipe, table), "loss": recipe.loss,
         "beta": recipe.beta if recipe.loss in ("trades", "mart") else math.nan,
         "steps": recipe.craft.steps if recipe.adversarial else 0, "epochs": recipe.epochs,
-        "epoch_images": recipe.epoch_images or math.nan, "batch_size": recipe.batch_size,
+        "epoch_images": recipe.epoch_images or math.nan, "images_seen": _images(recipe, table),
+        "batch_size": recipe.batch_size,
         "ema": recipe.ema.decay is not None, "ema_decay": recipe.ema.decay or math.nan, "cutmix": recipe.data.cutmix,
         "synthetic": recipe.synthetic.source is not None, "synthetic_fraction": recipe.synthetic.share,
         "synthetic_amount": recipe.synthetic.amount or math.nan, "precision": recipe.precision,
@@ -200,6 +202,18 @@ def _parameters(recipe: Recipe, table: pd.DataFrame | None) -> float:
         return math.nan
     depth, width, base = int(match[1]), int(match[2]), recipe.model.base
     return wrn_parameters(depth, width, classes=sizes.classes, base=base, channels=sizes.image_shape[0])
+
+
+def _images(recipe: Recipe, table: pd.DataFrame | None) -> float:
+    """Images of the whole training: epochs × (`epoch_images`, or what an epoch of the table's dataset holds)."""
+    each = float(recipe.epoch_images or math.nan)
+    if math.isnan(each) and table is not None and {"dataset", "images_seen", "epochs", "epoch_images"} <= set(table):
+        whole = table[(table["dataset"] == recipe.data.name) & table["epoch_images"].isna()]
+        found = (whole["images_seen"] / whole["epochs"]).dropna()
+        each = float(found.median()) if len(found) else each
+    if math.isnan(each) and recipe.data.name in KNOWN:
+        each = float(KNOWN[recipe.data.name].train)
+    return recipe.epochs * each
 
 
 def _values(series: pd.Series[Any], name: str, kind: Kind) -> pd.Series[Any]:

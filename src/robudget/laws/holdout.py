@@ -37,9 +37,9 @@ class Miss:
 @dataclass(frozen=True)
 class Holdout:
     """`hidden` says what was hidden (the top decade of x, or the top bin; of a short range its upper third). `x_cut`
-    is the largest x fitted on;
-    `n_train` and `n_test` count envelope points; `decades` is how far beyond `x_cut` the farthest hidden point lies.
-    `misses` hold every form that could be fitted and the two baselines; `xs`, `ys` (n_test,) the hidden points."""
+    is the largest x fitted on; `n_train` and `n_test` count envelope points; `decades` is how far beyond `x_cut` the
+    farthest hidden point lies. `misses` hold every form that could be fitted and the two baselines; `xs`, `ys`
+    (n_test,) are the hidden points, `train_xs`, `train_ys` (n_train,) those fitted on, in bins made anew."""
 
     hidden: Hidden
     x_cut: float
@@ -50,20 +50,39 @@ class Holdout:
     xs: tuple[float, ...]
     ys: tuple[float, ...]
     predictions: dict[str, tuple[float, ...]]  # name → (n_test,)
+    train_xs: tuple[float, ...]
+    train_ys: tuple[float, ...]
 
     def miss(self, name: str) -> Miss | None:
         return next((m for m in self.misses if m.name == name), None)
 
+    def best(self) -> Miss | None:
+        """The form with the smallest miss; None where too little was left to fit one."""
+        return min((m for m in self.misses if m.name not in BASELINES), key=lambda m: m.rmse, default=None)
+
     def warnings(self) -> tuple[str, ...]:
-        """One line for each form that a baseline beats."""
-        baseline = self.miss("last value")
-        assert baseline is not None
-        return tuple(
-            f"hiding the top {self.hidden} of x, the {m.name} law misses by {m.rmse:.2f} points and the last value by "
-            f"{baseline.rmse:.2f}: do not extrapolate it"
-            for m in self.misses
-            if m.name not in BASELINES and not m.beats_baseline
+        """One line that names every form that a baseline beats, and its miss."""
+        losers = [m for m in self.misses if m.name not in BASELINES and not m.beats_baseline]
+        if not losers:
+            return ()
+        named = ", ".join(f"{m.name} {m.rmse:.2f}" for m in losers)
+        return (
+            f"do not extrapolate these forms: with the top {self.hidden} of x hidden they miss by more points than the "
+            f"last value does ({self._last().rmse:.2f}): {named}",
         )
+
+    def sentence(self) -> str:
+        """Who won, against saying the last seen value again."""
+        best = self.best()
+        said = f"saying the last seen value again ({self._last().rmse:.2f} points)"
+        if best is None:
+            return f"Too few runs are left to fit a form; {said} is all there is."
+        if best.beats_baseline:
+            return f"The smallest miss is that of the {best.name} form ({best.rmse:.2f} points), against {said}."
+        return f"No form beats {said}; the nearest is {best.name} ({best.rmse:.2f})."
+
+    def _last(self) -> Miss:
+        return next(m for m in self.misses if m.name == "last value")
 
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
@@ -99,6 +118,7 @@ def holdout(env: Envelope, hidden: Hidden = "decade", contenders: Sequence[Conte
     return Holdout(
         hidden, float(train.xs[-1]), train.n_bins, len(xs), float(np.log10(xs[-1] / train.xs[-1])), misses,
         tuple(xs.tolist()), tuple(ys.tolist()), {name: tuple(p.tolist()) for name, p in predictions.items()},
+        tuple(train.xs.tolist()), tuple(train.ys.tolist()),
     )  # fmt: skip
 
 
@@ -115,5 +135,6 @@ def _cut(env: Envelope, hidden: Hidden) -> float:
 def _only(points: Points, keep: np.ndarray[Any, Any]) -> Points:
     n = int(keep.sum())
     return Points(
-        points.x_name, points.y_name, points.x[keep], points.y[keep], points.rows[keep], Counts(total=n, used=n)
-    )
+        points.x_name, points.y_name, points.x[keep], points.y[keep], points.rows[keep], points.noise[keep],
+        Counts(total=n, used=n),
+    )  # fmt: skip

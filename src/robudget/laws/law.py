@@ -68,9 +68,11 @@ class Law:
     (resamples, p) are the form's inner parameters. `level` is the intervals' nominal coverage.
 
     A resample can only lose a bin's best run, never find a better one, so resampled envelopes lie lower than the real
-    one, which lies lower than that of ever more runs by about as much again. `shift` (units of y) is that bias, by
-    which everything that is said from the draws about a level (predictions, ceiling, cost at a target) is moved;
-    exponents need none. It is 0 where every run is a point.
+    one, which lies lower than that of ever more runs by about as much again; or, where runs differ by the noise of
+    their evaluations, higher (`laws.curse`; known where the table has `n_eval`). `shift` (resamples,), in the units of
+    y, takes each of the `draws` to the frontier's level, and is in everything that is said from them about a level
+    (predictions, ceiling, cost at a target); exponents need none. It is 0 where every run is a point. An interval that
+    would not hold the law's own value because of it is widened until it does.
     """
 
     form: FormName
@@ -91,7 +93,7 @@ class Law:
     warnings: tuple[str, ...]
     x_ref: float = field(repr=False)
     shape: Shape = field(repr=False)
-    shift: float = field(repr=False)
+    shift: Floats = field(repr=False)
     theta: Floats = field(repr=False)
     draws: Floats = field(repr=False)
 
@@ -119,9 +121,10 @@ class Law:
         name = forms.get(self.form).ceiling
         if not name:
             return (float("nan"), float("nan"))
-        limits = (float(from_scale(np.float64(v), self.on)) + self.shift for v in self.intervals[name])
-        low, high = sorted(min(v, 100.0) if is_percent(self.y) else v for v in limits)
-        return low, high
+        limits = forms.get(self.form).natural(self.draws, self.x_ref, self.shape)[name]
+        ends = quantiles(from_scale(limits, self.on) + self.shift, self.level)
+        low, high = (float(end) for end in np.minimum(ends, 100.0 if is_percent(self.y) else np.inf))
+        return float(np.minimum(low, self.ceiling)), float(np.maximum(high, self.ceiling))
 
     @property
     def n_runs(self) -> int:
@@ -143,7 +146,8 @@ class Law:
         """The interval of the law itself (not of a single run) at each x: (low, high), the shape of x."""
         at = np.asarray(x, dtype=np.float64)
         low, high = quantiles(self.values(at.ravel()), self.level if level is None else level)
-        return low.reshape(at.shape), high.reshape(at.shape)
+        middle = self.predict(at)
+        return np.minimum(low.reshape(at.shape), middle), np.maximum(high.reshape(at.shape), middle)
 
     def cost_at(self, target: float) -> Reach:
         """The x at which the law reaches `target` (units of y), or that it never does."""
@@ -154,18 +158,22 @@ class Law:
         edge = (1 - self.level) / 2
         low, high = np.quantile(draws, [edge, 1 - edge], method="higher") if len(draws) else (np.nan, np.nan)
         return Reach(
-            self.x, self.y, float(target), value, float(low), float(high),
+            self.x, self.y, float(target), value, float(np.minimum(low, value)), float(np.maximum(high, value)),
             float(np.isinf(draws).mean()) if len(draws) else float("nan"), self.decades_beyond(value), self.level,
         )  # fmt: skip
 
     def values(self, x: Floats) -> Floats:
         """y at each x (n,) by every resampled law, its bias corrected: (resamples, n)."""
-        return self._values(self.draws, x) + self.shift
+        return self._values(self.draws, x) + self.shift[:, None]
 
     def costs(self, target: float) -> Floats:
         """The x at which every resampled law reaches `target`: (resamples,), inf where it never does."""
-        goal = target - self.shift
-        return self._inverse(self.draws, float(np.clip(goal, 1e-6, 100 - 1e-6)) if is_percent(self.y) else goal)
+        costs = np.full(len(self.draws), np.inf)
+        for shift in np.unique(self.shift):
+            mine, goal = self.shift == shift, target - float(shift)
+            goal = float(np.clip(goal, 1e-6, 100 - 1e-6)) if is_percent(self.y) else goal
+            costs[mine] = self._inverse(self.draws[mine], goal)
+        return costs
 
     def next_point(self, x: float, gain: float = 1.0) -> Reach:
         """The x where y is `gain` better than the law's value at `x`; less `x`, that is the price of the next point."""

@@ -4,36 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from robudget.errors import InputError, unknown
-from robudget.laws.compare import average, fit_forms
+from robudget.laws.candidates import grid
 from robudget.laws.costs import COSTS, CostModel
-from robudget.laws.envelope import envelope_of
 from robudget.laws.features import rows_of
-from robudget.laws.fit import auto_bins
 from robudget.laws.law import Reach
 from robudget.laws.plain import fields, level_of
 from robudget.laws.predictor import Predictor, Rows
-from robudget.laws.select import Floats, points, where
+from robudget.laws.price import Span, difference, reaches_of
+from robudget.laws.select import Floats, where
 from robudget.laws.table import as_table
 from robudget.laws.units import LABELS, Budget, parse_budget
 
-MOST_CANDIDATES = 20_000
-RESAMPLES = 500  # of the law beside the recipes
 COST_LEVEL = 1.645  # standard deviations of a 90% interval, the predictor's level
 SPENDING = ("parameters", "steps", "epochs", "images_seen", "epoch_images", "base", "model")  # choices that buy compute
-# Choices that only go together: a flag or loss, and the number that it switches on.
-TOGETHER = (
-    ("loss", "steps"), ("loss", "beta"), ("synthetic", "synthetic_fraction"), ("synthetic", "synthetic_amount"),
-    ("ema", "ema_decay"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class Option:
     `costs` maps the table's cost columns to whole-run totals (NaN: unknown) and `cost_intervals` to their 90%
     intervals, from the scatter of the runs. `p_reach` is the probability of reaching the plan's target (NaN for a
     budget). `ran` is the run_id if the table holds this very recipe; `nearest` are the real runs most like it:
-    (run_id, aa_acc, distance).
+    (run_id, aa_acc, distance). `outside` names the choices beyond what the table has tried: nothing vouches there.
     """
 
     choices: dict[str, Any]
@@ -57,6 +47,7 @@ class Option:
     cost_intervals: dict[str, tuple[float, float]]
     ran: str | None
     nearest: tuple[tuple[str, float, float], ...]
+    outside: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
@@ -81,24 +72,32 @@ class Plan:
     """`options` best first (by accuracy within a budget, by cost for a target); empty if nothing fits, as `warnings`
     say.
 
-    `column` is the cost the plan counts in. `next_point` is the cheapest option predicted a point better than the best
-    one, if any. `reach` is what the law of the best runs, averaged over forms, says of the target, or of one more point
-    than the best run's: the price of buying it with compute alone (None where the table holds no law). `levers` are
-    single changes to the best option, the most points first, and `instead` says in a sentence what helps more than
-    compute.
+    `column` is the cost the plan counts in. `best` is the first option, or, where no recipe reaches the target, the one
+    of the highest accuracy. `next_point` is the cheapest recipe predicted a point better than `best`, if any, and
+    `marginal` what it costs more, in all units. `reaches` are what the law of the best runs, averaged over forms, says
+    of the target, or of one more point than the best run's: the price of buying it with compute alone, in `column`
+    first and then in every other unit (empty where the table holds no law). `levers` are single changes to the best
+    option, the most points first, and `instead` says in a sentence what helps more than compute.
     """
 
     budget: Budget | None
     target: float | None
     column: str
     options: tuple[Option, ...]
+    best: Option | None
     next_point: Option | None
-    reach: Reach | None
+    marginal: dict[str, Span]
+    reaches: tuple[Reach, ...]
     levers: tuple[Lever, ...]
     instead: str
     n_candidates: int
     warnings: tuple[str, ...] = ()
     predictor: Predictor = field(repr=False, kw_only=True)
+
+    @property
+    def reach(self) -> Reach | None:
+        """What the law says, in the plan's own unit."""
+        return self.reaches[0] if self.reaches else None
 
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
@@ -133,9 +132,7 @@ def plan(
     costs = {name: found for name in COSTS if (found := CostModel.fit(table, name)) is not None}
     counted = column or (spend.column if spend else next((n for n in ("cost_usd", *costs) if n in costs), "cost_usd"))
     if counted not in costs:
-        raise (
-            unknown("cost of the table", counted, costs) if costs else InputError("the table knows no cost of any run")
-        )
+        raise _not_known(counted, costs)
     rows = where(grid(model) if candidates is None else rows_of(candidates, table), choose).reset_index(drop=True)
     options = _options(rows, model, costs, target)
     price = np.array([o.costs[counted] for o in options])
@@ -145,7 +142,7 @@ def plan(
         fits = np.flatnonzero(price <= spend.amount)
         order = fits[np.lexsort((price[fits], -accuracy[fits]))]
         if not len(order):
-            warnings.append(f"no recipe fits {spend.text}: the cheapest costs {np.nanmin(price):.3g} {_unit(counted)}")
+            warnings.append(_too_dear(spend, price, counted))
     else:
         able = np.flatnonzero((accuracy >= (target or 0)) & ~np.isnan(price))
         order = able[np.argsort(price[able], kind="stable")]
@@ -156,47 +153,34 @@ def plan(
             )
     # Where nothing reaches the target, what is nearest to it still shows which levers there are.
     best = options[order[0]] if len(order) else (options[int(accuracy.argmax())] if target is not None else None)
-    reach = _reach(table, counted, target, seed, warnings)
+    if best is not None and best.outside:
+        warnings.append(f"the table never tried the first one's {', '.join(best.outside)}: nothing vouches for it")
+    following = _next(options, price, accuracy, best)
+    reaches = reaches_of(table, counted, [name for name in costs if name != counted], target, seed, warnings)
     levers = _levers(options, best, counted)
+    scatter = {name: cost.scatter for name, cost in costs.items()}
+    marginal = difference(best.costs, following.costs, scatter, COST_LEVEL) if best and following else {}
     return Plan(
-        spend, target, counted, tuple(options[i] for i in order[:top]), _next(options, price, accuracy, best), reach,
-        levers, _instead(levers, best, reach), len(options), tuple(dict.fromkeys(warnings)), predictor=model,
+        spend, target, counted, tuple(options[i] for i in order[:top]), best, following, marginal, reaches,
+        levers, _instead(levers, best, reaches[0] if reaches else None), len(options), tuple(dict.fromkeys(warnings)),
+        predictor=model,
     )  # fmt: skip
 
 
-def grid(model: Predictor) -> pd.DataFrame:
-    """Every sensible combination of the choices in the predictor's table; columns that vary only with one follow it."""
-    table, columns = model.table, model.features.columns
-    levels = []
-    for c in columns:
-        values = sorted(set(table[c.name].dropna()))
-        if c.name == "steps":  # whole numbers between those that were run are recipes, too
-            low = int(min(v for v in values if v > 0))
-            values = sorted({int(v) for v in values} | set(range(low, int(values[-1]) + 1)))
-        levels.append(values)
-    if np.prod([len(v) for v in levels], dtype=float) > MOST_CANDIDATES:
-        raise InputError(
-            f"the table's choices make more than {MOST_CANDIDATES} recipes: give candidates (a study's grid)"
-        )
-    rows = pd.DataFrame(list(product(*levels)), columns=[c.name for c in columns])
-    for c in columns:
-        followers = [a for a in c.aliases if a in table.columns]
-        if followers:
-            rows = rows.join(table.drop_duplicates(c.name).set_index(c.name)[followers], on=c.name)
-    for name in table.columns:
-        if name not in rows.columns and table[name].nunique(dropna=False) == 1:
-            rows[name] = table[name].iloc[0]
-    return rows.loc[_sensible(rows, table)].reset_index(drop=True)
+def _not_known(counted: str, costs: Mapping[str, CostModel]) -> InputError:
+    if not costs:
+        return InputError("the table knows no cost of any run")
+    if counted not in COSTS:
+        return unknown("cost of the table", counted, costs)
+    why = " (runs on a CPU have none: say hours, as in 3h)" if counted == "gpu_hours" else ""
+    units = ", ".join(LABELS[name] for name in costs if name in LABELS)
+    return InputError(f"the table knows the {LABELS[counted]} of no run{why} (allowed: {units})")
 
 
-def _sensible(rows: pd.DataFrame, table: pd.DataFrame) -> NDArray[np.bool_]:
-    """Rows in which what only goes together does so as in some run: no attack steps without an adversarial loss."""
-    keep = np.ones(len(rows), dtype=np.bool_)
-    for switch, number in TOGETHER:
-        if {switch, number} <= set(rows.columns) & set(table.columns):
-            known = set(zip(table[switch], table[number].fillna(0) > 0, strict=True))
-            keep &= np.array([pair in known for pair in zip(rows[switch], rows[number].fillna(0) > 0, strict=True)])
-    return keep
+def _too_dear(spend: Budget, price: Floats, counted: str) -> str:
+    if np.isnan(price).all():
+        return f"what the recipes cost in {_unit(counted)} is unknown: their parameters or their images seen are"
+    return f"no recipe fits {spend.text}: the cheapest costs {np.nanmin(price):.3g} {_unit(counted)}"
 
 
 def _options(
@@ -219,7 +203,7 @@ def _options(
             {str(k): level_of(v) for k, v in choices.items()}, prediction.aa_acc, prediction.low, prediction.high,
             prediction.p_collapse, float(reached[i]), price,
             {name: (value / spread[name], value * spread[name]) for name, value in price.items()},
-            run_id if distance == 0 else None, prediction.nearest,
+            run_id if distance == 0 else None, prediction.nearest, prediction.outside,
         ))  # fmt: skip
     return out
 
@@ -229,17 +213,6 @@ def _next(options: list[Option], price: Floats, accuracy: Floats, best: Option |
         return None
     better = np.flatnonzero((accuracy >= best.aa_acc + 1) & ~np.isnan(price))
     return options[better[np.argmin(price[better])]] if len(better) else None
-
-
-def _reach(table: pd.DataFrame, counted: str, target: float | None, seed: int, warnings: list[str]) -> Reach | None:
-    try:
-        chosen = points(table, counted, "aa_acc")
-        env = envelope_of(chosen, auto_bins(chosen.counts.used))
-        mixed = average(fit_forms(env, resamples=RESAMPLES, seed=seed))
-        return mixed.cost_at(target or min(float(env.ys.max()) + 1, 99.9))
-    except InputError as error:
-        warnings.append(f"no law of {counted}: {error}")
-        return None
 
 
 def _levers(options: list[Option], best: Option | None, counted: str) -> tuple[Lever, ...]:

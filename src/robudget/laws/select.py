@@ -22,6 +22,7 @@ COLLAPSE_RATIO = 0.3  # of the clean accuracy: design.md, "collapse"
 ACCURACIES = ("aa_acc", "aa_acc_low", "aa_acc_high", "clean_acc", "val_acc")
 # Columns that a table need not hold because others give them: name → (source, 100 − source).
 ERRORS = {"aa_error": "aa_acc", "clean_error": "clean_acc", "val_error": "val_acc"}
+EVALUATED = ("aa_acc", "aa_error", "clean_acc", "clean_error")  # on `n_eval` images
 SCOPE = ("dataset", "norm", "eps")  # runs that differ in these answer different questions
 
 
@@ -59,7 +60,7 @@ class Counts:
 @dataclass(frozen=True)
 class Points:
     """The runs a law sees: `x` and `y` (n,), float64, finite and positive x, in table order; `rows` (n,) their
-    positions.
+    positions; `noise` (n,) the standard deviation of each y that its finite test set brings, 0 where it is unknown.
     """
 
     x_name: str
@@ -67,6 +68,7 @@ class Points:
     x: Floats = field(repr=False)
     y: Floats = field(repr=False)
     rows: NDArray[np.int64] = field(repr=False)
+    noise: Floats = field(repr=False)
     counts: Counts
 
 
@@ -205,4 +207,15 @@ def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None =
     )  # fmt: skip
     if not len(rows):
         raise InputError(f"no run is left to fit {y} against {x}: {counts.sentence()}")
-    return Points(x, y, xs[rows], ys[rows], rows, counts)
+    return Points(x, y, xs[rows], ys[rows], rows, _noise(frame, y, ys)[rows], counts)
+
+
+def _noise(frame: pd.DataFrame, y: str, ys: Floats) -> Floats:
+    """Binomial standard deviation, in points, of a percentage counted over `n_eval` images; 0 where n is unknown. Taken
+    as independent between runs, though shared images make errors more alike and the seed of training less."""
+    if y not in EVALUATED or "n_eval" not in frame.columns:
+        return np.zeros(len(frame))
+    share = np.clip(ys / 100, 0, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        noise = 100 * np.sqrt(share * (1 - share) / column(frame, "n_eval"))
+    return np.where(np.isfinite(noise), noise, 0.0)

@@ -12,7 +12,8 @@ from robudget.laws.plain import fields
 # unit → (column of the table, how many of its units one is)
 UNITS: dict[str, tuple[str, float]] = {
     "usd": ("cost_usd", 1.0), "$": ("cost_usd", 1.0), "gpu-h": ("gpu_hours", 1.0), "gpuh": ("gpu_hours", 1.0),
-    "gpu-hours": ("gpu_hours", 1.0), "h": ("train_seconds", 3600.0), "kwh": ("train_energy_kwh", 1.0),
+    "gpu-hours": ("gpu_hours", 1.0), "h": ("train_seconds", 3600.0), "min": ("train_seconds", 60.0),
+    "s": ("train_seconds", 1.0), "kwh": ("train_energy_kwh", 1.0),
     "wh": ("train_energy_kwh", 1e-3), "mwh": ("train_energy_kwh", 1e3), "kgco2e": ("co2_kg", 1.0),
     "gco2e": ("co2_kg", 1e-3), "tco2e": ("co2_kg", 1e3), "kgco2": ("co2_kg", 1.0), "kg": ("co2_kg", 1.0),
     "flops": ("train_flops_exact", 1.0), "flop": ("train_flops_exact", 1.0), "tflops": ("train_flops_exact", 1e12),
@@ -34,6 +35,13 @@ class Budget:
 
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
+
+
+def column_of(unit: str) -> str:
+    """The column that counts in a unit. Raises InputError with the nearest known one."""
+    if unit.lower() not in UNITS:
+        raise unknown("unit", unit, UNITS)
+    return UNITS[unit.lower()][0]
 
 
 def parse_budget(text: str) -> Budget:

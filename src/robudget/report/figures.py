@@ -1,6 +1,7 @@
 """Every figure of the report, drawn into a folder as PDF, SVG and PNG.
 
-The paper's 1a, 1b, 1c, 2, 3a, 3b, 3c, and: `fan`, `holdout`, `forms`, `collapse`, `price`. A figure whose law or
+The paper's 1a, 1b, 1c, 2, 3a, 3b, 3c, and: `fan`, `holdout`, `forms`, `collapse`, `partial`, `risk`, `price`, `others`.
+A figure whose law or
 predictor the analysis does not have is left out.
 """
 
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from robudget.laws import Analysis, Reach
 from robudget.laws.compare import name_of
 from robudget.laws.select import is_percent
-from robudget.report import figures_forecast, figures_laws, figures_predictor, figures_runs, style
+from robudget.report import figures_forecast, figures_laws, figures_predictor, figures_runs, others, style
 from robudget.report.drawn import FigureFile, save
 from robudget.report.table import fill, how
 
@@ -25,15 +26,18 @@ POINTS = 5  # further points of accuracy that are priced
 POOLED = "weighed together"
 
 
-def draw_all(analysis: Analysis | None, table: pd.DataFrame, folder: Path | str) -> dict[str, FigureFile]:
+def draw_all(
+    analysis: Analysis | None, table: pd.DataFrame, folder: Path | str, published: pd.DataFrame | None = None
+) -> dict[str, FigureFile]:
     """Draw every figure that `table` and `analysis` have data for; name → files, title and caption, in the paper's
-    order. `analysis` None draws those that need only the runs. Raises InputError for a table without runs."""
+    order. `analysis` None draws those that need only the runs; `published` are models to set beside them
+    (`others.beside`). Raises InputError for a table without runs."""
     rows = fill(table)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     out = {}
     with style.house():
-        for name, title, draw in _plan(analysis, rows):
+        for name, title, draw in _plan(analysis, rows, published):
             drawn = draw()
             if drawn is not None:
                 figure, caption = drawn
@@ -41,7 +45,9 @@ def draw_all(analysis: Analysis | None, table: pd.DataFrame, folder: Path | str)
     return out
 
 
-def _plan(analysis: Analysis | None, rows: pd.DataFrame) -> Iterator[tuple[str, str, Callable[[], Drawn]]]:
+def _plan(
+    analysis: Analysis | None, rows: pd.DataFrame, published: pd.DataFrame | None
+) -> Iterator[tuple[str, str, Callable[[], Drawn]]]:
     x = _compute(analysis, rows)
     if x is not None and rows["aa_acc"].notna().any():
         yield "1a", "Robust accuracy against compute", lambda: figures_runs.all_runs(rows, x)
@@ -51,6 +57,12 @@ def _plan(analysis: Analysis | None, rows: pd.DataFrame) -> Iterator[tuple[str, 
     if analysis is not None:
         yield from _laws(analysis, fill(analysis.table))
     yield "collapse", "Where training collapsed", lambda: figures_runs.collapse_map(rows)
+    if analysis is not None and analysis.predictor is not None:
+        made = analysis.predictor
+        yield "partial", "What each choice does to the prediction", lambda: figures_predictor.partials(made)
+        yield "risk", "The predicted chance of collapse", lambda: figures_predictor.risk(made)
+    if published is not None:
+        yield "others", "Beside published models", lambda: others.figure(rows, published)
 
 
 def _compute(analysis: Analysis | None, rows: pd.DataFrame) -> str | None:

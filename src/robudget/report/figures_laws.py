@@ -11,10 +11,10 @@ from matplotlib.patches import Patch
 
 from robudget.laws import Envelope, Law
 from robudget.laws.compare import Average, name_of
-from robudget.laws.holdout import BASELINES, Holdout
+from robudget.laws.holdout import Holdout
 from robudget.report import labels, style
 from robudget.report.figures_runs import MANY, wilson_bars
-from robudget.report.labels import fixed, number, phrase, quantity
+from robudget.report.labels import number, phrase, quantity
 from robudget.report.style import (
     BLUE,
     COLUMN,
@@ -194,6 +194,7 @@ def holdout(hidden: Holdout, env: Envelope, table: pd.DataFrame) -> tuple[Figure
             env.xs[mask], env.ys[mask], yerr=bars[:, mask], fmt="o", ms=3.6, mfc=face, mec=INK, ecolor=INK, mew=0.7,
             elinewidth=0.6, zorder=4,
         )  # fmt: skip
+    left.plot(hidden.train_xs, hidden.train_ys, ls="", marker="o", ms=5.6, mfc="none", mec=MUTED, mew=0.6, zorder=3)
     for name, values in hidden.predictions.items():
         colour, dashes, marker = LINES[name]
         left.plot(hidden.xs, values, color=colour, ls=dashes, lw=1.1, marker=marker, ms=3.4, zorder=3)
@@ -216,26 +217,15 @@ def holdout(hidden: Holdout, env: Envelope, table: pd.DataFrame) -> tuple[Figure
     right.tick_params(axis="y", length=0)
     right.set_xlabel("RMS miss on hidden runs (points)")
     right.set_title("who misses by how much")
-    style.legend_above(figure, [[_line(name)] for name in hidden.predictions])
+    fitted = Line2D([], [], ls="", marker="o", ms=5.6, mfc="none", mec=MUTED, mew=0.6, label="fitted on")
+    style.legend_above(figure, [[fitted], *([_line(name)] for name in hidden.predictions)])
     caption = (
-        f"The top {hidden.hidden} of {phrase(env.x)} hidden (open points): {hidden.n_train} best runs fitted, in bins "
-        f"made anew for what is left, and {hidden.n_test} predicted, up to {10**hidden.decades:.2g} times beyond. "
-        f"{verdict(hidden)} RMS: root mean square. Bars are 95% Wilson intervals."
+        f"The top {hidden.hidden} of {phrase(env.x)} hidden (open points): {hidden.n_train} best runs fitted (rings), "
+        f"in bins made anew for what is left, and {hidden.n_test} predicted, up to {10**hidden.decades:.2g} times "
+        f"beyond. "
+        f"{hidden.sentence()} RMS: root mean square. Bars are 95% Wilson intervals."
     )
     return figure, caption
-
-
-def verdict(hidden: Holdout) -> str:
-    """Who won a hold-out, against saying the last seen value again."""
-    fitted = [miss for miss in hidden.misses if miss.name not in BASELINES]
-    baseline = hidden.miss("last value")
-    said = f"saying the last seen value again ({fixed(baseline.rmse, 2)} points)" if baseline else "a constant"
-    if not fitted:
-        return f"Too few runs are left to fit a form; {said} is all there is."
-    best = min(fitted, key=lambda miss: miss.rmse)
-    if best.beats_baseline:
-        return f"The smallest miss is that of the {best.name} form ({fixed(best.rmse, 2)} points), against {said}."
-    return f"No form beats {said}; the nearest is {best.name} ({fixed(best.rmse, 2)})."
 
 
 def _axes(ax: Axes, env: Envelope) -> None:

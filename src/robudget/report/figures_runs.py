@@ -7,7 +7,6 @@ from itertools import product
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -191,7 +190,6 @@ def collapse_map(table: pd.DataFrame) -> tuple[Figure, str] | None:
     names = sorted({index[:-1] for index in cells.index}, key=lambda name: [_natural(part) for part in name])
     share = np.full((len(names), len(steps)), np.nan)
     figure, ax = style.new(COLUMN, 0.95 + 0.21 * len(names))
-    ramp = LinearSegmentedColormap.from_list("collapse", [style.GRID, "#f2c4a3", style.VERMILLION])
     for (i, name), (j, step) in product(enumerate(names), enumerate(steps)):
         if (*name, step) not in cells.index:
             ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=MUTED, fontsize=6.5)
@@ -207,7 +205,7 @@ def collapse_map(table: pd.DataFrame) -> tuple[Figure, str] | None:
             fontsize=6.5,
             color="#16181b" if fallen else INK,
         )
-    ax.pcolormesh(share, cmap=ramp, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
+    ax.pcolormesh(share, cmap=style.collapse_ramp(), vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
     ax.invert_yaxis()
     ax.set_xticks(np.arange(len(steps)) + 0.5, [word(s) for s in steps])
     ax.set_yticks(np.arange(len(names)) + 0.5, [_row_name(split, name) for name in names])

@@ -6,6 +6,7 @@ An unknown number (None, NaN, ±∞) reads "unknown", never 0, in every function
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -50,6 +51,7 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity("eval_co2_kg", "Carbon of evaluation", "eval CO₂e", "kg CO₂e", "eval_energy_how"),
         Quantity("co2_kg", "Carbon", "CO₂e", "kg CO₂e", "co2_kg_how"),
         Quantity("train_seconds", "Training time", "time", "s", "train_seconds_how"),
+        Quantity("gpu_hours", "GPU time", "GPU-h", "GPU-h", "train_seconds_how"),
         Quantity("eval_seconds", "Evaluation time", "eval time", "s", "train_seconds_how"),
         Quantity("parameters", "Parameters", "parameters", ""),
         Quantity("images_seen", "Images seen", "images", ""),
@@ -79,6 +81,12 @@ FEATURES: dict[str, str] = {
     "train_flops_paper": "compute (paper)",
     "images_seen": "images seen",
 }
+
+
+def short(name: str) -> str:
+    """A leaderboard's entry as authors and year, then the model: `Wang2023Better_WRN-70-16` → `Wang 2023 WRN-70-16`."""
+    match = re.fullmatch(r"([A-Za-z]+?)(\d{4})[A-Za-z0-9]*?(?:_(.*))?", name)
+    return " ".join(part for part in match.groups() if part).replace("_", " ") if match else name
 
 
 def phrase(column: str) -> str:
@@ -172,6 +180,10 @@ def seconds(value: float | None) -> str:
     return scaled(value, ((1, "s"), (60, "min"), (3600, "h")))
 
 
+def gpu_hours(value: float | None) -> str:
+    return scaled(value, ((1, "GPU-h"),))
+
+
 def energy(kwh: float | None) -> str:
     return scaled(kwh, ((1e-6, "mWh"), (1e-3, "Wh"), (1, "kWh"), (1e3, "MWh")))
 
@@ -204,6 +216,7 @@ _WRITERS = {
     "kg CO₂e": carbon,
     "$": dollars,
     "s": seconds,
+    "GPU-h": gpu_hours,
     "%": percent,
 }
 

@@ -19,6 +19,7 @@ from robudget.laws import Analysis, envelope
 from robudget.report import figures, labels, said, sections, style
 from robudget.report.drawn import FigureFile
 from robudget.report.labels import quantity, word
+from robudget.report.others import beside, standing
 from robudget.report.table import COLUMNS, choices, name, plain, ranked, varying
 
 X_AXES = (
@@ -42,20 +43,23 @@ def write(
     title: str,
     subtitle: str | None = None,
     notes: Sequence[str] = (),
+    others: pd.DataFrame | None = None,
 ) -> Path:
     """Write folder/report.html and folder/figures/*.{pdf,svg,png}; return the path of the page.
 
     `table` has the columns of a store's table (`robudget.store.load_runs`); a missing one counts as unknown. `analysis`
     is what `robudget.laws.analyse` made of it, or None: the page then says that there is no law. `notes` are sentences
-    for the methods section. Equal input gives equal bytes. Raises InputError for a table without runs and where
-    `folder` cannot be written.
+    for the methods section. `others` are published models (`interop.robustbench`) to set beside the runs. Equal input
+    gives equal bytes. Raises InputError for a table without runs, for published models of another dataset or threat,
+    and where `folder` cannot be written.
     """
     rows = ranked(table)
     folder = Path(folder)
+    published = beside(rows, others) if others is not None else None
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        drawn = figures.draw_all(analysis, table, folder / "figures")
-        page = render(rows, analysis, drawn, title=title, subtitle=subtitle, notes=notes)
+        drawn = figures.draw_all(analysis, table, folder / "figures", published)
+        page = render(rows, analysis, drawn, title=title, subtitle=subtitle, notes=notes, published=published)
         files.write_text(folder / "report.html", page)
     except OSError as error:
         raise InputError(f"cannot write the report to {str(folder)!r}: {error.strerror or error}") from None
@@ -70,8 +74,9 @@ def render(
     title: str,
     subtitle: str | None,
     notes: Sequence[str],
+    published: pd.DataFrame | None = None,
 ) -> str:
-    """The page's HTML from a completed table (`ranked`)."""
+    """The page's HTML from a completed table (`ranked`) and the published models `beside` it."""
     shown = rows.head(MOST)
     data = payload(shown, analysis)
     columns = sections.board_columns(shown)
@@ -95,6 +100,7 @@ def render(
         laws=said.laws(analysis),
         collapse=said.collapse(rows, analysis),
         prices=said.prices(analysis),
+        others=standing(rows, published) if published is not None else None,
         figures=drawn,
         glyphs={key: shape for figure in drawn.values() for key, shape in sorted(figure.glyphs.items())},
         methods=said.methods(rows, analysis, notes),

@@ -15,7 +15,6 @@ from robudget.laws.holdout import BASELINES
 from robudget.report import evidence
 from robudget.report.evidence import change, span, span_of
 from robudget.report.figures import POOLED
-from robudget.report.figures_laws import verdict
 from robudget.report.labels import capital, fixed, interval, number, percent, phrase, write
 from robudget.report.table import how
 
@@ -49,7 +48,7 @@ def answer(analysis: Analysis | None) -> dict[str, Any]:
     ]
     lines += [_support(analysis.average)] if analysis.average else []
     for hidden in analysis.holdouts[:1]:
-        said = verdict(hidden)
+        said = hidden.sentence()
         lines.append(f"Top {hidden.hidden} of compute held out: {said[0].lower()}{said[1:]}")
     return {
         "sentence": sentence(law),

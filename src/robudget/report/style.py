@@ -14,6 +14,7 @@ from typing import Any, cast
 import matplotlib as mpl
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -70,6 +71,11 @@ def encode(column: str, values: Iterable[object]) -> dict[str, tuple[str, str]]:
     if any(not known(v) for v in values):
         out["unknown"] = (GREY, ".")
     return out
+
+
+def collapse_ramp() -> LinearSegmentedColormap:
+    """From none to all collapsed."""
+    return LinearSegmentedColormap.from_list("collapse", [GRID, "#f2c4a3", VERMILLION])
 
 
 def _family() -> list[str]:
