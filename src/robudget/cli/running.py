@@ -24,13 +24,15 @@ def run(
     from robudget.config import parse_overrides
     from robudget.recipe import Recipe
     from robudget.runner import run as run_recipe
-    from robudget.site import Site
+    from robudget.site import Site, first_process
     from robudget.store import load_runs
 
     site, changes = Site.take(parse_overrides(overrides or []))
     chosen = Recipe.load(recipe, changes)
     with terminal.RunDisplay(chosen.slug) as display:
         result = run_recipe(chosen, store=store, site=site, progress=display.update)
+    if not first_process():
+        return
     table = load_runs(result.folder.path)
     if json:
         terminal.print_json(terminal.records(table)[0])
@@ -62,12 +64,12 @@ def sweep(
     home = Store(store)
     if dry_run:
         rows = [
-            {"run": r.slug, "id": r.id, "state": "done" if home.folder(r).done else "to do"} for r in chosen.recipes
+            {"run": r.slug, "id": r.id, "state": "done" if home.folder(r).has(r) else "to do"} for r in chosen.recipes
         ]
         if json:
             terminal.print_json(rows)
         else:
-            terminal.out.print(terminal.table_of(rows, title=chosen.question, left=("run", "id", "state")))
+            terminal.out.print(terminal.TextTable(rows, title=chosen.question, left=("run", "id", "state")))
         return
     with terminal.SweepDisplay(chosen.name) as display:
         state = run_sweep(chosen.recipes, store=store, site=site, workers=workers, weight=weight, watch=display.update)
