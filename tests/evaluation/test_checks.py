@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.attacks.autoattack import Member
+from robudget.errors import InputError
 from robudget.evaluation import evaluate
 from robudget.evaluation.page import page
 from robudget.threat import Threat
@@ -191,11 +192,62 @@ def test_checks_leave_the_model_as_it_was(small, images):
     assert not small.training
 
 
-def test_square_alone_needs_no_gradient(small, images):
-    class Blind(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return small(x)
+class Blind(nn.Module):
+    """Hides its gradient."""
 
-    found = names(Blind(), images, attacks=[Member("square", steps=200)])
-    assert "zero-gradients" not in found
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model(x)
+
+
+def test_a_model_without_gradient_is_squares_alone(small, images):
+    model, square = Blind(small).eval(), Member("square", steps=200)
+    found = names(model, images, attacks=[square], threat=Threat("linf", 0.1))
+    assert set(found) == {"no-gradient"}
+    seen = evaluate(model, *images, Threat("linf", 0.1), attacks=[square], batch_size=16)
+    open_eyed = evaluate(small, *images, Threat("linf", 0.1), attacks=[square], precision="float32", batch_size=16)
+    assert 0 < seen.robust_accuracy < 1
+    assert seen.frame["broken_by"].equals(open_eyed.frame["broken_by"])
+    with pytest.raises(InputError, match="apgd-ce needs a gradient"):
+        evaluate(model, *images, THREAT, attacks=[square, Member("apgd-ce")])
+
+
+class Memory(nn.Module):
+    """Knows its images: far from them it answers as it does on the nearest, so that a larger ball breaks fewer."""
+
+    def __init__(self, model: nn.Module, known: Tensor, reach: float) -> None:
+        super().__init__()
+        self.model, self.known, self.reach = model, known, reach
+
+    def forward(self, x: Tensor) -> Tensor:
+        apart = (x[:, None] - self.known[None]).flatten(2).abs().amax(2)
+        distance, nearest = apart.min(1)
+        with torch.no_grad():
+            home = self.model(self.known[nearest])
+        return torch.where((distance > self.reach).unsqueeze(1), home, self.model(x))
+
+
+def test_a_larger_ball_that_breaks_fewer_images(small, images):
+    found = names(Memory(small, images[0], 0.09).eval(), images, threat=Threat("linf", 0.08))
+    assert found["not-monotone"]["2eps_20_steps"] > found["not-monotone"]["eps_20_steps"] + 0.5
+    assert found["survives-large-eps"]["accuracy"] == 1
+
+
+def test_masking_brings_advice_to_attack_adaptively(small, images):
+    verdicts = evaluate(Quantised(small).eval(), *images, Threat("linf", 0.08), attacks=QUICK)
+    advice = page(verdicts).split("[masked-gradients]")[1].replace("\n", " ")
+    for hint in ("BPDA", "CW or DLR", "steps and restarts", "Square", "several times the queries"):
+        assert hint in " ".join(advice.split())
+    random = page(evaluate(Noisy(small).eval(), *images, THREAT, attacks=QUICK)).split("[randomised]")[1]
+    assert "expectation over 20 passes" in " ".join(random.split())
+
+
+def test_inputs_outside_the_box_are_refused(small, images):
+    x, y = images
+    for wrong in (x - 0.5, x + 0.5, 255 * x, x.clone().fill_(torch.nan)):
+        with pytest.raises(InputError, match=r"images lie in .* \(allowed: \[0, 1\]\)"):
+            evaluate(small, wrong, y, THREAT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,6 +16,8 @@ from robudget.errors import InputError
 from robudget.evaluation import Progress, Verdicts, evaluate
 from robudget.evaluation.compare import agreement, differences
 from robudget.evaluation.examples import replay
+from robudget.evaluation.merge import merge
+from robudget.evaluation.page import page
 from robudget.intervals import wilson
 from robudget.threat import Threat
 
@@ -177,6 +180,102 @@ def test_windows_are_entered_around_every_stage(small, images):
     assert entered == [f"{s}evaluation/{n}" for n in ("clean", "checks", "apgd-ce") for s in "+-"]
 
 
+class Counter:
+    """A meter that takes a joule a look; `kwh` NaN: one that cannot read its hardware."""
+
+    how = "measured"
+
+    def __init__(self, step: float) -> None:
+        self.step, self.kwh = step, 0.0
+
+    @property
+    def energy(self) -> Counter:
+        self.kwh += self.step
+        return self
+
+    def __call__(self, name: str):
+        return nullcontext(self)
+
+
+def test_energy_and_flops_are_booked_by_attack(small, images):
+    x, y = images[0][:8], images[1][:8]
+    metered = evaluate(small, x, y, THREAT, attacks=["apgd-ce", "pgd"], window=Counter(1.0), checks=False)
+    assert all(item.energy_kwh > 0 and item.energy_how == "measured" for item in metered.spent)
+    assert metered.energy_kwh == sum(item.energy_kwh for item in metered.spent)
+    assert metered.energy_how == "measured"
+    silent = evaluate(small, x, y, THREAT, attacks=["pgd"], window=Counter(float("nan")), checks=False)
+    assert {(item.energy_kwh, item.energy_how) for item in silent.spent} == {(None, "unknown")}
+    assert silent.energy_kwh is None
+    assert "unknown" in page(silent)
+    plain = evaluate(small, x, y, THREAT, attacks=["pgd"], checks=False)
+    assert plain.energy_how is plain.flops is None
+    assert "not metered" in page(plain)
+    priced = plain.with_flops(10.0, 20.0)
+    assert [i.flops for i in priced.spent] == [10 * i.forward + 20 * i.backward for i in plain.spent]
+    assert priced.flops == sum(i.flops for i in priced.spent) > 0
+    assert merge([priced]).flops == priced.flops
+    assert merge([metered]).energy_kwh == metered.energy_kwh
+
+
+def test_energy_of_an_attempt_that_was_not_metered_is_unknown(small, images, tmp_path):
+    x, y = images[0][:40], images[1][:40]
+
+    class Stop(Exception):
+        pass
+
+    def stop(now: Progress) -> None:
+        if now.attack == "square":
+            raise Stop
+
+    for number, windows in enumerate([(Counter(1.0), Counter(1.0)), (None, Counter(1.0)), (Counter(1.0), None)]):
+        state = tmp_path / str(number)
+        with pytest.raises(Stop):
+            evaluate(small, x, y, THREAT, attacks=QUICK, state=state, progress=stop, window=windows[0], checks=False)
+        both = evaluate(small, x, y, THREAT, attacks=QUICK, state=state, window=windows[1], checks=False)
+        known = [item.energy_kwh is not None for item in both.spent]
+        assert known == [windows[0] is not None] * 4 + [windows[1] is not None]
+        assert (both.energy_kwh is not None) == (None not in windows)
+
+
+def test_memory_does_not_grow_with_the_images(small, images):
+    """Rows at work at any time: the batch, however many images there are."""
+    live: list[int] = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = small
+
+        def forward(self, x: Tensor) -> Tensor:
+            live.append(len(x))
+            return self.model(x)
+
+    quick = [Member("apgd-ce", steps=2), Member("apgd-t", steps=2), Member("fab-t", steps=2), Member("square", steps=5)]
+    for times in (1, 20):
+        x, y = images[0].repeat(times, 1, 1, 1), images[1].repeat(times)
+        evaluate(Watched().eval(), x, y, Threat("linf", 0.02), attacks=quick, batch_size=32, precision="float32")
+        assert max(live) == 32
+        live.clear()
+
+
+def test_out_of_memory_halves_the_batch_with_a_notice(small, images):
+    class Tight(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = small
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 20:
+                raise torch.OutOfMemoryError("out of memory")
+            return self.model(x)
+
+    with pytest.warns(UserWarning, match="out of memory at batch"):
+        found = evaluate(Tight().eval(), *images, THREAT, attacks=QUICK, batch_size=64, precision="float32")
+    assert {finding.name for finding in found.findings} == {"batch-halved"}
+    assert "memory ran out" in page(found)
+    assert found.frame["broken_by"].equals(evaluate(small, *images, THREAT, attacks=QUICK).frame["broken_by"])
+
+
 def test_images_keep_their_noise_wherever_they_are(small, images):
     """Rows 20 … 39 evaluated as a part of the split meet the noise of the whole."""
     x, y = images
@@ -246,6 +345,16 @@ def test_models_that_cannot_be_evaluated(small, images, change, words):
         ({"x": torch.rand(60, 1, 8, 8) + 0.5}, r"\[0, 1\]"),
         ({"version": "standrad"}, "did you mean 'standard'"),
         ({"attacks": ["apgd-cee"]}, "did you mean 'apgd-ce'"),
+        ({"attacks": ["apgd-ce", "apgd-ce"]}, "'apgd-ce' twice"),
+        ({"attacks": []}, "at least one attack"),
+        ({"attacks": ["pgd:step=3"]}, "did you mean 'steps'"),
+        ({"attacks": ["pgd:steps=-3"]}, "steps = -3"),
+        ({"classes": 10}, "6 classes apart, and the data have 10"),
+        ({"x": torch.rand(60, 8, 8)}, "shape"),
+        ({"x": torch.rand(60, 1, 8, 8).double()}, "float64"),
+        ({"x": (255 * torch.rand(60, 1, 8, 8)).byte()}, "divide uint8 by 255"),
+        ({"y": torch.zeros(60)}, "float32"),
+        ({"y": torch.zeros(59, dtype=torch.int64)}, "59"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"precision": "float16"}, "unknown precision"),
         ({"index": torch.zeros(60, dtype=torch.int64)}, "different row numbers"),

@@ -114,6 +114,29 @@ def test_two_shards_merge_to_the_same_bits(small, images, whole):
     assert broken == {item.attack: item.broken for item in whole.spent}
 
 
+def test_in_low_precision_too_shards_merge_to_the_same_verdicts(small, images):
+    """(Each shard confirms its own nearest survivors in float32, so margins may differ where more were confirmed.)"""
+    x, y = images
+    low = {"precision": "bfloat16"}
+    whole = run(small, images, **low)
+    parts = (slice(0, 37), slice(37, None))
+    merged = merge([run(small, (x[p], y[p]), index=torch.arange(len(x))[p], **low) for p in parts])
+    assert merged.about["precision"] == "bfloat16"
+    assert merged.frame["broken_by"].equals(whole.frame["broken_by"])
+    assert merged.frame["clean_margin"].equals(whole.frame["clean_margin"])
+
+
+def test_shards_that_were_killed_merge_to_the_same_bits(small, images, whole, tmp_path):
+    x, y = images
+    shards = []
+    for n, part in enumerate((slice(0, 30), slice(30, None))):
+        state, index = tmp_path / str(n), torch.arange(len(x))[part]
+        with pytest.raises(Stop):
+            run(small, (x[part], y[part]), index=index, state=state, progress=stopper("apgd-t", 1))
+        shards.append(run(small, (x[part], y[part]), index=index, state=state))
+    assert same(merge(shards), whole)
+
+
 def test_shards_of_different_evaluations_do_not_merge(small, images):
     x, y = images
     first = run(small, (x[:9], y[:9]), attacks=["pgd"])

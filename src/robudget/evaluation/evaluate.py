@@ -156,8 +156,8 @@ class _Run:
         self.folder, self.window, self.check = folder, window, check
         size = tile(device, batch_size)
         self.judge = Victim(model, least=size, most=size)
-        probe = self.x[: min(len(x), batch_size)].to(device)
-        logits = logits_of(model, probe, y, classes)
+        probe = self.x[:2].to(device)
+        self.classes = logits_of(model, probe, y, classes).shape[1]
         self.differentiable = carries_gradient(model, probe[:1])
         blind = [member.name for member in members if member.name != "square"]
         if blind and not self.differentiable:
@@ -165,13 +165,12 @@ class _Run:
                 f"{blind[0]} needs a gradient, and the model's logits carry none to the image (is it wrapped in "
                 "torch.no_grad or inference_mode?; allowed: attacks=['square'], which needs none and proves little)"
             )
-        self.classes = logits.shape[1]
         fitted = [fit_to_classes(member, self.classes) for member in members]
         self.members = [member for member, _ in fitted]
         resolved = resolve(asked, device, model, probe)
         self.precision = resolved if self.differentiable else "float32"
         self.about: dict[str, Any] = {
-            "weights": weights_of(model, logits),
+            "weights": weights_of(model, lambda: self.judge.logits(self.x[:64].to(device))),
             "images": fingerprint(x),
             "labels": fingerprint(y),
             "index": fingerprint(index),

@@ -168,10 +168,10 @@ def fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()[:12]
 
 
-def weights_of(model: Callable[[Tensor], Tensor], logits: Tensor) -> str:
+def weights_of(model: Callable[[Tensor], Tensor], logits: Callable[[], Tensor]) -> str:
     """A model's fingerprint: its class and everything in its state dict; of a plain function, the logits it gives."""
     if not isinstance(model, nn.Module):
-        return f"function {fingerprint(logits)}"
+        return f"function {fingerprint(logits())}"
     state = cast(dict[str, Tensor], {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)})
     names = hashlib.sha256("\n".join(state).encode()).hexdigest()[:4]
     return f"{type(model).__name__} {names}{fingerprint(*state.values())}"
