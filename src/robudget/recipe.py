@@ -137,7 +137,7 @@ class CollapsePart(_Part):
     action: Literal["off", "warn", "stop", "restore"] = "warn"  # restore = back to before it, at half the lr
     images: int = Field(128, ge=1)  # of the held-out split
     steps: int = Field(10, ge=2)
-    # Collapsed: one-step − multi-step accuracy above this, multi-step below 0.3 × clean and half of its best so far.
+    # Collapsed: one-step − multi-step accuracy above this; multi-step below 0.3 × clean and fallen to half of its best.
     gap: Share = 0.2
 
 

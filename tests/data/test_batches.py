@@ -85,7 +85,7 @@ def test_prepare_holds_out_before_anything_else(digits: Dataset) -> None:
     paper = prepare(recipe.with_({"validation.split": "paper", "validation.images": 30}), digits)
     assert len(paper.train) == 1396
     assert torch.equal(paper.validation.images, digits.test.images[:30])
-    with pytest.raises(InputError, match="2000 images asked for, but the split has"):
+    with pytest.raises(InputError, match="data.amount = 2000, but only 1256 images are left to train on"):
         prepare(recipe.with_({"data.amount": 2000}), digits)
 
 
@@ -147,6 +147,26 @@ def test_reading_ahead_gives_the_same_batches(monkeypatch: pytest.MonkeyPatch) -
         a, b = resident.batch(step), mapped.batch(step)
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
+
+
+def test_a_mapped_source_is_read_by_its_rows_and_never_copied_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, rows = numbered(60), torch.randperm(60, generator=torch.Generator().manual_seed(0))[:41]
+
+    def make() -> Stream:
+        return Stream(real, None, classes=10, batch_size=20, share=0.0, seed=1, device=CPU, rows=rows)
+
+    resident = make()
+    copied = Stream(real[rows], None, classes=10, batch_size=20, share=0.0, seed=1, device=CPU)
+    monkeypatch.setattr(stream, "RESIDENT", 0)
+    mapped = make()
+    assert mapped._sources[0].split.images.data_ptr() == real.images.data_ptr()
+    for step in range(5):
+        a, b, c = resident.batch(step), mapped.batch(step), copied.batch(step)
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.images, c.images)
+        assert torch.equal(a.labels, b.labels)
+    with pytest.raises(InputError, match="there are only 41"):
+        Stream(real, None, classes=10, batch_size=50, share=0.0, seed=1, device=CPU, rows=rows)
 
 
 def test_soft_labels_mix_with_hard_ones() -> None:

@@ -42,7 +42,9 @@ def digits() -> Dataset:
 
 def test_a_diverging_loss_stops_before_it_is_saved(digits: Dataset, tmp_path: Path) -> None:
     recipe = BASE.with_({"optim.lr": 1e30, "optim.schedule": "constant"})
-    with pytest.raises(RunFailed, match=r"at step 1 of 10 \(lr .*\); there is no checkpoint yet; .*smaller optim\.lr") as caught:
+    with pytest.raises(
+        RunFailed, match=r"at step 1 of 10 \(lr .*\); there is no checkpoint yet; .*smaller optim\.lr"
+    ) as caught:
         list(Trainer(recipe, digits, folder=tmp_path))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "last.pt").exists()
@@ -56,7 +58,9 @@ def test_nan_is_named_with_its_step(digits: Dataset, tmp_path: Path) -> None:
         return original(*args) * (float("nan") if trainer.step == 5 else 1)  # type: ignore[arg-type]
 
     trainer._step._loss = broken  # type: ignore[method-assign, assignment]
-    with pytest.raises(RunFailed, match=r"the loss is nan at step 5 of 10 .* is of epoch 2; likely cause: a single update"):
+    with pytest.raises(
+        RunFailed, match=r"the loss is nan at step 5 of 10 .* is of epoch 2; likely cause: a single update"
+    ):
         list(trainer)
     state = load_last(tmp_path, pytest.fail)
     assert state is not None
@@ -69,6 +73,7 @@ def test_what_counts_as_a_collapse() -> None:
     assert not is_collapsed(0.5, 0.4, 0.9, 0.4, part)  # robust to both
     assert not is_collapsed(0.35, 0.11, 0.8, 0.12, part)  # early: never was better
     assert not is_collapsed(0.15, 0.0, 0.9, 0.4, part)  # robust to neither
+    assert not is_collapsed(0.3, 0.0, 0.6, 0.03, part)  # early: a fall of some images in a hundred
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, collapsed: set[int]) -> None:

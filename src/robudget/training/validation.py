@@ -104,9 +104,11 @@ def check_collapse(model: nn.Module, validator: Validator, recipe: Recipe, befor
 
 
 def is_collapsed(one_step: float, multi_step: float, clean: float, before: float, part: CollapsePart) -> bool:
-    """A gap above `part.gap`, multi-step accuracy below 0.3 × clean, and below half of what it was.
+    """A gap above `part.gap`, multi-step accuracy below 0.3 × clean, and fallen to less than half of what it was, by at
+    least half of `part.gap`.
 
     A model that has learnt little yet is no better against many steps either; only the fall tells it from a collapsed
-    one.
+    one, and a fall from nearly nothing is noise.
     """
-    return one_step - multi_step > part.gap and multi_step < 0.3 * clean and multi_step < 0.5 * before
+    fallen = multi_step < 0.5 * before and before - multi_step > part.gap / 2
+    return one_step - multi_step > part.gap and multi_step < 0.3 * clean and fallen
