@@ -49,6 +49,7 @@ def test_energy_money_and_carbon(raw, runs):
     assert days.between(6, 12).all()  # the paper speaks of more than 16: its dollars do not hold all of its time
     assert set(runs.train_energy_how) == {"estimated"}
     assert set(runs.train_flops_how) == {"counted"}
+    assert set(runs.train_seconds_how) == {"estimated"}
 
 
 def test_choices(raw, runs):
@@ -87,3 +88,32 @@ def test_what_is_not_the_papers(raw, tmp_path):
         timm_adv.load(tmp_path / "none.csv")
     assert not timm_adv.is_paper_table(["aa_acc", "steps"])
     assert timm_adv.is_paper_table(raw.columns)
+
+
+def test_a_row_twice_is_one_run_and_said(raw, runs):
+    again = timm_adv.table(pd.concat([raw, raw.iloc[:4]]))
+    pd.testing.assert_frame_equal(again, runs)
+    assert again.attrs["notes"] == ("4 rows repeat another run and were dropped",)
+    assert runs.attrs["notes"] == ()
+
+
+def test_fractions_are_recognised_and_said(raw, runs):
+    names = ["aa_robust_acc", "eval_acc"]
+    given = timm_adv.table(raw.assign(**{name: raw[name] / 100 for name in names}))
+    assert given.aa_acc.to_numpy() == pytest.approx(runs.aa_acc.to_numpy())
+    assert given.aa_acc_low.to_numpy() == pytest.approx(runs.aa_acc_low.to_numpy(), abs=1e-6)
+    assert given.attrs["notes"][0].endswith("read as fractions and turned into percent")
+
+
+def test_cells_that_are_unknown_or_no_numbers(raw):
+    holes = raw.copy()
+    holes.loc[3, "aa_robust_acc"] = np.nan
+    holes.loc[4, "train_electricity_cost"] = np.nan
+    made = timm_adv.table(holes)
+    assert np.isnan(made.loc[3, ["aa_acc", "aa_acc_low", "aa_acc_high"]].astype(float)).all()
+    assert np.isnan(made.loc[4, ["train_energy_kwh", "cost_usd", "co2_kg", "train_seconds"]].astype(float)).all()
+    for name, value in (("at_steps", "ten"), ("train_flops", np.nan), ("eval_acc", "good")):
+        wrong = raw.astype({name: object})
+        wrong.loc[3, name] = value
+        with pytest.raises(InputError, match=rf"{name} = .* in row 4 \(allowed: a number\)"):
+            timm_adv.table(wrong)

@@ -54,6 +54,13 @@ def test_duplicates_are_dropped_and_said(grid):
     assert frame.attrs["notes"] == ("5 rows repeat another run and were dropped",)
 
 
+def test_duplicates_without_a_name_are_dropped_too(grid):
+    nameless = grid.drop(columns="run_id").assign(path="a", tags=[["x"]] * len(grid))
+    frame = tidy(pd.concat([nameless, nameless.iloc[:3].assign(path="b")]))
+    assert len(frame) == len(grid)
+    assert frame.attrs["notes"] == ("3 rows repeat another run and were dropped",)
+
+
 def test_two_runs_of_one_name_are_refused(grid):
     clash = pd.concat([grid, grid.iloc[:1].assign(aa_acc=12.0)])
     with pytest.raises(InputError, match=r"run_id 'run-000' names 2 different runs \(allowed: one each\)"):

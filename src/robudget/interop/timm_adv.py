@@ -28,6 +28,8 @@ COLUMNS = (
     "train_flops", "train_electricity_cost", "train_emissions", "epochs", "model", "model_parameters",
     "synthetic_data", "at", "at_steps", "aa_robust_acc", "eval_acc",
 )  # fmt: skip
+RESULTS = ("train_electricity_cost", "aa_robust_acc", "eval_acc")  # may be unknown
+NUMBERS = (*RESULTS, "train_flops", "epochs", "model_parameters", "at_steps")
 
 
 def is_paper_table(columns: Iterable[str]) -> bool:
@@ -45,10 +47,16 @@ def load(path: str | Path) -> pd.DataFrame:
 
 
 def table(raw: pd.DataFrame, where: str = "the paper's table") -> pd.DataFrame:
-    """The rows of the CSV, in order, with our column names and units (accuracies in percent, totals of whole runs)."""
+    """The rows of the CSV, in order, with our column names and units (accuracies in percent, totals of whole runs).
+
+    Rows that repeat another are dropped and accuracies given as fractions turned into percent, both said in
+    `attrs["notes"]`. Raises InputError for a missing column, a loss or model that is not the paper's, and for a cell
+    that holds no number where one is needed.
+    """
     missing = [name for name in COLUMNS if name not in raw.columns]
     if missing:
         raise InputError(f"{where} is not the paper's CSV: it has no column {missing[0]!r}")
+    raw, notes = _clean(raw, where)
     loss = raw["at"].map({"pgd": "at", "trades": "trades"})
     if loss.isna().any():
         raise unknown("loss in the paper's CSV", raw.loc[loss.isna(), "at"].iloc[0], ["pgd", "trades"])
@@ -63,7 +71,7 @@ def table(raw: pd.DataFrame, where: str = "the paper's table") -> pd.DataFrame:
     usd = raw["train_electricity_cost"] * epochs
     kwh = usd / (PAPER.pue * PAPER.usd_per_kwh)
     robust, clean = raw["aa_robust_acc"].astype(float), raw["eval_acc"].astype(float)
-    low, high = zip(*(wilson(share / 100 * N_EVAL, N_EVAL) for share in robust), strict=True)
+    low, high = zip(*(_interval(share) for share in robust), strict=True)
     out = pd.DataFrame({
         "run_id": [f"paper-{i:03d}" for i in range(len(raw))],
         "slug": [
@@ -102,6 +110,7 @@ def table(raw: pd.DataFrame, where: str = "the paper's table") -> pd.DataFrame:
         "train_flops_paper": raw["train_flops"] * 1e12 * PAPER_GPUS * epochs,
         "train_flops_how": "counted",
         "train_seconds": kwh * 3.6e6 / (PAPER_GPUS * WATTS),
+        "train_seconds_how": "estimated",  # their clock, read back from the dollars; the text's 16 days do not agree
         "gpu_hours": kwh / (WATTS / 1000),
         "train_energy_kwh": kwh,
         "train_energy_how": "estimated",
@@ -113,7 +122,34 @@ def table(raw: pd.DataFrame, where: str = "the paper's table") -> pd.DataFrame:
         "published_run_tflops": raw["train_flops"] * epochs,
     })  # fmt: skip
     published = raw.add_prefix("published_")
-    return pd.concat([out, published.set_index(out.index)], axis=1)
+    whole = pd.concat([out, published.set_index(out.index)], axis=1)
+    whole.attrs["notes"] = notes
+    return whole
+
+
+def _clean(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Numbers as numbers, each row once, accuracies in percent; and what was done, one line each."""
+    notes = []
+    kept = raw.drop_duplicates().reset_index(drop=True)
+    if len(kept) < len(raw):
+        notes.append(f"{len(raw) - len(kept)} rows repeat another run and were dropped")
+    for name in NUMBERS:
+        numbers = pd.to_numeric(kept[name], errors="coerce")
+        wrong = numbers.isna() & (kept[name].notna() if name in RESULTS else True)
+        if wrong.any():
+            value = kept.loc[wrong, name].iloc[0]
+            raise InputError(f"{where}: {name} = {value!r} in row {int(wrong.argmax()) + 1} (allowed: a number)")
+        kept[name] = numbers
+    known = kept[["aa_robust_acc", "eval_acc"]].to_numpy(dtype=np.float64)
+    if np.nanmax(known, initial=0.0) <= 1 and ((known > 0) & (known < 1)).any():
+        kept[["aa_robust_acc", "eval_acc"]] *= 100
+        notes.append(f"no accuracy exceeds {np.nanmax(known):.3g}: read as fractions and turned into percent")
+    return kept, tuple(notes)
+
+
+def _interval(share: float) -> tuple[float, float]:
+    """Wilson's, as shares; NaN for an accuracy that is unknown or impossible."""
+    return wilson(share / 100 * N_EVAL, N_EVAL) if 0 <= share <= 100 else (math.nan, math.nan)
 
 
 def _model_name(name: str) -> str:

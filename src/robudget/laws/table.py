@@ -86,21 +86,23 @@ def as_table(source: pd.DataFrame | str | Path) -> pd.DataFrame:
 
 
 def _once(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    if "run_id" not in frame.columns:
-        return frame
-    ids = frame["run_id"]
-    if ids.is_unique:
-        return frame
-    told = [name for name in frame.columns if name != "path"]
-    kept = frame[~frame.duplicated(subset=told)]
-    again = kept["run_id"].duplicated() & kept["run_id"].notna()
-    if again.any():
+    kept = frame[~_repeats(frame)]
+    if "run_id" in frame.columns and (again := kept["run_id"].duplicated() & kept["run_id"].notna()).any():
         name = kept.loc[again, "run_id"].iloc[0]
         n = int((kept["run_id"] == name).sum())
         raise InputError(f"run_id {name!r} names {n} different runs (allowed: one each)")
     if len(kept) < len(frame):
         notes.append(f"{len(frame) - len(kept)} rows repeat another run and were dropped")
     return kept
+
+
+def _repeats(frame: pd.DataFrame) -> pd.Series[bool]:
+    """Rows that say in every column but `path` what one before them says."""
+    told = frame.drop(columns="path", errors="ignore")
+    for name in told.select_dtypes(object):
+        if told[name].map(lambda v: isinstance(v, list | dict | np.ndarray)).any():  # they do not hash
+            told[name] = told[name].astype(str)
+    return told.duplicated()
 
 
 def _flag(value: object, name: str) -> object:
