@@ -73,6 +73,11 @@ def test_the_verdicts_are_the_models_own(finished: Path, tiny: Recipe) -> None:
     assert again.robust_accuracy == result.record["evaluation"]["robust"]
     assert again.clean_accuracy == result.record["evaluation"]["clean"]
     assert len(again) == 12
+    # Each attack has its own FLOPs and energy; together they are the evaluation's.
+    judged = result.record["evaluation"]
+    assert again.flops == judged["flops_exact"]
+    assert again.energy_kwh is not None
+    assert 0 < again.energy_kwh <= judged["energy"]["kwh"]
 
 
 def test_a_finished_run_is_only_read_again(finished: Path, tiny: Recipe) -> None:

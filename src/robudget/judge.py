@@ -172,7 +172,8 @@ def _load(
         raise InputError(f"nothing to evaluate at {source!r}, or no --data for it (robudget eval --help)")
     if dataset is None:
         raise InputError("an evaluation needs its data (--data cifar10 --data-root FOLDER)")
-    read = data.load(dataset, root=site.data_root)
+    size = run.recipe.data.image_size if run is not None else None
+    read = data.load(dataset, root=site.data_root, image_size=size)
     if run is None:
         return load_classifier(source, read, model=model), read, None
     if not run.best.exists():

@@ -41,7 +41,7 @@ class Ledger:
         self._poller.close()
 
     @contextmanager
-    def window(self, name: str, **about: Any) -> Iterator[None]:
+    def window(self, name: str, **about: Any) -> Iterator[Window]:
         """Meter what happens inside, also if it raises, and log it. Windows may nest; `about` goes with the outer."""
         with self._meter.window(name) as opened:
             outer = self._open is None
@@ -49,7 +49,7 @@ class Ledger:
                 about |= {"window": opened.name, "opened": round(time.time(), 6)}
                 self._open = (opened, about)
             try:
-                yield
+                yield opened
             finally:
                 if outer:
                     with self._lock:

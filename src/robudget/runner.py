@@ -274,6 +274,8 @@ class _One:
                 progress=follow,
                 window=self.ledger.window,
             )
+        counted = flops.of_recipe(recipe, self.dataset.classes, self.dataset.image_shape)
+        verdicts = verdicts.with_flops(counted.forward, counted.input_backward)
         with writing(target):
             verdicts.save(target)  # after the window, so that whoever finds it finds its energy logged too
 

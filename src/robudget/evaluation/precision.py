@@ -102,7 +102,7 @@ def _autocast(model: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
 def _answers(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and a gradient of x; few images at a time, since nobody knows yet how many fit into memory."""
     logits, gradients = [], []
-    for part in x.split(8):
+    for part in x.split(8):  # type: ignore[no-untyped-call]
         with torch.enable_grad():
             leaf = part.detach().requires_grad_()
             z = model(leaf).float()
