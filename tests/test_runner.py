@@ -3,8 +3,10 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import robudget as rb
@@ -46,6 +48,10 @@ def test_the_record_adds_up(finished: Path, tiny: Recipe) -> None:
     assert record["training"]["flops_paper"] == 9 * forward * images
     assert record["evaluation"]["n"] == 12
     assert record["dataset"]["validation"] == 20
+    assert record["training"]["collapsed_at"] == []
+    assert record["training"]["stopped"] is None
+    assert record["environment"]["processes"] == 1
+    assert record["environment"].keys() >= {"precision", "threads", "tf32", "deterministic"}
 
 
 def test_the_table_row_is_the_record(finished: Path) -> None:
@@ -128,6 +134,53 @@ def test_another_evaluation_of_a_trained_run_is_made(finished: Path, tiny: Recip
     finally:  # and back: both evaluations are there, so nothing is attacked again
         again = rb.run(tiny, store=finished.parent, site=Site(device="cpu", threads=1))
     assert again.record["evaluation"] == before["evaluation"]
+
+
+def test_how_it_is_computed_changes_no_bit_but_is_billed(finished: Path, tiny: Recipe, tmp_path: Path) -> None:
+    site = Site(device="cpu", threads=1, checkpointing=True, deterministic=True, cpu_watts=50.0)
+    other = rb.run(tiny, store=tmp_path, site=site)
+    mine, theirs = load_file(finished / "best.safetensors"), load_file(other.folder.best)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    calls = other.record["training"]["calls"]
+    assert calls["recompute_forward"] == sum(n for name, n in calls.items() if name.endswith("_backward")) > 0
+    assert other.record["training"]["flops_by_phase"]["recompute_forward"] > 0
+    assert other.record["environment"]["deterministic"]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_images_are_scaled_as_the_recipe_asks(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBUDGET_CACHE", str(tmp_path / "cache"))
+    random = np.random.default_rng(0)
+    for split, number in (("train", 20), ("test", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(number):
+                picture = random.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+                Image.fromarray(picture).save(tmp_path / "data" / split / name / f"{i}.png")
+    recipe = tiny.with_(
+        {
+            "data.name": "folder",
+            "data.image_size": 8,
+            "epochs": 1,
+            "epoch_images": 32,
+            "batch_size": 16,
+            "validation.images": 4,
+            "evaluation.images": 4,
+        }
+    )
+    result = rb.run(
+        recipe, store=tmp_path / "runs", site=Site(data_root=str(tmp_path / "data"), device="cpu", threads=1)
+    )
+    assert result.record["model"]["flops_per_image"]["image_shape"] == [3, 8, 8]
+    assert result.record["dataset"] | {"fingerprint": ""} == {
+        "name": "folder",
+        "fingerprint": "",
+        "train": 34,
+        "validation": 4,
+        "test": 8,
+        "synthetic": 0,
+        "synthetic_fingerprint": None,
+    }
 
 
 @pytest.mark.parametrize(

@@ -95,10 +95,7 @@ def run(
         return RunResult(folder, folder.record())
     if site.threads:
         torch.set_num_threads(site.threads)
-    if site.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-        torch.use_deterministic_algorithms(True)
-    with joined(str(resolve_device(site.device))) as (world, device):
+    with _algorithms(site.deterministic), joined(str(resolve_device(site.device))) as (world, device):
         dataset = data.load(recipe.data.name, root=site.data_root, image_size=recipe.data.image_size)
         with _held(folder, recipe, world):
             if not folder.has(recipe):  # by another process, between the look and the lock
@@ -129,6 +126,18 @@ def _run(
             folder.finish(one.record(trained, verdicts))
     while not folder.has(recipe):  # the first process is still putting it together
         time.sleep(_LOOK_SECONDS)
+
+
+@contextmanager
+def _algorithms(deterministic: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _silent(progress: Progress) -> None:
