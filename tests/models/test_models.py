@@ -228,6 +228,30 @@ def test_recomputed_activations_change_nothing() -> None:
     assert all(torch.equal(statistics[name], statistics_again[name]) for name in statistics)
 
 
+def test_recomputed_activations_are_not_kept() -> None:
+    def kept(checkpointing: bool) -> int:
+        model = build("wrn-28-1", classes=10, image_size=16, base=4)
+        if checkpointing:
+            checkpoint_activations(model, "wrn-28-1")
+        own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+        sizes: dict[int, int] = {}
+        alive = []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                sizes[storage.data_ptr()] = storage.nbytes()
+                alive.append(storage)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = model(torch.rand(8, 3, 16, 16))
+        assert logits.requires_grad
+        return sum(sizes.values())
+
+    assert kept(True) < 0.4 * kept(False)
+
+
 def test_recomputation_where_it_would_be_wrong_is_refused() -> None:
     with pytest.raises(InputError, match="not available"):
         checkpoint_activations(build("resnet18", classes=10, image_size=32), "resnet18")
