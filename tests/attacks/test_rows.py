@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robudget.attacks.autoattack import Member, build, rows_of
 from robudget.attacks.objective import ce
 from robudget.attacks.pgd import Pgd
 from robudget.attacks.rng import Noise
@@ -76,6 +77,40 @@ def test_batch_size_changes_no_verdict(small, images):
     verdicts = [attack(small, images, batch_size=b)[0] for b in (3, 16, 200)]
     assert all(torch.equal(v.broken, verdicts[0].broken) for v in verdicts)
     assert 0 < int(verdicts[0].broken.sum()) < len(images[0])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
+def test_looking_seldom_changes_no_verdict(small, images, name, norm):
+    """On an accelerator the queue looks every few steps, and rows that are done work on until then."""
+    x, y = images
+    reach = 3 if name == "square" else 1
+    threat = Threat(norm, reach * {"linf": 0.05, "l2": 0.3, "l1": 1.5}[norm])  # type: ignore[arg-type]
+    with torch.no_grad():
+        logits = small(x)
+    correct = (logits.argmax(1) == y).nonzero().squeeze(1)
+    member = Member(name, steps=150 if name == "square" else 13, targets=2, large_eps=norm == "l1")
+    outcomes = []
+    for stride in (1, 10):
+        machine = build(member, Victim(small), threat, seed=0)
+        machine.stride = stride
+        outcomes.append(
+            drive(
+                machine,
+                rows_of(member, correct, logits),
+                x,
+                y,
+                threat,
+                noise=Noise(0),
+                verify=lambda at, label: small(at).argmax(1) != label,
+                batch_size=16,
+                found=lambda at, x_adv: None,
+            )
+        )
+    often, seldom = outcomes
+    assert torch.equal(often.broken, seldom.broken)
+    assert torch.equal(often.finished, seldom.finished)
+    assert 0 < int(often.broken.sum()) < len(correct)
 
 
 def test_exhaust_goes_on_with_broken_images(small, images):

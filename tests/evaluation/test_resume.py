@@ -104,12 +104,15 @@ def test_two_shards_merge_to_the_same_bits(small, images, whole):
     x, y = images
     cut = 23
     shards = [
-        run(small, (x[part], y[part]), index=torch.arange(len(x))[part]) for part in (slice(0, cut), slice(cut, None))
+        run(small, (x[part], y[part]), index=torch.arange(len(x))[part], examples=True)
+        for part in (slice(0, cut), slice(cut, None))
     ]
     merged = merge(shards[::-1])
     assert same(merged, whole)
     assert merged.robust_accuracy == whole.robust_accuracy
     assert merged.interval == whole.interval
+    assert merged.examples.index.tolist() == whole.examples.index.tolist()
+    assert np.array_equal(merged.examples.x_adv, whole.examples.x_adv)
     broken = {item.attack: item.broken for item in merged.spent}
     assert broken == {item.attack: item.broken for item in whole.spent}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from robudget.errors import InputError
+from robudget.evaluation.examples import Examples
 from robudget.evaluation.verdicts import Finding, Spent, Verdicts
 
 # What has to be equal for two shards to be parts of one evaluation.
@@ -36,7 +38,19 @@ def merge(parts: Sequence[Verdicts]) -> Verdicts:
     twice = frame["index"][frame["index"].duplicated()]
     if len(twice):
         raise InputError(f"{len(twice)} images are in more than one shard (row {twice.iloc[0]} among them)")
-    return Verdicts(frame, first.threat, _spent(parts), _findings(parts), {**first.about, "shards": len(parts)})
+    about = {**first.about, "shards": len(parts)}
+    return Verdicts(frame, first.threat, _spent(parts), _findings(parts), about, _examples(parts))
+
+
+def _examples(parts: Sequence[Verdicts]) -> Examples | None:
+    """Those of all parts, where all have kept theirs."""
+    kept = [part.examples for part in parts if part.examples is not None]
+    if len(kept) < len(parts):
+        return None
+    index = np.concatenate([item.index for item in kept])
+    order = np.argsort(index, kind="stable")
+    label, x_adv = (np.concatenate([getattr(item, name) for item in kept])[order] for name in ("label", "x_adv"))
+    return Examples(index[order], label, x_adv, parts[0].threat)
 
 
 def _spent(parts: Sequence[Verdicts]) -> list[Spent]:

@@ -1,0 +1,150 @@
+"""`robudget eval` as it is typed: what it prints, keeps, resumes, merges and refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from robudget import cli
+
+Run = Callable[..., tuple[int, str, str]]
+NETWORK = """
+import torch
+from torch import nn
+
+def load():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def nan():
+    network = load()
+    return lambda x: network(x) * float("nan")
+
+def pair():
+    network = load()
+    return lambda x: (network(x), x)
+
+def five():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+"""
+QUICK = ["--data", "digits", "--eps", "0.2", "--attack", "apgd-ce:steps=5", "--attack", "square:steps=20"]
+
+
+@pytest.fixture
+def robudget_eval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "network.py").write_text(NETWORK)
+
+    def command(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["robudget", "eval", *args])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return command
+
+
+def test_shards_are_merged_and_examples_are_shown_to_another_model(robudget_eval: Run) -> None:
+    _, whole, _ = robudget_eval("network.py:load", *QUICK, "--samples", "30", "--json")
+    folders = []
+    for n in (1, 2):
+        code, out, _ = robudget_eval(
+            "network.py:load", *QUICK, "--samples", "30", "--shard", f"{n}/2", "--examples", "--json"
+        )
+        assert code == 0
+        folders.append(json.loads(out)["folder"])
+    code, out, _ = robudget_eval("--merge", *folders, "--json")
+    assert code == 0
+    merged, one = json.loads(out), json.loads(whole)
+    assert merged["robust_accuracy"] == one["robust_accuracy"]
+    assert merged["n"] == one["n"] == 30
+    assert merged["flops"] == sum(item["flops"] for item in merged["spent"])
+    code, out, _ = robudget_eval("network.py:load", "--data", "digits", "--transfer", merged["folder"], "--json")
+    shown = json.loads(out)
+    assert shown["n"] == shown["fooled"] > 0
+    assert shown["transfer"] == 1
+    code, out, _ = robudget_eval("network.py:load", "--data", "digits", "--transfer", merged["folder"])
+    assert code == 0
+    assert "fool this model too: 100.0%" in " ".join(out.split())
+
+
+def test_the_page_is_printed_as_it_is_kept(robudget_eval: Run) -> None:
+    """A finding's name stands in brackets, which a terminal's markup would swallow."""
+    code, out, _ = robudget_eval("network.py:nan", *QUICK, "--samples", "10")
+    assert code == 0
+    assert "[not-finite]" in out
+    assert "Robust accuracy 0.00% [0.00, " in out
+    (folder,) = Path("evals").iterdir()
+    assert (folder / "verdict.txt").read_text() in out
+    assert out.rstrip().endswith(str(folder))
+
+
+def test_eps_zero_is_the_clean_accuracy(robudget_eval: Run) -> None:
+    code, out, _ = robudget_eval("network.py:load", "--data", "digits", "--eps", "0", "--samples", "30", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["robust_accuracy"] == found["clean_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["network.py:pair", *QUICK], "returns a tuple"),
+        (["network.py:five", *QUICK], "5 classes apart, and the data have 10"),
+        (["network.py:load", "--data", "digits", "--eps", "-1"], "negative"),
+        (["network.py:load", "--data", "digits", "--eps", "8"], "did you mean 8/255"),
+        (["network.py:load", "--data", "digits", "--norm", "l2"], "needs its radius"),
+        (["network.py:load", "--data", "digits", "--norm", "l3", "--eps", "1"], "did you mean 'l2'"),
+        (["network.py:load", "--data", "digits"], "needs its threat"),
+        (["network.py:load", "--eps", "0.1"], "--data"),
+        (["network.py:load", "--data", "digit", "--eps", "0.1"], "did you mean 'digits'"),
+        (["network.py:load", *QUICK, "--samples", "99999"], "99999 images asked for"),
+        (["network.py:load", *QUICK, "--shard", "3/2"], "shard = 3/2"),
+        (["network.py:load", *QUICK, "--version", "plus"], "one of the two"),
+        (["network.py:load", "--data", "digits", "--eps", "0.1", "--version", "standrad"], "did you mean 'standard'"),
+        (["network.py:load", *QUICK, "--attack", "pgd:step=3"], "did you mean 'steps'"),
+        (["network.py:load", *QUICK, "--precision", "float16"], "unknown precision"),
+        (["network.py:load", *QUICK, "--device", "cuda:77"], "CUDA GPUs"),
+        (["network.py:load", "network.py:nan", *QUICK], "2 models"),
+        (["network.py:load", "--data", "digits", "--transfer", "nothing.npz"], "cannot read adversarial examples"),
+        (["--merge", "nowhere"], "cannot read an evaluation"),
+        (["network.py:lod", *QUICK], "did you mean 'load'"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(robudget_eval: Run, args: list[str], said: str) -> None:
+    code, out, err = robudget_eval(*args)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not list(Path().rglob("evals/*"))
+
+
+def test_ctrl_c_says_how_to_go_on(robudget_eval: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from robudget import terminal
+
+    def interrupt(self: object, now: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(terminal.EvaluationDisplay, "update", interrupt)
+        code, _, err = robudget_eval("network.py:load", *QUICK, "--samples", "30")
+    assert code == 130
+    assert "the same command goes on" in err
+    (folder,) = Path("evals").iterdir()
+    assert not (folder / "result.json").exists()
+    code, out, _ = robudget_eval("network.py:load", *QUICK, "--samples", "30", "--json")
+    assert code == 0
+    assert json.loads(out)["n"] == 30
+    code, _, err = robudget_eval("network.py:load", *QUICK, "--samples", "30", "--batch-size", "7")
+    assert code == 2
+    assert "batch_size differs (500 there, 7 now)" in err
+    assert robudget_eval("network.py:load", *QUICK, "--samples", "30", "--batch-size", "7", "--restart")[0] == 0
