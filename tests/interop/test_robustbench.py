@@ -22,6 +22,12 @@ def test_all_99(entries):
     assert (entries.published_eps == "0.031").sum() == 6  # … and is kept
 
 
+def test_a_folder_of_several_threats_names_them(shared):
+    both = robustbench.load(shared / "data" / "robustbench" / "cifar10")
+    assert both.run_id.is_unique
+    assert {"cifar10-linf-Ding2020MMA", "cifar10-l2-Ding2020MMA"} <= set(both.run_id)
+
+
 @pytest.mark.parametrize(
     ("name", "accuracy"),
     [

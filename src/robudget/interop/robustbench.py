@@ -43,7 +43,8 @@ def is_folder(path: Path) -> bool:
 
 
 def load(path: str | Path) -> pd.DataFrame:
-    """The entries below a folder, one row each, by name. Dataset and norm are the folder's, as RobustBench lays it out.
+    """The entries below a folder, one row each, by name. Dataset and norm are the folder's, as RobustBench lays it out;
+    where there are several, they are part of the name.
 
     Raises InputError where the folder holds none, or an entry cannot be read (named).
     """
@@ -51,7 +52,10 @@ def load(path: str | Path) -> pd.DataFrame:
     rows = [_row(file) for file in _files(root)]
     if not rows:
         raise InputError(f"no RobustBench entry in {str(root)!r} (allowed: a folder of its JSON files)")
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if not table["run_id"].is_unique:
+        table["run_id"] = table["dataset"] + "-" + table["norm"] + "-" + table["run_id"]
+    return table
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -171,14 +171,16 @@ def _draws(env: Envelope, task: _Task, starts: Floats, resamples: int, seed: int
 def _shifts(env: Envelope, loss: float, resamples: int, seed: int) -> Floats:
     """From each resampled law's level to the frontier's, (resamples,) in the units of y.
 
-    Up by `loss`, what a resample loses of the envelope, and up again by what the envelope lacks of the frontier. That
-    is as much again, if runs differ in quality, but if they differ by noise nothing is lacking and the envelope owes
-    something to luck. Which of the two a table is, it does not say: half of the resamples take the one, half the other.
+    Up by `loss`, what a resample loses of the envelope, and up again by what the envelope lacks of the frontier. With
+    runs right up to the frontier the gaps between the best are exponential, and as a resample misses the k best with
+    probability e^−k, it lacks e − 1 times the loss. If runs differ by noise instead, nothing is lacking and the
+    envelope owes something to luck. Which of the two a table is, it does not say: half of the resamples take the one,
+    half the other.
     """
     sign = 1.0 if env.best == "max" else -1.0
     lift, left = curse(env, np.random.default_rng(seed))
-    falls_short = 2 * loss
-    lucky = loss + sign * (max(sign * loss - (lift - left), 0.0) - lift)
+    falls_short = np.e * loss
+    lucky = loss + sign * ((np.e - 1) * max(sign * loss - (lift - left), 0.0) - lift)
     return np.where(np.arange(resamples) % 2 == 0, falls_short, lucky if lift > 0 else falls_short)
 
 

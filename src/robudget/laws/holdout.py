@@ -52,6 +52,7 @@ class Holdout:
     predictions: dict[str, tuple[float, ...]]  # name → (n_test,)
     train_xs: tuple[float, ...]
     train_ys: tuple[float, ...]
+    unit: str  # of the misses: points, or what the column y is called
 
     def miss(self, name: str) -> Miss | None:
         return next((m for m in self.misses if m.name == name), None)
@@ -65,21 +66,26 @@ class Holdout:
         losers = [m for m in self.misses if m.name not in BASELINES and not m.beats_baseline]
         if not losers:
             return ()
-        named = ", ".join(f"{m.name} {m.rmse:.2f}" for m in losers)
+        named = ", ".join(f"{m.name} {self._number(m)}" for m in losers)
         return (
-            f"do not extrapolate these forms: with the top {self.hidden} of x hidden they miss by more points than the "
-            f"last value does ({self._last().rmse:.2f}): {named}",
+            f"do not extrapolate these forms: with the top {self.hidden} of x hidden they miss by more {self.unit} "
+            f"than the last value does ({self._number(self._last())}): {named}",
         )
 
     def sentence(self) -> str:
         """Who won, against saying the last seen value again."""
         best = self.best()
-        said = f"saying the last seen value again ({self._last().rmse:.2f} points)"
+        said = f"saying the last seen value again ({self._number(self._last())} {self.unit})"
         if best is None:
             return f"Too few runs are left to fit a form; {said} is all there is."
         if best.beats_baseline:
-            return f"The smallest miss is that of the {best.name} form ({best.rmse:.2f} points), against {said}."
-        return f"No form beats {said}; the nearest is {best.name} ({best.rmse:.2f})."
+            return (
+                f"The smallest miss is that of the {best.name} form ({self._number(best)} {self.unit}), against {said}."
+            )
+        return f"No form beats {said}; the nearest is {best.name} ({self._number(best)})."
+
+    def _number(self, miss: Miss) -> str:
+        return f"{miss.rmse:.2f}" if self.unit == "points" else f"{miss.rmse:.3g}"
 
     def _last(self) -> Miss:
         return next(m for m in self.misses if m.name == "last value")
@@ -118,7 +124,7 @@ def holdout(env: Envelope, hidden: Hidden = "decade", contenders: Sequence[Conte
     return Holdout(
         hidden, float(train.xs[-1]), train.n_bins, len(xs), float(np.log10(xs[-1] / train.xs[-1])), misses,
         tuple(xs.tolist()), tuple(ys.tolist()), {name: tuple(p.tolist()) for name, p in predictions.items()},
-        tuple(train.xs.tolist()), tuple(train.ys.tolist()),
+        tuple(train.xs.tolist()), tuple(train.ys.tolist()), "points" if is_percent(env.y) else env.y,
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ class Law:
     (resamples, p) are the form's inner parameters. `level` is the intervals' nominal coverage.
 
     A resample can only lose a bin's best run, never find a better one, so resampled envelopes lie lower than the real
-    one, which lies lower than that of ever more runs by about as much again; or, where runs differ by the noise of
+    one, which lies lower than that of ever more runs by more than as much again; or, where runs differ by the noise of
     their evaluations, higher (`laws.curse`; known where the table has `n_eval`). `shift` (resamples,), in the units of
     y, takes each of the `draws` to the frontier's level, and is in everything that is said from them about a level
     (predictions, ceiling, cost at a target); exponents need none. It is 0 where every run is a point. An interval that

@@ -99,8 +99,9 @@ def _once(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 def _repeats(frame: pd.DataFrame) -> pd.Series[bool]:
     """Rows that say in every column but `path` what one before them says."""
     told = frame.drop(columns="path", errors="ignore")
-    for name in told.select_dtypes(object):
-        if told[name].map(lambda v: isinstance(v, list | dict | np.ndarray)).any():  # they do not hash
+    for name in told.columns:
+        loose = pd.api.types.is_object_dtype(told[name])
+        if loose and told[name].map(lambda v: isinstance(v, list | dict | np.ndarray)).any():  # they do not hash
             told[name] = told[name].astype(str)
     return told.duplicated()
 
