@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def test_closed_windows_add_up_and_inner_ones_are_part_of_them(folder: RunFolder
         assert ledger.total("training").kwh == pytest.approx(kwh(14))
         assert ledger.total("evaluation", evaluation="a").kwh == pytest.approx(kwh(100))
         assert ledger.total("evaluation", evaluation="b").seconds == 200
+        assert math.isnan(ledger.total("evaluation", evaluation="c").kwh)
     assert [e["window"] for e in folder.events("energy")].count("training/train") == 2
     assert not (folder.path / "energy.json").exists()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import operator
 import threading
 import time
@@ -72,7 +73,7 @@ class Ledger:
             ]
             if mine:
                 whole.append(functools.reduce(operator.add, mine))
-        return functools.reduce(Energy.beside, whole)
+        return functools.reduce(Energy.beside, whole) if whole else Energy(math.nan, (), ("no energy was logged",))
 
     def _note(self) -> None:
         with self._lock:
