@@ -166,6 +166,40 @@ def test_bad_choices_name_what_is_allowed(small, images):
             call()
 
 
+@pytest.mark.parametrize(
+    "member",
+    [
+        Member("square"),
+        Member("square", steps=20_000, p=0.5),
+        Member("pgd", steps=50, restarts=5, loss="cw", step_size=2 / 255),
+        Member("apgd-t", targets=5, eot=20, large_eps=True, loss="ce-targeted"),
+    ],
+    ids=str,
+)
+def test_a_member_is_what_its_text_says(member):
+    assert Member.parse(str(member)) == member
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pgdd", "did you mean 'pgd'"),
+        ("pgd:step=5", "did you mean 'steps'"),
+        ("pgd:steps=many", "a whole number"),
+        ("pgd:steps", "a whole number"),
+        ("pgd:loss=cv", "did you mean 'cw'"),
+        ("square:loss=ce", "unknown loss of square"),
+        ("square:p=1.5", "p = 1.5"),
+        ("pgd:step_size=0", "step_size = 0"),
+        ("apgd-ce:large_eps=yes", "true, false"),
+    ],
+)
+def test_a_text_that_is_no_member_is_one_clear_line(text, words):
+    with pytest.raises(InputError, match=words) as error:
+        Member.parse(text)
+    assert "\n" not in str(error.value)
+
+
 def test_ensembles_are_the_authors():
     standard = ensemble("standard", "linf")
     assert [m.name for m in standard] == ["apgd-ce", "apgd-t", "fab-t", "square"]
