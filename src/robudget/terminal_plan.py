@@ -83,7 +83,7 @@ def _span(column: str, span: Span) -> str:
 
 
 def _recipe(option: Option) -> str:
-    return ", ".join(_choice(name, value) for name, value in option.choices.items())
+    return ", ".join(_choice(name, value) for name, value in option.choices.items() if value is not None)
 
 
 def _choice(name: str, value: object) -> str:

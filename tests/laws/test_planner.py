@@ -89,6 +89,20 @@ def test_what_to_change_instead(table, grid_predictor):
     assert "synthetic = True is worth" in made.instead
 
 
+def test_a_number_that_comes_with_its_switch_is_one_change(table):
+    """β is unknown without TRADES; two values of it make it a choice of its own."""
+    from robudget.laws import Predictor
+
+    more = table[table.loss == "trades"].assign(beta=3.0, run_id="b3-" + table.run_id, aa_acc=lambda t: t.aa_acc - 0.5)
+    both = pd.concat([table, more], ignore_index=True)
+    made = plan(both, budget="1e30flops", predictor=Predictor.fit(both, repeats=1, groups=[]))
+    assert "beta" in made.best.choices
+    levers = {(lever.feature, lever.value) for lever in made.levers}
+    assert ("loss", "at") in levers
+    assert ("beta", 3) in levers
+    json.dumps(made.to_dict(), allow_nan=False)
+
+
 def test_a_target_out_of_reach_is_an_answer(table, grid_predictor):
     made = asked(table, grid_predictor, target=90)
     assert made.options == ()

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robudget.errors import InputError
+from robudget.laws.features import EMPTY
 from robudget.laws.predictor import Predictor
 
 MOST_CANDIDATES = 20_000
@@ -28,6 +29,8 @@ def grid(model: Predictor) -> pd.DataFrame:
         if c.name == "steps":  # whole numbers between those that were run are recipes, too
             low = int(min(v for v in values if v > 0))
             values = sorted({int(v) for v in values} | set(range(low, int(values[-1]) + 1)))
+        if c.name in EMPTY and table[c.name].isna().any():  # none at all, as β without TRADES
+            values = [np.nan, *values]
         levels.append(values)
     if np.prod([len(v) for v in levels], dtype=float) > MOST_CANDIDATES:
         raise InputError(

@@ -200,12 +200,16 @@ def _options(
         run_id, _, distance = prediction.nearest[0]
         price = {name: float(values[i]) for name, values in prices.items()}
         out.append(Option(
-            {str(k): level_of(v) for k, v in choices.items()}, prediction.aa_acc, prediction.low, prediction.high,
+            {str(k): _known(v) for k, v in choices.items()}, prediction.aa_acc, prediction.low, prediction.high,
             prediction.p_collapse, float(reached[i]), price,
             {name: (value / spread[name], value * spread[name]) for name, value in price.items()},
             run_id if distance == 0 else None, prediction.nearest, prediction.outside,
         ))  # fmt: skip
     return out
+
+
+def _known(value: Any) -> Any:
+    return None if pd.isna(value) else level_of(value)
 
 
 def _next(options: list[Option], price: Floats, accuracy: Floats, best: Option | None) -> Option | None:
@@ -221,6 +225,9 @@ def _levers(options: list[Option], best: Option | None, counted: str) -> tuple[L
     out = []
     for option in options:
         changed = [k for k, v in option.choices.items() if v != best.choices[k]]
+        # β comes and goes with the loss: one change, not two.
+        gone = {k for k in changed if None in (option.choices[k], best.choices[k])}
+        changed = [k for k in changed if k not in gone] or changed
         if len(changed) == 1:
             out.append(Lever(
                 changed[0], option.choices[changed[0]], option.aa_acc - best.aa_acc,
