@@ -85,7 +85,7 @@ def test_prepare_holds_out_before_anything_else(digits: Dataset) -> None:
     paper = prepare(recipe.with_({"validation.split": "paper", "validation.images": 30}), digits)
     assert len(paper.train) == 1396
     assert torch.equal(paper.validation.images, digits.test.images[:30])
-    with pytest.raises(InputError, match="data.amount = 2000, but only 1256 images are left to train on"):
+    with pytest.raises(InputError, match=r"data\.amount = 2000, but only 1256 images are left to train on"):
         prepare(recipe.with_({"data.amount": 2000}), digits)
 
 
