@@ -65,7 +65,7 @@ def test_version_and_help(robudget_command: Run) -> None:
         (["fit", "nothing.csv"], "nothing.csv"),
         (["predict", "digits", "--from", "nothing.csv"], "nothing.csv"),
         (["plan", "--from", "nothing.csv", "--budget", "1usd"], "nothing.csv"),
-        (["study", "digts"], "did you mean 'digits'"),
+        (["study", "digts-30"], "did you mean 'digits-30'"),
         (["export", "nowhere", "tensorboard", "x"], "nowhere"),
         (["eval", "nowhere"], "nowhere"),
     ],

@@ -19,7 +19,7 @@ from robudget.site import Site
 from robudget.store import Store, load_runs, writing
 from robudget.sweep import Study, SweepState, sweep, weight
 
-STUDY = "digits"
+STUDY = "digits-30"
 
 
 @dataclass(frozen=True)
