@@ -14,11 +14,11 @@ import pytest
 from matplotlib.collections import PathCollection
 
 from robudget.laws import Analysis
-from robudget.report import draw_all, figures_laws, figures_runs, style
+from robudget.report import draw_all, figures_laws, figures_predictor, figures_runs, style
 from robudget.report.drawn import FigureFile
 from robudget.report.table import fill
 
-ALL = {"1a", "1b", "1c", "2", "3a", "3b", "3c", "collapse", "fan", "holdout", "forms", "price"}
+ALL = {"1a", "1b", "1c", "2", "3a", "3b", "3c", "collapse", "fan", "holdout", "forms", "price", "partial", "risk"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_widths_are_those_of_a_two_column_paper(drawn: dict[str, FigureFile]) ->
     for name, figure in drawn.items():
         pixels = struct.unpack(">I", figure.png.read_bytes()[16:20])[0]
         inches = pixels / 300
-        assert inches == pytest.approx(7.0 if name in ("2", "holdout", "forms") else 3.3, abs=0.01), name
+        assert inches == pytest.approx(7.0 if name in ("2", "holdout", "forms", "partial") else 3.3, abs=0.01), name
         assert figure.wide == (inches > 5)
 
 
@@ -138,6 +138,41 @@ def test_the_collapse_map_counts(demo_table: pd.DataFrame) -> None:
     assert texts.count("2/3") == 2  # AT with one step, real and synthetic: the two larger models
     assert texts.count("–") == 4  # TRADES was run with five steps only
     assert "(4 of 23)" in caption
+
+
+def test_partial_dependence_is_the_predictors_own(demo_analysis: Analysis) -> None:
+    predictor = demo_analysis.predictor
+    assert predictor is not None
+    figure, caption = figures_predictor.partials(predictor)
+    assert f"{predictor.n_runs} runs" in caption
+    shown = [i.feature for i in predictor.importances[: figures_predictor.MOST_PANELS]]
+    for ax, name in zip(figure.axes, shown, strict=True):
+        found = predictor.partial(name)
+        assert ax.lines[0].get_ydata() == pytest.approx(found.aa_acc)
+        assert ax.lines[1].get_ydata() == pytest.approx(100 * np.array(found.p_collapse))
+
+
+def test_the_risk_map_stands_beside_real_runs(demo_analysis: Analysis) -> None:
+    predictor = demo_analysis.predictor
+    assert predictor is not None
+    drawn = figures_predictor.risk(predictor)
+    assert drawn is not None
+    texts = [t.get_text() for t in drawn[0].axes[0].texts]
+    real = [re.fullmatch(r"\((\d+)/(\d+)\)", t) for t in texts]
+    assert sum(int(m[1]) for m in real if m) == predictor.n_collapsed
+    assert sum(int(m[2]) for m in real if m) == predictor.n_runs
+
+
+def test_the_hold_out_shows_what_was_fitted_on(demo_analysis: Analysis) -> None:
+    hidden = demo_analysis.holdouts[0]
+    figure, caption = figures_laws.holdout(hidden, demo_analysis.envelope, fill(demo_analysis.table))
+    rings = [
+        line
+        for line in figure.axes[0].lines
+        if line.get_linestyle() == "None" and len(line.get_xdata()) == hidden.n_train
+    ]
+    assert any(list(line.get_xdata()) == list(hidden.train_xs) for line in rings)
+    assert "(rings)" in caption
 
 
 def test_hold_out_words(demo_analysis: Analysis) -> None:

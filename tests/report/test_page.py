@@ -90,7 +90,7 @@ def test_where_it_is_written(written: Path) -> None:
     assert written.name == "report.html"
     beside = {p.name for p in written.parent.iterdir()}
     assert beside == {"report.html", "figures"}, "no temporary file is left"
-    assert len(list((written.parent / "figures").glob("*.pdf"))) == 12
+    assert len(list((written.parent / "figures").glob("*.pdf"))) == 14
     assert written.stat().st_size < 6e6
 
 
@@ -127,7 +127,7 @@ def test_links_inside_lead_somewhere(read: Reader) -> None:
 
 def test_figures_named_are_there(read: Reader, written: Path) -> None:
     linked = [value for _, name, value in read.attributes if name == "href" and value.startswith("figures/")]
-    assert len(linked) == 36
+    assert len(linked) == 42
     assert all((written.parent / target).stat().st_size > 1000 for target in linked)
 
 

@@ -33,7 +33,8 @@ def test_losing_to_the_last_value_is_said_once_and_first_hand(demo_analysis: Ana
     hidden = demo_analysis.holdouts[0]
     worse = tuple(dataclasses.replace(m, beats_baseline=False) for m in hidden.misses)
     lost = dataclasses.replace(hidden, misses=worse)
-    beaten = dataclasses.replace(demo_analysis, holdouts=(lost,), warnings=(*demo_analysis.warnings, *lost.warnings()))
+    others = [w for w in demo_analysis.warnings if "extrapolate" not in w]
+    beaten = dataclasses.replace(demo_analysis, holdouts=(lost,), warnings=(*others, *lost.warnings()))
     warnings = said.answer(beaten)["warnings"]
     assert sum("extrapolate" in w for w in warnings) == 1
     assert not any(w.startswith("Hiding the top") for w in warnings)
