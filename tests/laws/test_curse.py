@@ -61,4 +61,4 @@ def test_large_tables_take_the_best_of_each_bin_only(simple):
     env = envelope(simple(x, 50 + rng.normal(0, 0.5, len(x)), n_eval=10_000.0))
     lift, left = curse(env, np.random.default_rng(0))
     assert lift == pytest.approx(0.5 * 3.24, rel=0.3)  # the largest of 1,000 normals
-    assert 0 < left < lift
+    assert left == pytest.approx(lift, rel=0.3)  # the best of many is hardly missed

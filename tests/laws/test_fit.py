@@ -126,7 +126,7 @@ def test_fewer_bins_for_fewer_runs():
     ("x", "y", "form", "message"),
     [
         ([1e18], [50.0], "power", "all 1 runs have train_flops_exact = 1e"),
-        ([1e18] * 5, [50.0] * 5, "power", "all 5 runs have train_flops_exact = 1e"),
+        ([1e18] * 5, [50.0, 51, 52, 53, 54], "power", "all 5 runs have train_flops_exact = 1e"),
         ([1e17, 1e18], [50.0, 55], "saturating", r"2 points \(of 2 runs\) cannot fix the 3 parameters"),
     ],
 )
