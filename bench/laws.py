@@ -80,7 +80,11 @@ def table(form: str, seed: int, short: str = "sparse", n: int = 320) -> pd.DataF
     accuracy = np.clip(true_accuracy(form, x) - below + rng.normal(0, noise, n), 0, 100)
     return pd.DataFrame(
         {
-            "train_flops_exact": x, "aa_acc": accuracy, "clean_acc": 88.0, "loss": "at", "collapsed": False,
+            "train_flops_exact": x,
+            "aa_acc": accuracy,
+            "clean_acc": 88.0,
+            "loss": "at",
+            "collapsed": False,
             "n_eval": 2400 / noise**2,  # at 60%, so many images have that noise
         }
     )
