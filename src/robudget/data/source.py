@@ -47,7 +47,9 @@ def identity_of(root: Path, paths: Iterable[Path]) -> str:
 def folder_at(root: Path | None, name: str) -> Path:
     """`root`, which must exist and hold something. Raises InputError."""
     if root is None:
-        raise InputError(f"dataset {name!r} needs data.root=PATH, for robudget eval --data-root PATH (nothing is downloaded)")
+        raise InputError(
+            f"dataset {name!r} needs data.root=PATH, or --data-root PATH of robudget eval (nothing is downloaded)"
+        )
     if not root.exists():
         raise InputError(f"data.root = {str(root)!r} does not exist")
     if root.is_dir() and not any(root.iterdir()):
