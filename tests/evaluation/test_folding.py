@@ -11,7 +11,7 @@ from robudget.attacks.victim import Victim
 from robudget.evaluation import evaluate
 from robudget.evaluation.folding import fold
 from robudget.evaluation.kernels import Conv, Norm
-from robudget.evaluation.physical import least_size
+from robudget.evaluation.physical import call_size, least_size
 from robudget.evaluation.precision import crafting_copy, has_bfloat16, resolve
 from robudget.models import build
 from robudget.threat import Threat
@@ -246,3 +246,13 @@ def test_least_size_is_where_answers_stop_changing(small, images):
             return small(v) * (1 + 1e-6 * len(v))
 
     assert least_size(Victim(Always()), x, y, 64) == 64
+
+
+def test_a_call_on_a_cpu_keeps_a_layers_output_within_the_caches():
+    wide = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
+    x = torch.rand(2, 3, 32, 32)
+    assert call_size(wide, x, 500, 2) == 2**23 // (32 * 32 * 32 * 2) == 128
+    assert call_size(wide, x, 500, 4) == 64
+    assert call_size(wide, x, 50, 4) == 50, "never more than was asked for"
+    assert call_size(wide, torch.rand(1, 3, 224, 224), 500, 4) == 16, "nor so few that the call itself costs most"
+    assert call_size(lambda v: wide(v), x, 500, 4) == 500, "a function does not tell its layers"

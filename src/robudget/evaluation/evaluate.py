@@ -34,7 +34,7 @@ from robudget.evaluation.checks import (
     no_gradient,
     of_mode,
 )
-from robudget.evaluation.physical import keep_freed_memory, least_size, tile
+from robudget.evaluation.physical import call_size, keep_freed_memory, least_size, tile
 from robudget.evaluation.precision import crafting_copy, resolve
 from robudget.evaluation.stages import Pace, Progress, Stage, confirmed
 from robudget.evaluation.state import State, fingerprint, weights_of
@@ -299,9 +299,10 @@ class _Run:
             precision = "float32" if precise else self.precision
             probe = self.x[: min(len(self.x), 64)].to(self.device)
             copy = crafting_copy(self.model, probe, precision) if self.differentiable else self.model
-            victim = Victim(copy, most=self.batch_size)
+            most = call_size(self.model, probe, self.batch_size, 2 if precision == "bfloat16" else 4)
+            victim = Victim(copy, most=most)
             labels = self.y[: len(probe)].to(self.device) if self.differentiable else None
-            victim.least = least_size(victim, probe, labels, self.batch_size)
+            victim.least = least_size(victim, probe, labels, most)
             victim.passes = Passes()
             self.victims[precise] = victim
         return self.victims[precise]
