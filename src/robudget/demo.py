@@ -25,10 +25,13 @@ STUDY = "digits-30"
 @dataclass(frozen=True)
 class DemoResult:
     """What the demo ends with. `seconds` are worker seconds of training and evaluation, all runs together; `wh` and
-    `co2_g` are `how` ("measured" or "estimated"); `law` is one sentence with its interval, or why there is none."""
+    `co2_g` are `how` ("measured" or "estimated"); `law` is one sentence with its interval, `formula` its numbers and
+    `trust` how far they carry."""
 
     report: str
     law: str
+    formula: str
+    trust: str
     best: str
     runs: int
     seconds: float
@@ -44,6 +47,8 @@ class DemoResult:
         """The four things a newcomer wants to see."""
         return (
             f"law     {self.law}\n"
+            f"        {self.formula}\n"
+            f"        {self.trust}\n"
             f"best    {self.best}\n"
             f"spent   {self.seconds:.0f} s of work in {self.runs} runs, {self.wh:.3g} Wh, "
             f"{self.co2_g:.3g} g CO2e ({self.how})\n"
@@ -90,7 +95,7 @@ def demo(
 
 def _conclude(table: pd.DataFrame, study: Study, out: Path) -> DemoResult:
     from robudget.laws import analyse
-    from robudget.report import write
+    from robudget.report import said, write
 
     analysis = analyse(table)
     report = write(table, analysis, out, title="What does robustness cost on digits?", subtitle=study.question)
@@ -100,7 +105,9 @@ def _conclude(table: pd.DataFrame, study: Study, out: Path) -> DemoResult:
     hows = set(table.train_energy_how) | set(table.eval_energy_how)
     return DemoResult(
         report=str(report),
-        law=analysis.law.sentence(),
+        law=said.sentence(analysis.law),
+        formula=analysis.law.sentence(),
+        trust=analysis.trust[0],
         best=(
             f"{best.slug}: {best.aa_acc:.1f}% robust [{best.aa_acc_low:.1f}, {best.aa_acc_high:.1f}], "
             f"{best.clean_acc:.1f}% clean of {best.n_eval:.0f} images"
