@@ -7,30 +7,12 @@ from pathlib import Path
 import pytest
 
 import robudget
-from robudget import cli
 from robudget.config import named
 from robudget.laws.features import rows_of
 from robudget.models.build import build
 from robudget.recipe import Recipe
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def robudget_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: its exit code, stdout and stderr."""
-
-    def command(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robudget", *args])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return command
 
 
 def test_version_and_help(robudget_command: Run) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from robudget import cli
 
 Run = Callable[..., tuple[int, str, str]]
 NETWORK = """
@@ -35,21 +32,11 @@ QUICK = ["--data", "digits", "--eps", "0.2", "--attack", "apgd-ce:steps=5", "--a
 
 
 @pytest.fixture
-def robudget_eval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def robudget_eval(robudget_command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """`robudget eval` in a folder that holds a user's network.py."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "network.py").write_text(NETWORK)
-
-    def command(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robudget", "eval", *args])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return command
+    return lambda *args: robudget_command("eval", *args)
 
 
 def test_shards_are_merged_and_examples_are_shown_to_another_model(robudget_eval: Run) -> None:
