@@ -185,8 +185,10 @@ def _m4(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
     # Newton's steps, kept short, always arrive.
     z = np.where(q < 0, q, q / np.maximum(gamma, 1e-3))
     for _ in range(40):
-        s = expit(z)
-        miss = -np.logaddexp(0, -z) + gamma * np.logaddexp(0, z) - q
+        # Written out, softplus takes half the time of numpy's logaddexp; softplus(−z) = softplus(z) − z.
+        soft = np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
+        s = np.exp(z - soft)
+        miss = z - soft + gamma * soft - q
         step = np.clip(miss / ((1 - s) + gamma * s), -4, 4)
         z = z - step
         if np.abs(step).max(initial=0.0) < 1e-6:  # the error is the square of the last step
