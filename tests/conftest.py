@@ -12,6 +12,8 @@ import pytest
 # The suite runs on small models, which more threads only slow down; children (sweep workers) inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
 from robudget import cli
 from robudget.recipe import Recipe
 
@@ -30,6 +32,12 @@ TINY = {
     "validation.steps": 2,
     "evaluation.images": 12,
 }
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Weights that a test draws are the same in any order of tests."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
