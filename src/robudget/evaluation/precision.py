@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robudget.attacks.victim import Model
 from robudget.errors import unknown
 from robudget.evaluation.folding import fold
+from robudget.evaluation.physical import layer_outputs
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -46,21 +47,10 @@ def _flops(model: Model, x: Tensor) -> float:
     """Of one image's convolutions and linear layers, a multiply-add being 2; 0 for a plain function."""
     if not isinstance(model, nn.Module):
         return 0.0
-    total = 0.0
-
-    def count(layer: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal total
-        weight = cast(Tensor, layer.weight)
-        total += 2.0 * weight.numel() * out.numel() / (out.shape[1] if out.dim() == 4 else out.shape[-1])
-
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    try:
-        with torch.no_grad():
-            model(x[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total
+    return sum(
+        2.0 * cast(Tensor, layer.weight).numel() * shape.numel() / (shape[1] if len(shape) == 4 else shape[-1])
+        for layer, shape in layer_outputs(model, x)
+    )
 
 
 def crafting_copy(model: Model, x: Tensor, precision: str) -> Model:
