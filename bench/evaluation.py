@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robudget import data
-from robudget.attacks.autoattack import Member
+from robudget.attacks.ensemble import Member
 from robudget.evaluation import evaluate
 from robudget.evaluation.page import page
 from robudget.models import build

@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from robudget.laws import Predictor, analyse, fit_law, forms, read_table
-from robudget.laws.models import MODELS
-from robudget.laws.predictor import PaperGBR
+from robudget.analysis import analyse
+from robudget.laws import fit_law, forms
+from robudget.prediction import Predictor
+from robudget.prediction.predictor import PaperGBR
+from robudget.prediction.regressors import MODELS
+from robudget.tables import read_table
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "data" / "paper_runs.csv"
 X_REF = 1e19

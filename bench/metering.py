@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from robudget import data, meter
-from robudget.meter import flops, forecast
+from robudget.forecast import forecast
+from robudget.meter import flops
 from robudget.meter.counters import Integral
 from robudget.meter.poller import Poller
 from robudget.meter.share import machine_seconds, process_seconds

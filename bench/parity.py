@@ -24,7 +24,7 @@ from robudget.data.dataset import Split
 from robudget.data.prepare import prepare
 from robudget.recipe import Recipe
 from robudget.training import Trainer
-from robudget.training.optim import lr_at
+from robudget.training.optimisation import lr_at
 from training import EPS, Textbook
 
 

@@ -1,21 +1,29 @@
-"""What several test folders share: recipes that train and are attacked in a second or two."""
+"""What several test folders share: small models, recipes of a second or two, tables of known truth."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
+import pandas as pd
 import pytest
 
 # The suite runs on small models, which more threads only slow down; children (sweep workers) inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from torch import Tensor, nn
 
 from robudget import cli
+from robudget.prediction import Predictor
 from robudget.recipe import Recipe
+from robudget.tables import read_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -69,3 +77,170 @@ def robudget_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         return code, said.out, said.err
 
     return command
+
+
+# -- small models ----------------------------------------------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """Logits Wx + b of the flattened image."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T + self.bias
+
+
+class Small(nn.Module):
+    """Two convolutions with BatchNorm and a head: 4 classes of 1×8×8 images."""
+
+    def __init__(self, classes: int = 4, channels: int = 1) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 3, stride=2, padding=1),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(12 * 16, classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def blobs(n: int, classes: int, seed: int, channels: int = 1) -> tuple[Tensor, Tensor]:
+    """Images of noisy class prototypes: learnable, not trivial."""
+    g = torch.Generator().manual_seed(seed)
+    prototypes = torch.rand(classes, channels, 8, 8, generator=torch.Generator().manual_seed(99))
+    y = torch.randint(classes, (n,), generator=g)
+    noise = torch.randn(n, channels, 8, 8, generator=g)
+    return (0.5 + 0.35 * (prototypes[y] - 0.5) + 0.12 * noise).clamp(0, 1), y
+
+
+def train(model: nn.Module, classes: int, channels: int = 1) -> nn.Module:
+    x, y = blobs(512, classes, 1, channels)
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    model.train()
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks on a shared machine: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    """A trained `Small` with 6 classes and one channel."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return train(Small(6), 6)
+
+
+@pytest.fixture(scope="session")
+def images() -> tuple[Tensor, Tensor]:
+    return blobs(60, 6, 7)
+
+
+@pytest.fixture(scope="session")
+def many() -> tuple[Tensor, Tensor]:
+    """200 images, for statements about shares of images."""
+    return blobs(200, 6, 8)
+
+
+@pytest.fixture(scope="session")
+def crowd() -> tuple[Tensor, Tensor]:
+    """300 images, for statements about a few percent of them."""
+    return blobs(300, 6, 9)
+
+
+# -- tables of known truth -------------------------------------------------------------------------------------------
+
+SIZES = {"wrn-10-1": 2e4, "wrn-16-2": 2e5, "wrn-16-4": 7e5}
+EFFECT = {"synthetic": 4.0, "loss": 2.0, "ema": 1.0}  # points that each choice is worth in `grid_table`
+
+
+@pytest.fixture(scope="session")
+def paper(shared: Path) -> pd.DataFrame:
+    """The paper's 319 runs as our table."""
+    return read_table(shared / "data" / "paper_runs.csv")
+
+
+@pytest.fixture(scope="session")
+def paper_predictor(paper: pd.DataFrame) -> Predictor:
+    return Predictor.fit(paper)
+
+
+@pytest.fixture(scope="session")
+def bench() -> ModuleType:
+    """bench/laws.py, which knows how to make tables of known truth."""
+    path = Path(__file__).resolve().parents[1] / "bench" / "laws.py"
+    spec = importlib.util.spec_from_file_location("bench_laws", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def grid_table(noise: float = 0.2, seed: int = 0) -> pd.DataFrame:
+    """A full factorial study with additive effects: 3 sizes × 2 losses × 3 step counts × synthetic × EMA = 72 runs.
+
+    One attack step collapses the two larger models. FLOPs are exact; energy is in proportion, with scatter.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for (model, size), loss, steps, synthetic, ema in product(
+        SIZES.items(), ["at", "trades"], [1, 2, 5], [False, True], [False, True]
+    ):
+        images = 50_000 * 20.0
+        flops = 100 * size * images * (2 * steps + (7 if loss == "trades" else 3))
+        collapsed = steps == 1 and model != "wrn-10-1"
+        accuracy = 30 + 2 * np.log10(size) + 3 * np.log2(steps) + EFFECT["synthetic"] * synthetic
+        accuracy += EFFECT["loss"] * (loss == "trades") + EFFECT["ema"] * ema + rng.normal(0, noise)
+        rows.append({
+            "run_id": f"run-{len(rows):03d}", "status": "done", "dataset": "digits", "norm": "linf", "eps": 0.1,
+            "model": model, "base": 16, "activation": "relu", "variant": "original", "parameters": size,
+            "loss": loss, "beta": 6.0 if loss == "trades" else np.nan, "steps": steps, "epochs": 20,
+            "epoch_images": 50_000, "ema": ema, "ema_decay": 0.99 if ema else np.nan, "synthetic": synthetic,
+            "synthetic_fraction": 0.7 * synthetic, "aa_acc": abs(rng.normal(0, 1)) if collapsed else accuracy,
+            "clean_acc": 90.0, "collapsed": collapsed, "images_seen": images, "train_flops_exact": flops,
+            "train_energy_kwh": flops * 1e-13 * np.exp(rng.normal(0, 0.1)),
+        })  # fmt: skip
+    frame = pd.DataFrame(rows)
+    frame["cost_usd"] = frame.train_energy_kwh * 0.19
+    return frame
+
+
+@pytest.fixture
+def grid() -> pd.DataFrame:
+    return grid_table()
+
+
+@pytest.fixture(scope="session")
+def grid_predictor() -> Predictor:
+    return Predictor.fit(grid_table())
+
+
+def simple(x: np.ndarray, y: np.ndarray, **columns: object) -> pd.DataFrame:
+    """A table of adversarially trained runs with nothing but compute and accuracy."""
+    return pd.DataFrame({"train_flops_exact": x, "aa_acc": y, "clean_acc": 95.0, "loss": "at"} | columns)
+
+
+@pytest.fixture(name="simple", scope="session")
+def simple_fixture() -> object:
+    return simple

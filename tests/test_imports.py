@@ -12,27 +12,30 @@ import robudget
 SOURCE = Path(robudget.__file__).parent
 
 # Every room, with the rooms it may import. Pure data (errors, files, threat, recipe, …) may be imported by all.
-PURE = {"errors", "files", "config", "threat", "recipe", "site", "intervals", ""}
+PURE = {"errors", "files", "config", "threat", "recipe", "columns", "execution", "intervals", ""}
 ALLOWED = {
     "data": set(),
     "models": set(),
     "attacks": set(),
     "losses": {"attacks"},
-    "training": {"data", "models", "attacks", "losses"},
-    "evaluation": {"models", "attacks", "data"},
-    "meter": {"models", "training", "attacks", "losses", "data"},
+    "backend": {"attacks", "models"},
+    "training": {"data", "models", "attacks", "losses", "backend"},
+    "evaluation": {"models", "attacks", "data", "backend"},
+    "meter": {"models"},
+    "forecast": {"models", "training", "attacks", "losses", "data", "meter", "backend"},
     "store": {"meter"},
-    "ledger": {"meter", "store"},
-    "runner": {"data", "models", "training", "evaluation", "meter", "store", "ledger"},
+    "energy_log": {"meter", "store"},
+    "runner": {"data", "models", "training", "evaluation", "meter", "store", "energy_log"},
     "judge": {"data", "models", "training", "evaluation", "meter", "store", "runner"},
-    "sweep": {"store", "runner", "meter"},
+    "sweep": {"store", "runner", "meter", "forecast"},
     "interop": {"attacks", "evaluation", "meter", "models", "store"},
-    "laws": {"interop", "store", "meter"},
-    "report": {"laws", "store"},
-    "demo": {"sweep", "store", "laws", "report", "terminal"},
-    "terminal": {"sweep", "report"},
-    "terminal_laws": {"terminal", "laws", "report"},
-    "terminal_plan": {"terminal", "terminal_laws", "laws", "report"},
+    "tables": {"store", "meter", "laws"},
+    "laws": {"tables"},
+    "prediction": {"tables", "laws", "meter", "forecast"},
+    "planning": {"tables", "laws", "prediction"},
+    "analysis": {"tables", "laws", "prediction", "planning"},
+    "report": {"analysis", "tables", "laws", "prediction", "planning", "store"},
+    "demo": {"sweep", "store", "analysis", "laws", "report"},
 }
 
 
@@ -92,8 +95,8 @@ def test_every_room_has_its_rule() -> None:
     "statement",
     [
         "import robudget",
-        "import robudget.recipe, robudget.store, robudget.sweep.local, robudget.sweep.grid",
-        "import robudget.laws, robudget.report, robudget.interop.timm_adv",
+        "import robudget.recipe, robudget.store, robudget.sweep.local, robudget.sweep.study",
+        "import robudget.laws, robudget.report, robudget.tables.published",
         "import robudget.cli, robudget.demo",
     ],
 )

@@ -13,8 +13,8 @@ from robudget import data, judge
 from robudget.errors import InputError
 from robudget.evaluation import Progress, Verdicts
 from robudget.evaluation.merge import merge
+from robudget.execution import Site
 from robudget.models.build import build
-from robudget.site import Site
 from robudget.threat import Threat
 
 THREAT, SITE = Threat("linf", 0.02), Site(device="cpu", threads=1)

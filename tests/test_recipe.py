@@ -8,8 +8,8 @@ import pytest
 
 from robudget.config import named, parse_overrides
 from robudget.errors import InputError
+from robudget.execution import Site
 from robudget.recipe import Recipe, keys
-from robudget.site import Site
 
 ID_OF_DEFAULT = "67d6291b3014"  # changing it orphans every run: bump SCHEMA instead
 

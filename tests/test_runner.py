@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 import robudget as rb
 from robudget.errors import InputError
+from robudget.execution import Site
 from robudget.recipe import Recipe
 from robudget.runner import Progress, resolve_device
-from robudget.site import Site
 from robudget.store import RunFolder
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from robudget import files
 from robudget.errors import InputError
-from robudget.meter.cost import Prices
+from robudget.meter.prices import Prices
 from robudget.recipe import Recipe
 from robudget.store import Busy, RunFolder, Store, columns, load_runs, writing
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import robudget as rb
+from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.site import Site
 from robudget.store import RunFolder, Store
 
 

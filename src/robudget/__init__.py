@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from robudget.analysis import analyse
     from robudget.errors import InputError, RobudgetError, RunFailed
-    from robudget.evaluation.evaluate import evaluate
+    from robudget.evaluation.evaluator import evaluate
     from robudget.evaluation.verdicts import Verdicts
-    from robudget.laws import analyse, fit_power_law, plan, predict
-    from robudget.meter.cost import Prices
+    from robudget.execution import Site
+    from robudget.laws import fit_power_law
+    from robudget.meter.prices import Prices
+    from robudget.planning import plan
+    from robudget.prediction import predict
     from robudget.recipe import Recipe
     from robudget.runner import run
-    from robudget.site import Site
     from robudget.store import load_runs
     from robudget.sweep import Study
     from robudget.threat import Threat
@@ -35,14 +38,14 @@ _HOME = {
     "RunFailed": "errors",
     "Verdicts": "evaluation",
     "evaluate": "evaluation",
-    "analyse": "laws",
+    "analyse": "analysis",
     "fit_power_law": "laws",
-    "plan": "laws",
-    "predict": "laws",
-    "Prices": "meter.cost",
+    "plan": "planning",
+    "predict": "prediction",
+    "Prices": "meter.prices",
     "Recipe": "recipe",
     "run": "runner",
-    "Site": "site",
+    "Site": "execution",
     "load_runs": "store",
     "Study": "sweep",
     "Threat": "threat",

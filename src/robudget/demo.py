@@ -14,8 +14,8 @@ import pandas as pd
 
 from robudget import __version__
 from robudget.errors import RunFailed
+from robudget.execution import Site
 from robudget.files import write_json
-from robudget.site import Site
 from robudget.store import Store, load_runs, writing
 from robudget.sweep import Study, SweepState, sweep, weight
 
@@ -94,8 +94,9 @@ def demo(
 
 
 def _conclude(table: pd.DataFrame, study: Study, out: Path) -> DemoResult:
-    from robudget.laws import analyse
-    from robudget.report import said, write
+    from robudget.analysis import analyse
+    from robudget.report import write
+    from robudget.report.sections import laws as said
 
     analysis = analyse(table)
     report = write(table, analysis, out, title="What does robustness cost on digits?", subtitle=study.question)

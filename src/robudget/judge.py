@@ -22,16 +22,16 @@ from robudget.evaluation.examples import Examples, Replay, replay
 from robudget.evaluation.load import load_classifier
 from robudget.evaluation.merge import merge
 from robudget.evaluation.state import FILE as STATE
+from robudget.execution import Site
 from robudget.files import write_json
 from robudget.meter import flops, record
 from robudget.meter.energy import Energy, Meter, open_meter
 from robudget.runner import environment, resolve_device
-from robudget.site import Site
 from robudget.store import RunFolder, writing
 from robudget.threat import Threat
 
 if TYPE_CHECKING:
-    from robudget.evaluation.evaluate import Precision
+    from robudget.evaluation.evaluator import Precision
 
 
 @dataclass(frozen=True)

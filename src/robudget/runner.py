@@ -19,19 +19,19 @@ from torch import Tensor
 
 from robudget import __version__, data
 from robudget.data.dataset import sampled_fingerprint
+from robudget.energy_log import Ledger
 from robudget.errors import InputError
 from robudget.evaluation import Progress as EvaluationProgress
 from robudget.evaluation import Verdicts, evaluate
 from robudget.evaluation.merge import merge
+from robudget.execution import Site
 from robudget.files import write_json
-from robudget.ledger import Ledger
 from robudget.meter import flops, record
 from robudget.meter.energy import open_meter
 from robudget.recipe import Recipe
-from robudget.site import Site
 from robudget.store import RunFolder, Store, writing
 from robudget.training import Trainer, best_model
-from robudget.training.world import World, joined
+from robudget.training.distributed import World, joined
 
 # Of the progress bar: an evaluation takes about as long as a training of some tens of epochs.
 TRAINING_SHARE = 0.4

@@ -30,7 +30,7 @@ import pandas as pd
 
 from robudget.errors import InputError, RobudgetError
 from robudget.files import to_plain, write_json, write_text
-from robudget.meter.cost import Prices, bill
+from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
 
 FORMAT = 1

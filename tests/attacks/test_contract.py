@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.attacks.apgd import apgd
-from robudget.attacks.autoattack import Member, autoattack, ensemble, fit_to_classes
+from robudget.attacks.ensemble import Member, autoattack, ensemble, fit_to_classes
 from robudget.attacks.fab import fab
 from robudget.attacks.geometry import within
 from robudget.attacks.pgd import pgd

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from robudget.attacks.apgd import Apgd
+from robudget.attacks.driver import Rows, State, plan
 from robudget.attacks.fab import Fab
 from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.objective import dlr, dlr_targeted, margin
 from robudget.attacks.rng import Noise
-from robudget.attacks.rows import Rows, State, plan
 from robudget.attacks.square import Square, bits
 from robudget.attacks.victim import Victim
 from robudget.threat import Threat

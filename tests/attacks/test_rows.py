@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robudget.attacks.autoattack import Member, build, rows_of
+from robudget.attacks.driver import Look, Outcome, drive, plan
+from robudget.attacks.ensemble import Member, build, rows_of
 from robudget.attacks.objective import ce
 from robudget.attacks.pgd import Pgd
 from robudget.attacks.rng import Noise
-from robudget.attacks.rows import Look, Outcome, drive, plan
 from robudget.attacks.victim import Victim, frozen
 from robudget.threat import Threat
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robudget.attacks.autoattack import Member
+from robudget.attacks.ensemble import Member
+from robudget.backend.crafting_copy import crafting_copy
 from robudget.evaluation import evaluate
-from robudget.evaluation.precision import crafting_copy
 from robudget.threat import Threat
 
 MEMBERS = {

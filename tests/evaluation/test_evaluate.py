@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robudget.attacks.autoattack import Member
+from robudget.attacks.ensemble import Member
 from robudget.errors import InputError
 from robudget.evaluation import Progress, Verdicts, evaluate
 from robudget.evaluation.compare import agreement, differences

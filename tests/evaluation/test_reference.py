@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from robudget.backend.crafting_copy import has_bfloat16
 from robudget.evaluation import Verdicts, evaluate
-from robudget.evaluation.precision import has_bfloat16
 from robudget.threat import Threat
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"

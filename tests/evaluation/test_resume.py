@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from robudget.attacks.autoattack import Member
+from robudget.attacks.ensemble import Member
 from robudget.errors import InputError
 from robudget.evaluation import Progress, Verdicts, evaluate
 from robudget.evaluation.merge import merge
@@ -77,7 +77,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, {here!r})
+sys.path[:0] = [{here!r}, str(Path({here!r}).parent)]
 import test_resume as t
 from conftest import Small, blobs, train
 torch.manual_seed(3)

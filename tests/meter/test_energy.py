@@ -242,11 +242,11 @@ def refused(*args, **kwargs):
     raise AssertionError("a socket was asked for")
 socket.socket = socket.create_connection = socket.getaddrinfo = refused
 from robudget import meter
-from robudget.meter import cost, grid
+from robudget.meter import grid, prices
 with meter.open("cpu") as opened, opened.window("work") as window:
     sum(range(10**6))
 assert window.energy.kwh > 0
-assert cost.Prices.load("FRA").gco2e_per_kwh < 200
+assert prices.Prices.load("FRA").gco2e_per_kwh < 200
 assert len(grid.grids()) > 200
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from robudget.data.dataset import Dataset, Split
-from robudget.meter import convention, flops
+from robudget.meter import conventions as convention
+from robudget.meter import flops
 from robudget.meter.record import training_calls
 from robudget.models.build import build
 from robudget.recipe import Recipe

@@ -7,10 +7,10 @@ import pytest
 
 from robudget.files import to_plain
 from robudget.meter import record
-from robudget.meter.convention import exact_factor, paper_factor
-from robudget.meter.cost import Prices, bill
+from robudget.meter.conventions import exact_factor, paper_factor
 from robudget.meter.energy import Energy, Part
 from robudget.meter.flops import of_recipe
+from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
 
 ENERGY = Energy(60.0, (Part("cpu", 0.002, "estimated", "CPU time × 4 W a thread", 0.6, {"cpu_seconds": 60.0}),))

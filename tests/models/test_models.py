@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from robudget.backend.preact_folding import Folded
 from robudget.errors import InputError
 from robudget.models import Normalize, PreActNet, build, build_for
-from robudget.models.fold import Folded
 from robudget.models.memory import checkpoint_activations
 from robudget.models.preact import Block
 from robudget.recipe import Recipe

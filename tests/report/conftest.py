@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from robudget import report
-from robudget.laws import Analysis, analyse
+from robudget.analysis import Analysis, analyse
 
 F = {"wrn-10-1": 2.0e6, "wrn-16-2": 1.6e7, "wrn-16-4": 6.2e7}
 SIZES = {"wrn-10-1": 19_700, "wrn-16-2": 173_000, "wrn-16-4": 690_000}

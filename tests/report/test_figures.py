@@ -13,9 +13,13 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
 
-from robudget.laws import Analysis
-from robudget.report import draw_all, figures_laws, figures_predictor, figures_runs, style
-from robudget.report.drawn import FigureFile
+from robudget.analysis import Analysis
+from robudget.report import draw_all
+from robudget.report.figures import laws as figures_laws
+from robudget.report.figures import predictor as figures_predictor
+from robudget.report.figures import runs as figures_runs
+from robudget.report.figures import style
+from robudget.report.figures.drawn import FigureFile
 from robudget.report.table import fill
 
 ALL = {"1a", "1b", "1c", "2", "3a", "3b", "3c", "collapse", "fan", "holdout", "forms", "price", "partial", "risk"}

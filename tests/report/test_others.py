@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from robudget.analysis import Analysis
 from robudget.errors import InputError
-from robudget.laws import Analysis, read_table
 from robudget.report import labels, write
-from robudget.report.others import beside, figure, standing
+from robudget.report.sections.others import beside, figure, standing
 from robudget.report.table import ranked
+from robudget.tables import read_table
 
 
 @pytest.fixture

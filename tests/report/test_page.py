@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 
 from robudget import report
+from robudget.analysis import Analysis, analyse
 from robudget.errors import InputError
-from robudget.laws import Analysis, analyse
 from robudget.report import page
-from robudget.report.said import sentence
+from robudget.report.sections.laws import sentence
 from robudget.report.table import COLUMNS, ranked
 
 LOADS = {"src", "srcset", "data", "poster", "action", "formaction", "background", "manifest", "xlink:href"}
@@ -320,7 +320,7 @@ def test_very_many_runs_are_cut_and_said(demo_table: pd.DataFrame, tmp_path: Pat
 def test_the_papers_319_runs(tmp_path: Path) -> None:
     if not PAPER.exists():
         pytest.skip("the paper's CSV is not beside this checkout")
-    from robudget.interop import timm_adv
+    from robudget.tables import published as timm_adv
 
     table = timm_adv.load(PAPER)
     analysis = analyse(table, resamples=100, predict=False)

@@ -8,8 +8,10 @@ import math
 import pandas as pd
 import pytest
 
-from robudget.laws import Analysis, analyse
-from robudget.report import evidence, said, sections
+from robudget.analysis import Analysis, analyse
+from robudget.report.sections import evidence
+from robudget.report.sections import laws as said
+from robudget.report.sections import runs as sections
 from robudget.report.table import ranked
 
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from pandas.testing import assert_frame_equal
 
+from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.site import Site
 from robudget.store import Busy, Store, load_runs
 from robudget.sweep import SweepState, sweep
 
@@ -50,7 +50,7 @@ def exact(store: Path) -> pd.DataFrame:
 def start(recipes: list[Recipe], store: Path) -> "subprocess.Popen[bytes]":
     """The sweep in a process of its own, that can be killed."""
     code = (
-        "import json, sys; from robudget.recipe import Recipe; from robudget.site import Site;"
+        "import json, sys; from robudget.recipe import Recipe; from robudget.execution import Site;"
         "from robudget.sweep import sweep;"
         "recipes = [Recipe.from_dict(r) for r in json.loads(sys.argv[1])];"
         "sweep(recipes, store=sys.argv[2], site=Site(device='cpu', threads=1), workers=1)"

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from robudget.errors import InputError
+from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.site import Site
 from robudget.store import load_runs
 from robudget.sweep.ray import sweep_on_ray
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.attacks.geometry import GEOMETRY, within
+from robudget.backend.precision import Precision
 from robudget.models import build
 from robudget.recipe import Recipe
 from robudget.threat import Threat
@@ -23,8 +24,7 @@ from robudget.training.craft import (
     start_of,
     victim_of,
 )
-from robudget.training.precision import Precision
-from robudget.training.world import World
+from robudget.training.distributed import World
 
 
 class Linear(nn.Module):

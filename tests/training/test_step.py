@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from robudget.backend.precision import Precision
 from robudget.errors import InputError
 from robudget.models import build
 from robudget.recipe import Recipe
-from robudget.training.optim import build_optimizer
-from robudget.training.precision import Precision
+from robudget.training.distributed import World
+from robudget.training.optimisation import build_optimizer
 from robudget.training.records import PHASES
 from robudget.training.step import Step
 from robudget.training.stopwatch import Stopwatch
-from robudget.training.world import World
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision("float32", CPU)

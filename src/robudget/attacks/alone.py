@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robudget.attacks.driver import Attack, Found, drive, plan
 from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.rng import Noise
-from robudget.attacks.rows import Attack, Found, drive, plan
 from robudget.attacks.victim import Model, Victim, frozen
 from robudget.errors import InputError
 from robudget.threat import Threat

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from robudget.attacks.alone import alone
+from robudget.attacks.driver import Rows, State, fresh
 from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.objective import margin, objective
 from robudget.attacks.rng import Noise, Stream
-from robudget.attacks.rows import Rows, State, fresh
 from robudget.attacks.victim import Model, Victim
 from robudget.errors import unknown
 from robudget.threat import Threat

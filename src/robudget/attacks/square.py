@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from robudget.attacks.alone import alone
+from robudget.attacks.driver import Rows, State, fresh
 from robudget.attacks.geometry import GEOMETRY, l1_project, per_row
 from robudget.attacks.objective import margin
 from robudget.attacks.rng import Noise, Stream, below
-from robudget.attacks.rows import Rows, State, fresh
 from robudget.attacks.victim import Model, Victim
 from robudget.threat import Norm, Threat
 

@@ -12,7 +12,7 @@ import typer
 
 from robudget import __version__
 from robudget.errors import RobudgetError
-from robudget.site import first_process
+from robudget.execution import first_process
 
 EXAMPLES = """
 [bold]Examples[/bold]

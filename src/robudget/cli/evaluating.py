@@ -50,9 +50,10 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Attack any classifier with the standard ensemble: a verdict per image, intervals, checks, the bill. Resumes."""
-    from robudget import judge, terminal
+    from robudget import judge
+    from robudget.cli.view import terminal
     from robudget.evaluation.page import page
-    from robudget.site import Site
+    from robudget.execution import Site
     from robudget.threat import Threat
 
     if merge:

@@ -37,11 +37,13 @@ def fit(
     json: AsJson = False,
 ) -> None:
     """Laws of robustness against compute: envelope, forms, intervals, hold-outs, effects of each choice."""
-    from robudget import terminal, terminal_laws
+    from robudget.analysis import analyse
+    from robudget.cli.view import laws as terminal_laws
+    from robudget.cli.view import terminal
     from robudget.config import parse_overrides
-    from robudget.laws import analyse, read_table
     from robudget.laws.envelope import How
     from robudget.laws.forms import FormName
+    from robudget.tables import read_table
 
     analysis = analyse(
         read_table(table),
@@ -68,10 +70,13 @@ def predict(
     json: AsJson = False,
 ) -> None:
     """A recipe's robust accuracy before it is trained, with its interval, P(collapse) and the nearest real runs."""
-    from robudget import terminal, terminal_laws
+    from robudget.cli.view import laws as terminal_laws
+    from robudget.cli.view import terminal
     from robudget.config import parse_overrides
-    from robudget.laws import Predictor, read_table, select
+    from robudget.prediction import Predictor
     from robudget.recipe import Recipe
+    from robudget.tables import read_table
+    from robudget.tables import usable as select
 
     chosen = Recipe.load(recipe, parse_overrides(overrides or []))
     seen = select.where(read_table(table), parse_overrides(where or []))
@@ -100,12 +105,14 @@ def plan(
     json: AsJson = False,
 ) -> None:
     """What to train for a budget, or the cheapest way to a target, with risk and the price of the next point."""
-    from robudget import terminal, terminal_plan
+    from robudget.cli.view import plan as terminal_plan
+    from robudget.cli.view import terminal
     from robudget.config import parse_overrides
-    from robudget.laws import plan as make_plan
-    from robudget.laws import read_table, select
-    from robudget.laws.units import column_of
+    from robudget.planning import plan as make_plan
+    from robudget.planning.budget import column_of
     from robudget.sweep import recipes_of
+    from robudget.tables import read_table
+    from robudget.tables import usable as select
 
     made = make_plan(
         select.where(read_table(table), parse_overrides(where or [])),
@@ -130,10 +137,12 @@ def report(
     where: Where = None,
 ) -> None:
     """One offline interactive page and the paper's figures."""
-    from robudget import terminal
+    from robudget.analysis import analyse
+    from robudget.cli.view import terminal
     from robudget.config import parse_overrides
-    from robudget.laws import analyse, read_table, select
     from robudget.report import write
+    from robudget.tables import read_table
+    from robudget.tables import usable as select
 
     frame = select.where(read_table(table), parse_overrides(where or []))
     others = read_table(robustbench) if robustbench else None

@@ -17,8 +17,8 @@ def runs(
     json: AsJson = False,
 ) -> None:
     """The leaderboard of a folder of runs: accuracy with its interval, FLOPs, energy, cost."""
-    from robudget import terminal
-    from robudget.meter.cost import Prices as PriceList
+    from robudget.cli.view import terminal
+    from robudget.meter.prices import Prices as PriceList
     from robudget.store import load_runs
 
     table = load_runs(store, prices=PriceList.load(prices) if prices else None)
@@ -36,7 +36,7 @@ def study(
     json: AsJson = False,
 ) -> None:
     """List the studies that ship with robudget, or show one."""
-    from robudget import terminal
+    from robudget.cli.view import terminal
     from robudget.config import named
     from robudget.sweep import Study
 
@@ -66,13 +66,14 @@ def cost(
     """What a recipe or a whole study will cost, before training: FLOPs, time, energy, money, carbon, with ranges."""
     import torch
 
-    from robudget import data, terminal
+    from robudget import data
+    from robudget.cli.view import terminal
     from robudget.config import parse_overrides
-    from robudget.meter.cost import Prices as PriceList
-    from robudget.meter.forecast import forecast_study, total
-    from robudget.meter.schedule import KNOWN, Sizes
+    from robudget.execution import Site
+    from robudget.forecast.forecast import forecast_study, total
+    from robudget.forecast.passes import KNOWN, Sizes
+    from robudget.meter.prices import Prices as PriceList
     from robudget.runner import resolve_device
-    from robudget.site import Site
     from robudget.sweep import recipes_of
 
     site, changes = Site.take(parse_overrides(overrides or []))
@@ -100,7 +101,7 @@ def devices(json: AsJson = False) -> None:
     """The devices that `robudget cost --device` knows: peak, power, attainable share, source."""
     from dataclasses import asdict
 
-    from robudget import terminal
+    from robudget.cli.view import terminal
     from robudget.meter.devices import devices as known
 
     if json:

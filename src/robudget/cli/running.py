@@ -20,11 +20,11 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Train a recipe, attack it with the standard ensemble, meter both, and keep the record. Resumes what was begun."""
-    from robudget import terminal
+    from robudget.cli.view import terminal
     from robudget.config import parse_overrides
+    from robudget.execution import Site, first_process
     from robudget.recipe import Recipe
     from robudget.runner import run as run_recipe
-    from robudget.site import Site, first_process
     from robudget.store import load_runs
 
     site, changes = Site.take(parse_overrides(overrides or []))
@@ -52,9 +52,9 @@ def sweep(
     json: AsJson = False,
 ) -> None:
     """Run every recipe of a study, several side by side; skips what is done and resumes what was begun."""
-    from robudget import terminal
+    from robudget.cli.view import terminal
     from robudget.config import parse_overrides
-    from robudget.site import Site
+    from robudget.execution import Site
     from robudget.store import Store, load_runs
     from robudget.sweep import Study, weight
     from robudget.sweep import sweep as run_sweep
@@ -94,7 +94,7 @@ def demo(
     json: AsJson = False,
 ) -> None:
     """The main job on scikit-learn's digits: train, attack, meter, fit a law, write a report. About 5 minutes."""
-    from robudget import terminal
+    from robudget.cli.view import terminal
     from robudget.demo import demo as run_demo
 
     with terminal.SweepDisplay("demo") as display:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robudget.attacks.apgd import Apgd
+from robudget.attacks.driver import drive, plan
 from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.objective import ce, dlr
 from robudget.attacks.rng import Noise
-from robudget.attacks.rows import drive, plan
 from robudget.attacks.victim import Model, Victim
 from robudget.errors import InputError
 from robudget.evaluation.verdicts import Finding, Verdicts

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from robudget.attacks.autoattack import Member
+from robudget.attacks.ensemble import Member
 from robudget.evaluation.verdicts import Spent
 
 # Of the survivors of a low-precision evaluation, the nearest are attacked again in float32.

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robudget.attacks.autoattack import Member, ensemble
+from robudget.attacks.ensemble import Member, ensemble
 from robudget.attacks.victim import Model, Victim, frozen
 from robudget.errors import InputError, unknown
-from robudget.evaluation.evaluate import Precision, evaluate
+from robudget.evaluation.evaluator import Precision, evaluate
 from robudget.evaluation.state import begun_seed
 from robudget.evaluation.verdicts import Verdicts
 from robudget.threat import Threat

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robudget.laws.envelope import Envelope, How
-from robudget.laws.select import Floats
+from robudget.tables.usable import Floats
 
 Drawn = tuple[Floats, Floats, Floats]  # x, y, weight of every resample's points
 LARGE = 5_000  # above this many runs, whether a run is drawn is independent of the others to within 1e-4

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from robudget.laws.bootstrap import LARGE
 from robudget.laws.envelope import Envelope, bin_of
-from robudget.laws.select import Floats
+from robudget.tables.usable import Floats
 
 READINGS = 400  # noisier tables averaged over
 SIZES = (1.5, 2.0)  # of the noise, in units of what is there

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from robudget.errors import InputError, unknown
 from robudget.laws.plain import fields
-from robudget.laws.select import Counts, Floats, Points, is_error, points
+from robudget.tables.usable import Counts, Floats, Points, is_error, points
 
 How = Literal["log", "linear", "quantile", "pareto", "all"]
 HOWS: tuple[How, ...] = get_args(How)

@@ -16,9 +16,9 @@ from robudget.laws.curse import curse
 from robudget.laws.envelope import BINS, Envelope, How, envelope_of
 from robudget.laws.forms import Form, FormName, Shape
 from robudget.laws.law import Law, On, from_scale, quantiles, to_scale
-from robudget.laws.select import Floats, is_error, is_percent, points
-from robudget.laws.solve import SPACES, Space, solve
-from robudget.laws.table import as_table
+from robudget.laws.least_squares import SPACES, Space, solve
+from robudget.tables.read import as_table
+from robudget.tables.usable import Floats, is_error, is_percent, points
 
 RESAMPLES = 2_000
 LEVEL = 0.95

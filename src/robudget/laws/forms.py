@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from robudget.errors import unknown
-from robudget.laws.select import Floats
+from robudget.tables.usable import Floats
 
 FormName = Literal["power", "saturating", "shifted", "m4", "broken"]
 FORMS: tuple[FormName, ...] = get_args(FormName)

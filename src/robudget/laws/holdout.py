@@ -10,11 +10,11 @@ import numpy as np
 
 from robudget.errors import InputError
 from robudget.laws import forms
-from robudget.laws.compare import CONTENDERS, Contender
+from robudget.laws.averaging import CONTENDERS, Contender
 from robudget.laws.envelope import Envelope, envelope_of
 from robudget.laws.fit import fit_envelope
 from robudget.laws.plain import fields
-from robudget.laws.select import Counts, Points, is_percent
+from robudget.tables.usable import Counts, Points, is_percent
 
 Hidden = Literal["decade", "bin"]
 BASELINES = ("last value", "mean")

@@ -18,8 +18,8 @@ from scipy.optimize import brentq, least_squares, minimize_scalar
 
 from robudget.errors import InputError
 from robudget.laws.plain import fields
-from robudget.laws.select import Floats, column, points
-from robudget.laws.table import as_table
+from robudget.tables.read import as_table
+from robudget.tables.usable import Floats, column, points
 
 STARTS = ((0.1, 0.1), (0.3, 0.3), (0.5, 0.2), (0.2, 0.5), (1.0, 1.0))
 LEVEL = 0.95

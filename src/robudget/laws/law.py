@@ -12,9 +12,9 @@ from robudget.errors import InputError
 from robudget.laws import forms
 from robudget.laws.envelope import Envelope
 from robudget.laws.forms import FormName, Shape
+from robudget.laws.least_squares import Space
 from robudget.laws.plain import fields, plain
-from robudget.laws.select import Floats, is_percent
-from robudget.laws.solve import Space
+from robudget.tables.usable import Floats, is_percent
 
 On = Literal["value", "error", "logit"]
 Interval = tuple[float, float]

@@ -1,7 +1,5 @@
 """What a run costs: FLOPs counted (`flops`), energy measured or estimated (`energy`), dollars and carbon computed from
-them (`cost`), all of it as one plain record (`record`), and all of it again before the run (`forecast`).
-
-Only `flops`, `calibration` and `forecast` import torch.
+them (`prices`), all of it as one plain record (`record`). Only `flops` imports torch.
 """
 
 from robudget.meter.energy import Energy, Meter, Part, Window

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from robudget.meter.convention import paper_flops
+from robudget.meter.conventions import paper_flops
 from robudget.meter.energy import Energy
 from robudget.meter.flops import PassFlops, totals
 from robudget.recipe import Recipe

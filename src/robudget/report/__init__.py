@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robudget.report.figures import draw_all
+    from robudget.report.figures.draw import draw_all
     from robudget.report.page import write
 
 __all__ = ["draw_all", "write"]
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return write
     if name == "draw_all":
-        from robudget.report.figures import draw_all
+        from robudget.report.figures.draw import draw_all
 
         return draw_all
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,12 +14,17 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from robudget import __version__, files
+from robudget.analysis import Analysis
 from robudget.errors import InputError
-from robudget.laws import Analysis, envelope
-from robudget.report import figures, labels, said, sections, style
-from robudget.report.drawn import FigureFile
+from robudget.laws import envelope
+from robudget.report import labels
+from robudget.report.figures import draw as figures
+from robudget.report.figures import style
+from robudget.report.figures.drawn import FigureFile
 from robudget.report.labels import quantity, word
-from robudget.report.others import beside, standing
+from robudget.report.sections import laws as said
+from robudget.report.sections import runs as sections
+from robudget.report.sections.others import beside, standing
 from robudget.report.table import COLUMNS, choices, name, plain, ranked, varying
 
 X_AXES = (

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from robudget.errors import InputError
-from robudget.laws import select
 from robudget.report.labels import QUANTITIES, UNKNOWN, choice, known, quantity, word
+from robudget.tables import usable as select
 
 NUMBERS = (
     "eps", "parameters", "base", "beta", "steps", "epochs", "synthetic_fraction", "seed", "aa_acc", "aa_acc_low",

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from robudget.errors import RunFailed
+from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.site import Site
 from robudget.store import Store
 from robudget.sweep.state import Status, SweepState
 

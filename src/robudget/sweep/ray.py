@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from robudget.errors import InputError
+from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.site import Site
 from robudget.store import Store
 from robudget.sweep.state import SweepState
 

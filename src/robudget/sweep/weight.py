@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from robudget.meter.convention import exact_factor, wrn_forward_flops
-from robudget.meter.schedule import KNOWN
+from robudget.forecast.passes import KNOWN
+from robudget.meter.conventions import exact_factor, wrn_forward_flops
 from robudget.recipe import Recipe
 
 # Passes of one evaluated image through the model, robust images counted in full: 101 APGD-CE steps, 9 × 101 APGD-T

@@ -45,9 +45,9 @@ def main() -> int:
 
 def _work(job: dict[str, Any], send: Callable[..., None]) -> None:
     from robudget.errors import RobudgetError
+    from robudget.execution import Site
     from robudget.recipe import Recipe
     from robudget.runner import Progress, run
-    from robudget.site import Site
     from robudget.store import Busy
 
     index = job["index"]

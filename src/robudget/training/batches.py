@@ -13,7 +13,7 @@ from robudget.data.prepare import Prepared
 from robudget.data.randaugment import randaugment
 from robudget.data.stream import Stream
 from robudget.recipe import Recipe
-from robudget.training.world import World
+from robudget.training.distributed import World
 
 
 class Batches:

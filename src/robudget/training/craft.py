@@ -15,12 +15,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from robudget.attacks.geometry import GEOMETRY
-from robudget.models.fold import Folded
+from robudget.backend.preact_folding import Folded
+from robudget.backend.precision import Autocast, Precision
 from robudget.models.preact import PreActNet
 from robudget.recipe import Recipe
 from robudget.threat import Threat
-from robudget.training.precision import Autocast, Precision
-from robudget.training.world import World
+from robudget.training.distributed import World
 
 GAUSSIAN = 0.001  # TRADES starts from x + 0.001·N(0, 1) (Zhang et al. 2019, released code)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from robudget.backend.memory import keep_freed_memory
+from robudget.backend.precision import resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.prepare import prepare
 from robudget.errors import InputError
@@ -20,18 +22,16 @@ from robudget.models.build import build_for
 from robudget.models.memory import checkpoint_activations
 from robudget.recipe import Recipe
 from robudget.training import checkpoint, divergence
-from robudget.training.allocator import keep_freed_memory
 from robudget.training.batches import Batches
 from robudget.training.best import best_model
-from robudget.training.ema import Ema
-from robudget.training.optim import build_optimizer, lr_at, peak_lr
-from robudget.training.precision import resolve
+from robudget.training.distributed import current, synchronise_batchnorm
+from robudget.training.model_average import Ema
+from robudget.training.optimisation import build_optimizer, lr_at, peak_lr
 from robudget.training.records import PHASES, Best, EpochRecord
 from robudget.training.step import CLEAN, Step
 from robudget.training.stopwatch import Stopwatch
 from robudget.training.teacher import relabel
 from robudget.training.validation import Validation, Validator, check_collapse, validating
-from robudget.training.world import current, synchronise_batchnorm
 
 LOOK = 50  # steps between two looks at the loss and the clock, since each waits for the device
 Window = Callable[[str], AbstractContextManager[object]]

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from robudget import losses
 from robudget.attacks.geometry import GEOMETRY
+from robudget.backend.precision import Precision
 from robudget.data.keyed import generator_for, key
 from robudget.errors import InputError
 from robudget.recipe import Recipe
 from robudget.training.craft import CraftMode, adversary_of, craft, cross_entropy, divergence, victim_of
-from robudget.training.ema import Ema
-from robudget.training.optim import Optimizer
-from robudget.training.precision import Precision
+from robudget.training.distributed import World
+from robudget.training.model_average import Ema
+from robudget.training.optimisation import Optimizer
 from robudget.training.stopwatch import Stopwatch
-from robudget.training.world import World
 
 CLEAN = ("standard", "trades", "mart")  # losses whose update sees the clean images
 

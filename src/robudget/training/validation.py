@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from robudget.backend.precision import Precision
 from robudget.data.dataset import to_unit
 from robudget.data.keyed import generator_for
 from robudget.recipe import CollapsePart, Recipe
 from robudget.training.craft import Adversary, CraftMode, craft, cross_entropy, victim_of
-from robudget.training.precision import Precision
-from robudget.training.world import World
+from robudget.training.distributed import World
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,210 @@
+"""AutoAttack: which attacks an ensemble is made of (Croce & Hein 2020), and the ensemble as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from robudget.attacks.alone import check_images, clean_logits, keep_in
+from robudget.attacks.apgd import Apgd
+from robudget.attacks.driver import Attack, Rows, drive, plan
+from robudget.attacks.fab import Fab
+from robudget.attacks.pgd import Pgd
+from robudget.attacks.rng import Noise
+from robudget.attacks.square import Square
+from robudget.attacks.victim import Model, Victim, frozen
+from robudget.errors import InputError, unknown
+from robudget.threat import Norm, Threat, parse_number
+
+VERSIONS = ("standard", "plus", "rand")
+ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pgd")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One attack of an ensemble, with what its defaults leave open. `steps` None: 100, or 5,000 queries for square."""
+
+    name: str
+    restarts: int = 1
+    targets: int = 9
+    steps: int | None = None
+    eot: int = 1
+    large_eps: bool = False
+    loss: str | None = None
+    step_size: float | None = None
+    """PGD only; None: 2.5·ε/steps."""
+    p: float = 0.8
+    """Square only: the share of the image that the first window covers."""
+
+    @classmethod
+    def parse(cls, text: str) -> Member:
+        """`square` or `pgd:steps=50,restarts=5,loss=cw`: a name, then any fields of this class. Raises InputError."""
+        name, _, rest = text.partition(":")
+        settings: dict[str, Any] = {}
+        for item in rest.split(",") if rest else ():
+            key, _, value = item.partition("=")
+            if key not in _READ:
+                raise unknown(f"setting of {name}", key, _READ)
+            try:
+                settings[key] = _READ[key](value)
+            except (KeyError, ValueError):
+                raise InputError(f"{name}: {key} = {value!r} (allowed, e.g.: {_SAMPLES[key]})") from None
+        return cls(name, **settings)
+
+    def __str__(self) -> str:
+        """What `parse` reads: the name, and what differs from the defaults."""
+        changed = [
+            f"{f.name}={str(value).lower() if isinstance(value, bool) else value}"
+            for f in fields(self)
+            if f.name != "name" and (value := getattr(self, f.name)) != f.default
+        ]
+        return self.name + (":" + ",".join(changed) if changed else "")
+
+    def __post_init__(self) -> None:
+        if self.name not in ATTACKS:
+            raise unknown("attack", self.name, ATTACKS)
+        losses = _LOSSES.get(self.name, ())
+        if self.loss is not None and self.loss not in losses:
+            raise unknown(f"loss of {self.name}", self.loss, losses or ("its own",))
+        if self.step_size is not None and not self.step_size > 0:
+            raise InputError(f"{self.name}: step_size = {self.step_size} (allowed: more than 0)")
+        if not 0 < self.p <= 1:
+            raise InputError(f"{self.name}: p = {self.p} (allowed: more than 0, at most 1)")
+        for key in ("restarts", "targets", "eot"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{self.name}: {key} = {getattr(self, key)} (allowed: at least 1)")
+        if self.steps is not None and self.steps < 0:
+            raise InputError(f"{self.name}: steps = {self.steps} (allowed: at least 0)")
+
+    @property
+    def targeted(self) -> bool:
+        return self.name in ("apgd-t", "fab-t")
+
+    @property
+    def length(self) -> int:
+        """Iterations of a row (queries for square)."""
+        if self.steps is not None:
+            return self.steps
+        return {"square": 5000, "pgd": 40}.get(self.name, 100)
+
+
+_LOSSES = {
+    "pgd": ("ce", "cw", "dlr"),
+    "apgd-ce": ("ce",),
+    "apgd-dlr": ("dlr", "ce"),
+    "apgd-t": ("dlr-targeted", "ce-targeted"),
+}
+_READ: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("restarts", "targets", "steps", "eot"), int),
+    "large_eps": {"true": True, "false": False}.__getitem__,
+    "loss": str,
+    **dict.fromkeys(("step_size", "p"), parse_number),
+}
+_SAMPLES = {
+    **dict.fromkeys(("restarts", "targets", "steps", "eot"), "a whole number"),
+    "large_eps": "true, false",
+    **dict.fromkeys(("step_size", "p"), "0.8, 2/255"),
+}
+
+
+def ensemble(version: str, norm: Norm) -> list[Member]:
+    """The members of a version, in order, as the authors set them for this norm."""
+    if version not in VERSIONS:
+        raise unknown("version", version, VERSIONS)
+    if version == "rand":
+        return [Member("apgd-ce", eot=20), Member("apgd-dlr", eot=20)]
+    if version == "plus":
+        return [
+            Member("apgd-ce", restarts=5),
+            Member("apgd-dlr", restarts=5),
+            Member("fab", restarts=5),
+            Member("square"),
+            Member("apgd-t"),
+            Member("fab-t"),
+        ]
+    l1 = norm == "l1"
+    return [
+        Member("apgd-ce", restarts=5 if l1 else 1, large_eps=l1),
+        Member("apgd-t", targets=5 if l1 else 9, large_eps=l1),
+        Member("fab-t"),
+        Member("square"),
+    ]
+
+
+def fit_to_classes(member: Member, classes: int) -> tuple[Member, str | None]:
+    """A member as it can run with so many classes, and what was changed (None: nothing).
+
+    DLR needs 3 classes and targeted DLR 4: below that cross-entropy takes their place; at most classes − 1 targets.
+    """
+    notes = []
+    if (member.name == "apgd-dlr" or member.loss == "dlr") and classes < 3:
+        member = replace(member, loss="ce")
+        notes.append(f"{member.name} runs on cross-entropy: DLR needs 3 classes and the model has {classes}")
+    if member.name == "apgd-t" and classes < 4:
+        member = replace(member, loss="ce-targeted")
+        notes.append(f"apgd-t runs on cross-entropy: targeted DLR needs 4 classes and the model has {classes}")
+    if member.targeted and member.targets > classes - 1:
+        notes.append(
+            f"{member.name} has {classes - 1} targets instead of {member.targets}: the model has {classes} classes"
+        )
+        member = replace(member, targets=max(classes - 1, 1))
+    return member, "; ".join(notes) or None
+
+
+def build(member: Member, victim: Victim, threat: Threat, seed: int, *, first: bool = True) -> Attack[Any]:
+    """The state machine of a member."""
+    n = member.length
+    if member.name == "square":
+        return Square(victim, threat, seed, steps=n, p=member.p)
+    if member.name in ("fab", "fab-t"):
+        return Fab(victim, threat, member.name, targeted=member.targeted, steps=n, first=first)
+    if member.name == "pgd":
+        size = 2.5 * threat.eps / max(n, 1) if member.step_size is None else member.step_size
+        return Pgd(victim, threat, n, size, loss=member.loss or "ce", eot=member.eot)
+    loss = member.loss or {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted"}[member.name]
+    return Apgd(victim, threat, member.name, loss, n, member.eot, large_eps=member.large_eps)
+
+
+def rows_of(member: Member, images: Tensor, logits: Tensor) -> Rows:
+    """The rows of a member over `images` (positions); `logits` (N, classes) are those of all clean images."""
+    return plan(images, logits, targets=member.targets if member.targeted else 0, restarts=member.restarts)
+
+
+def autoattack(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    version: str = "standard",
+    noise: Noise | None = None,
+    batch_size: int = 500,
+) -> Tensor:
+    """The whole ensemble: x_adv as `robudget.attacks.alone` describes. `robudget.evaluation` tells much more."""
+    check_images(x, y)
+    noise = noise or Noise()
+    with frozen(model):
+        victim = Victim(model)
+        logits = clean_logits(victim, x, batch_size)
+        x_adv, standing = x.clone(), logits.argmax(1) == y
+        for member in ensemble(version, threat.norm):
+            images = standing.nonzero().squeeze(1)
+            if not len(images) or threat.eps == 0:
+                break
+            member, _ = fit_to_classes(member, logits.shape[1])
+            out = drive(
+                build(member, victim, threat, noise.seed),
+                rows_of(member, images, logits),
+                x,
+                y,
+                threat,
+                noise=noise,
+                verify=lambda at, label: victim.logits(at).argmax(1) != label,
+                batch_size=batch_size,
+                found=keep_in(x_adv),
+            )
+            standing &= ~out.broken
+    return x_adv

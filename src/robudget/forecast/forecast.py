@@ -1,0 +1,270 @@
+"""What a recipe or a study will cost, before it runs: on a named device by its table, or on this machine by a
+calibration of some seconds."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from robudget.forecast import passes as schedule
+from robudget.forecast import step_timing as calibration
+from robudget.forecast.passes import Sizes, sizes_of
+from robudget.meter.conventions import paper_flops
+from robudget.meter.devices import Device, find
+from robudget.meter.energy import JOULES_PER_KWH, open_meter
+from robudget.meter.flops import PassFlops, of_recipe, totals
+from robudget.meter.prices import Prices, bill
+from robudget.meter.record import training_calls
+from robudget.recipe import Recipe
+
+# Shares of the test images that come out right and robust: the evaluation's length depends on them.
+_CLEAN, _ROBUST = (0.5, 0.85, 1.0), (0.1, 0.5, 0.85)
+_RIGHT = (0.4, schedule.VALIDATED_SHARE, 1.0)
+# A GPU at work draws less than its board power; the host around it adds to what is at the plug.
+_LOAD = (0.5, 0.8, 1.2)
+# What a calibration leaves out (the machine's other work, heat, data in other places of the caches).
+_CALIBRATED = (0.85, 1.0, 1.25)
+# Bookkeeping of the ensemble on top of its passes: most for Square on small models, whose forward takes microseconds.
+_ENSEMBLE = (0.7, 1.2, 1.8)
+# Seconds a step below which a device of the table waits for its host: some hundreds of kernels of 10 µs.
+_LAUNCHES = 5e-3
+# A machine of which others use so much is not the one that will run.
+_BUSY = 0.25
+
+
+@dataclass(frozen=True)
+class Span:
+    """A figure with the range that it is in, most likely."""
+
+    low: float
+    likely: float
+    high: float
+
+    def times(self, other: Span) -> Span:
+        return Span(self.low * other.low, self.likely * other.likely, self.high * other.high)
+
+    def __add__(self, other: Span) -> Span:
+        return Span(self.low + other.low, self.likely + other.likely, self.high + other.high)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One recipe's bill before it runs. Seconds are wall time, energy is at the plug of the machine without PUE;
+    `synthetic_images`: None = as many as a file holds; `not_counted`: op without a FLOP formula → its share; `basis`
+    says what the times rest on, `notes` what to mind."""
+
+    id: str
+    slug: str
+    device: str
+    parameters: int
+    forward_flops: int
+    train_flops_exact: float
+    train_flops_paper: float
+    eval_flops_exact: Span
+    memory_gb: float
+    train_seconds: Span
+    eval_seconds: Span
+    train_kwh: Span
+    eval_kwh: Span
+    prices: Prices
+    gpus: int
+    basis: str
+    synthetic_images: int | None
+    not_counted: Mapping[str, float]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """One flat object: the table's columns, with `_low` and `_high` beside each estimate."""
+        data: dict[str, Any] = {
+            "run_id": self.id,
+            "slug": self.slug,
+            "device": self.device,
+            "parameters": self.parameters,
+            "forward_flops": self.forward_flops,
+            "train_flops_exact": self.train_flops_exact,
+            "train_flops_paper": self.train_flops_paper,
+            "memory_gb": self.memory_gb,
+        }
+        for name in ("train_seconds", "train_kwh", "eval_flops_exact", "eval_seconds", "eval_kwh"):
+            data |= _columns(name.replace("_kwh", "_energy_kwh"), getattr(self, name))
+        for stage in ("train", "eval"):
+            prefix = "" if stage == "train" else "eval_"
+            seconds, kwh = getattr(self, f"{stage}_seconds"), getattr(self, f"{stage}_kwh")
+            ends = [
+                bill(energy, time, self.prices, gpus=self.gpus, synthetic_images=self.synthetic_images)
+                for energy, time in ((kwh.low, seconds.low), (kwh.likely, seconds.likely), (kwh.high, seconds.high))
+            ]
+            data |= _columns(f"{prefix}cost_usd", Span(*(end.cost_usd for end in ends)))
+            data |= _columns(f"{prefix}co2_kg", Span(*(end.co2_kg for end in ends)))
+            if self.prices.usd_per_gpu_hour is not None:
+                data |= _columns(f"{prefix}rent_usd", Span(*(end.rent_usd or 0.0 for end in ends)))
+            if stage == "train":
+                data |= {"synthetic": ends[1].synthetic, "synthetic_kwh": ends[1].synthetic_kwh}
+        data |= {"flops_not_counted_share": sum(self.not_counted.values()), "flops_not_counted": dict(self.not_counted)}
+        return data | {"how": "estimated", "basis": self.basis, "prices": self.prices.name, "notes": list(self.notes)}
+
+
+def forecast(recipe: Recipe, **options: Any) -> Forecast:
+    """What one recipe will cost; `options` as for `forecast_study`."""
+    return forecast_study([recipe], **options)[0]
+
+
+def forecast_study(
+    recipes: Sequence[Recipe],
+    *,
+    device: str | None = None,
+    gpus: int = 1,
+    prices: Prices | None = None,
+    sizes: Mapping[str, Sizes] | None = None,
+    site_device: str = "cpu",
+    seconds: float = 20.0,
+    progress: Callable[[str], None] = lambda note: None,
+) -> list[Forecast]:
+    """What each recipe will cost, in order.
+
+    `device`: a name of the table of devices, `gpus` of them at work together; None calibrates on this machine's
+    `site_device` for about `seconds` in all, with the threads that torch has now. `sizes`: by name, of data sets
+    whose names do not tell. Raises InputError for a device, model or data set that is not known.
+    """
+    prices, table = prices or Prices(), None if device is None else find(device)
+    plans = [_Plan.of(recipe, (sizes or {}).get(recipe.data.name) or sizes_of(recipe.data.name)) for recipe in recipes]
+    if table is not None:
+        return [_on_device(plan, table, gpus, prices) for plan in plans]
+    groups: dict[Any, list[_Plan]] = {}
+    for plan in plans:
+        groups.setdefault(calibration.key(plan.recipe), []).append(plan)
+    found: dict[Any, calibration.Calibration] = {}
+    with open_meter(site_device) as meter:
+        for group, members in groups.items():
+            progress(f"calibrating {members[0].recipe.slug}")
+            found[group] = calibration.calibrate(
+                members[0].recipe,
+                members[0].sizes,
+                meter,
+                device=site_device,
+                forward=members[0].flops.forward,
+                attack_steps=max(plan.recipe.craft.steps for plan in members),
+                seconds=seconds / len(groups),
+            )
+    return [_calibrated(plan, found[calibration.key(plan.recipe)], prices, site_device) for plan in plans]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is counted and not estimated."""
+
+    recipe: Recipe
+    sizes: Sizes
+    flops: PassFlops
+    exact: float
+    schedule: schedule.Schedule
+    evaluations: Span
+
+    @classmethod
+    def of(cls, recipe: Recipe, sizes: Sizes) -> _Plan:
+        if recipe.data.image_size is not None:
+            side = recipe.data.image_size
+            sizes = replace(sizes, image_shape=(sizes.image_shape[0], side, side))
+        flops = of_recipe(recipe, sizes.classes, sizes.image_shape)
+        plan = schedule.training(recipe, sizes)
+        exact = sum(totals(flops, training_calls(recipe, plan.calls, plan.steps)).values())
+        ends = (
+            sum(totals(flops, schedule.evaluation(recipe, sizes, clean=clean, robust=robust)).values())
+            for clean, robust in zip(_CLEAN, _ROBUST, strict=True)
+        )
+        return cls(recipe, sizes, flops, exact, plan, Span(*ends))
+
+    @property
+    def memory_gb(self) -> float:
+        """Weights, gradients, momentum and average, and what one update keeps for its backward, in float32."""
+        copies = 3 + (self.recipe.ema.decay is not None)
+        passes = 2 if self.recipe.loss in ("trades", "mart") else 1
+        kept = passes * self.recipe.batch_size * self.flops.activation_bytes
+        return (copies * 4 * self.flops.parameters + kept) / 1e9
+
+    def forecast(
+        self, device: str, gpus: int, prices: Prices, times: tuple[Span, Span], watts: Span, basis: str, *notes: str
+    ) -> Forecast:
+        recipe, (train, judge) = self.recipe, times
+        kilowatts = Span(*(w / JOULES_PER_KWH for w in (watts.low, watts.likely, watts.high)))
+        return Forecast(
+            id=recipe.id,
+            slug=recipe.slug,
+            device=device,
+            parameters=self.flops.parameters,
+            forward_flops=self.flops.forward,
+            train_flops_exact=self.exact,
+            train_flops_paper=paper_flops(recipe.loss, recipe.craft.steps, self.flops.forward, self.schedule.images),
+            eval_flops_exact=self.evaluations,
+            memory_gb=self.memory_gb,
+            train_seconds=train,
+            eval_seconds=judge,
+            train_kwh=train.times(kilowatts),
+            eval_kwh=judge.times(kilowatts),
+            prices=prices,
+            gpus=gpus,
+            basis=basis,
+            synthetic_images=recipe.synthetic.amount if recipe.synthetic.share else 0,
+            not_counted=self.flops.uncounted,
+            notes=notes,
+        )
+
+
+def _on_device(plan: _Plan, device: Device, gpus: int, prices: Prices) -> Forecast:
+    precision = device.precision(plan.recipe.precision)
+    slow, likely, fast = (gpus * speed for speed in device.flops_per_second(precision))
+    train = Span(plan.exact / fast, plan.exact / likely, plan.exact / slow)
+    work = plan.evaluations
+    judge = Span(work.low / fast, work.likely / likely, work.high / slow)
+    watts = Span(*(gpus * device.watts * load for load in _LOAD))
+    per_gpu = plan.memory_gb if gpus == 1 else plan.memory_gb / gpus
+    notes = []
+    if device.memory_gb is not None and per_gpu > device.memory_gb:
+        notes.append(f"needs about {per_gpu:.0f} GB on each, and {device.name} has {device.memory_gb:g} GB")
+    if train.likely / plan.schedule.steps < _LAUNCHES:
+        notes.append("steps this small take longer to launch than to compute: the times are lower bounds")
+    low, mid, high = device.attainable[precision]
+    basis = (
+        f"{gpus} × {device.name} at {100 * mid:.0f}% ({100 * low:.0f}-{100 * high:.0f}%) of "
+        f"{device.peak[precision] / 1e12:g} TFLOP/s in {precision} ({device.source})"
+    )
+    return plan.forecast(device.key, gpus, prices, (train, judge), watts, basis, *notes)
+
+
+def _calibrated(plan: _Plan, found: calibration.Calibration, prices: Prices, site_device: str) -> Forecast:
+    low, mid, high = (
+        factor * found.times.training_seconds(plan.recipe, schedule.training(plan.recipe, plan.sizes, right=right))
+        for factor, right in zip(_CALIBRATED, _RIGHT, strict=True)
+    )
+    # An attack's passes are those of a validation: a forward and the input's backward of images in eval mode.
+    both = plan.flops.forward + plan.flops.input_backward
+    work = plan.evaluations
+    speed = found.times.per_attack / both
+    judge = Span(work.low * speed * _ENSEMBLE[0], work.likely * speed * _ENSEMBLE[1], work.high * speed * _ENSEMBLE[2])
+    watts = Span(found.watts, found.watts, found.watts)
+    notes = []
+    if found.times.batch < plan.recipe.batch_size:
+        notes.append(f"timed with batches of {found.times.batch}, scaled to {plan.recipe.batch_size}")
+    cores = os.cpu_count() or 1
+    if site_device == "cpu" and found.others > _BUSY * cores:
+        notes.append(f"other work took {found.others:.1f} of {cores} cores meanwhile: an idle machine is faster")
+    threads = f", {torch.get_num_threads()} threads" if site_device == "cpu" else ""
+    basis = f"calibrated on this machine ({site_device}{threads}); energy: {found.how} ({found.method})"
+    return plan.forecast("this machine", 0, prices, (Span(low, mid, high), judge), watts, basis, *notes)
+
+
+def total(forecasts: Sequence[Forecast]) -> dict[str, Any]:
+    """Sums over runs under the names of `Forecast.to_dict`; wall times are one run after the other."""
+    rows = [forecast.to_dict() for forecast in forecasts]
+    sums = ("train_", "eval_", "cost_usd", "co2_kg", "rent_usd")
+    return {"runs": len(rows)} | {key: sum(row[key] for row in rows) for key in rows[0] if key.startswith(sums)}
+
+
+def _columns(name: str, span: Span) -> dict[str, float]:
+    assert not math.isinf(span.high)
+    return {name: span.likely, f"{name}_low": span.low, f"{name}_high": span.high}

@@ -1,0 +1,133 @@
+"""How often a recipe will send images through its model, known before it runs. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from robudget.errors import InputError, unknown
+from robudget.meter.conventions import passes
+from robudget.recipe import Recipe
+
+if TYPE_CHECKING:
+    from robudget.data import Dataset
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a forecast has to know of a dataset: images of its published splits, shape (C, H, W), classes."""
+
+    train: int
+    test: int
+    image_shape: tuple[int, int, int]
+    classes: int
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Sizes:
+        return cls(len(dataset.train), len(dataset.test), dataset.image_shape, dataset.classes)
+
+
+KNOWN = {
+    "digits": Sizes(1396, 401, (1, 8, 8), 10),
+    "cifar10": Sizes(50_000, 10_000, (3, 32, 32), 10),
+    "cifar100": Sizes(50_000, 10_000, (3, 32, 32), 100),
+    "svhn": Sizes(73_257, 26_032, (3, 32, 32), 10),
+    "tiny-imagenet": Sizes(100_000, 10_000, (3, 64, 64), 200),
+    "imagenet": Sizes(1_281_167, 50_000, (3, 224, 224), 1000),
+}
+
+
+def sizes_of(name: str) -> Sizes:
+    """The sizes of a published dataset. Raises InputError for a name whose sizes only its files can tell."""
+    if name not in KNOWN:
+        raise InputError(f"{unknown('dataset', name, KNOWN)}; for others the forecast needs the data (data.root=…)")
+    return KNOWN[name]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a training will do: `steps` of the optimizer, `images` of the mixed stream, and `calls`: image passes by
+    phase, as `EpochRecord.calls` counts them. `held_images` are looked at by validation and by the collapse watch, over
+    the whole training, and `held_attacks` are their attack steps. Nothing stops early."""
+
+    steps: int
+    images: int
+    epochs: int
+    held_images: float
+    held_attacks: float
+    calls: dict[str, float]
+
+
+# Validation leaves out what the model gets wrong anyway; over a whole training it gets about so much right.
+VALIDATED_SHARE = 0.8
+
+
+def training(recipe: Recipe, sizes: Sizes, *, right: float = VALIDATED_SHARE) -> Schedule:
+    """`right`: the share of the held-out images that the model classifies correctly, averaged over the training."""
+    held = sizes.test if recipe.validation.split == "paper" else round(recipe.validation.fraction * sizes.train)
+    rest = sizes.train if recipe.validation.split == "paper" else sizes.train - held
+    held = min(held, recipe.validation.images or held)
+    real = min(rest, recipe.data.amount or rest)
+    steps = recipe.epochs * max(1, (recipe.epoch_images or real) // recipe.batch_size)
+    images = steps * recipe.batch_size
+    per_image = passes(recipe.loss, recipe.craft.steps)
+    validations = recipe.epochs // recipe.validation.every + bool(recipe.epochs % recipe.validation.every)
+    looks, watched = 0, 0  # of the collapse watch: every epoch, under one step and under several
+    if recipe.adversarial and recipe.collapse.action != "off":
+        looks, watched = recipe.epochs, min(held, recipe.collapse.images)
+    seen = validations * held + 2 * looks * watched
+    attacks = right * (validations * held * recipe.validation.steps + looks * watched * (1 + recipe.collapse.steps))
+    updates = 1.0
+    if recipe.awp.gamma is not None:  # one more forward and backward, to find where to move the weights
+        updates += max(0.0, 1 - recipe.awp.after_epochs / recipe.epochs)
+    calls = {
+        "craft_forward": per_image.craft_forward * images,
+        "craft_backward": per_image.craft_backward * images,
+        "update_forward": updates * per_image.update_forward * images,
+        "update_backward": updates * per_image.update_backward * images,
+        "validation_forward": (1 + right) * seen + attacks,
+        "validation_backward": attacks,
+    }
+    return Schedule(steps, images, recipe.epochs, seen, attacks, {name: n for name, n in calls.items() if n})
+
+
+def evaluation(recipe: Recipe, sizes: Sizes, *, clean: float, robust: float) -> dict[str, float]:
+    """Image passes of the ensemble as `<attack>_forward` and `<attack>_backward`, given the shares of the images that
+    the model classifies correctly (`clean`) and that survive (`robust`).
+
+    An attack runs over all its iterations on what it cannot break; what it breaks leaves within a few. The first one
+    breaks nearly all that will fall, so it is charged the survivors in full and a tenth of the iterations for the rest.
+    """
+    images = min(sizes.test, recipe.evaluation.images or sizes.test)
+    targets = min(9, sizes.classes - 1)
+    per_survivor = _passes_per_survivor(recipe.evaluation.version, recipe.evaluation_threat.norm, targets)
+    calls: dict[str, float] = {"clean_forward": images}
+    fallen = max(clean - robust, 0.0)
+    for index, (attack, (forward, backward)) in enumerate(per_survivor.items()):
+        rows = images * (robust + (0.1 * fallen if index == 0 else 0.0))
+        calls[f"{attack}_forward"] = rows * forward
+        calls[f"{attack}_backward"] = rows * backward
+    return calls
+
+
+def _passes_per_survivor(version: str, norm: str, targets: int) -> dict[str, tuple[float, float]]:
+    """(forward, backward) passes of an image that survives, by attack (Croce & Hein 2020; specification of the
+    ensemble): APGD one of each per iteration and one at the start, FAB two forwards and one backward, Square a forward
+    per query."""
+    restarts, goals = (5, min(5, targets)) if norm == "l1" else (1, targets)
+    apgd_ce = (101.0 * restarts, 101.0 * restarts)
+    apgd_t, fab_t = (101.0 * goals, 101.0 * goals), (200.0 * targets, 100.0 * targets)
+    if version == "rand":  # expectation over 20 passes
+        return {"apgd-ce": (2020.0, 2020.0), "apgd-dlr": (2020.0, 2020.0)}
+    if version == "plus":
+        five = (505.0, 505.0)
+        fab = (1000.0, 500.0 * targets)
+        return {
+            "apgd-ce": five,
+            "apgd-dlr": five,
+            "fab": fab,
+            "square": (5001.0, 0.0),
+            "apgd-t": apgd_t,
+            "fab-t": fab_t,
+        }
+    return {"apgd-ce": apgd_ce, "apgd-t": apgd_t, "fab-t": fab_t, "square": (5001.0, 0.0)}

@@ -1,0 +1,153 @@
+"""What a recipe that was not run would have cost, from those that were.
+
+Training cost is a product: what an image costs through this model, times the passes that its loss and steps make,
+times the images seen. A first guess takes the first factor proportional to the parameters and the second from the
+exact FLOP convention (at: K + 1.5 and trades: K + 3.5 passes there and back); the table then corrects both per model
+and per loss and steps, by least squares on logarithms with a whiff of ridge, so that a correction that the table
+cannot tell is none rather than anything. Counted FLOPs come out to within rounding, measured energy and seconds with
+the scatter of the runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from robudget.tables.usable import Floats, column, failed
+
+COSTS = (
+    "train_flops_exact", "train_flops_paper", "train_energy_kwh", "cost_usd", "co2_kg", "train_seconds", "gpu_hours",
+)  # fmt: skip
+EXTRA_PASSES = {"trades": 3.5, "mart": 3.5}  # beside the K of the attack; 1.5 for every other loss
+RIDGE = 1e-6
+Effort = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """ln(cost per image) = base + ln(parameters) + ln(passes) + models[key] + efforts[(loss, steps)] +
+    kinds[activation].
+
+    `scatter` is the residual's standard deviation in ln, over `n_runs`.
+    """
+
+    name: str
+    base: float
+    models: dict[Hashable, tuple[float, float]]  # key → (ln parameters, correction)
+    efforts: dict[Effort, float]
+    kinds: dict[Hashable, float]
+    scatter: float
+    n_runs: int
+    per_epoch: float  # images an epoch of the fitted runs, where they agree; else NaN
+
+    @classmethod
+    def fit(cls, frame: pd.DataFrame, name: str) -> CostModel | None:
+        """None where the table does not hold the column, or knows it of no run."""
+        if name not in frame.columns:
+            return None
+        cost, images = column(frame, name), images_of(frame)
+        use = ~failed(frame) & (cost > 0) & (images > 0)
+        if not use.any():
+            return None
+        runs = frame[use]
+        guess = np.log(images[use]) + _sizes(runs) + np.log([_passes(*effort) for effort in _efforts(runs)])
+        target = np.log(cost[use]) - guess
+        efforts = _efforts(runs)
+        columns: list[Sequence[Hashable]] = [_models(runs), efforts, _kinds(runs)]
+        levels = [sorted(set(values), key=str) for values in columns]
+        design = np.concatenate([_indicators(v, known) for v, known in zip(columns, levels, strict=True)], axis=1)
+        base = float(target.mean())
+        gram = design.T @ design
+        solution = np.linalg.solve(gram + RIDGE * np.eye(len(gram)), design.T @ (target - base))
+        residual = target - base - design @ solution
+        freedom = max(len(runs) - int(np.linalg.matrix_rank(gram)), 1)
+        parts = np.split(solution, np.cumsum([len(known) for known in levels])[:-1])
+        sizes = dict(zip(columns[0], _sizes(runs), strict=True))
+        return cls(
+            name, base,
+            {key: (float(sizes[key]), float(v)) for key, v in zip(levels[0], parts[0], strict=True)},
+            {key: float(v) for key, v in zip(sorted(set(efforts), key=str), parts[1], strict=True)},
+            {key: float(v) for key, v in zip(levels[2], parts[2], strict=True)},
+            float(np.sqrt((residual**2).sum() / freedom)), len(runs), _per_epoch(runs),
+        )  # fmt: skip
+
+    def predict(self, rows: pd.DataFrame) -> Floats:
+        """Cost of the whole run per row, (n,); NaN where parameters or images are unknown."""
+        logs = [
+            self.base + size + np.log(_passes(*effort)) + self._model(key, size) + self._effort(*effort)
+            + self.kinds.get(kind, 0.0)
+            for key, size, effort, kind in zip(_models(rows), _sizes(rows), _efforts(rows), _kinds(rows), strict=True)
+        ]  # fmt: skip
+        return np.asarray(np.exp(np.array(logs)) * images_of(rows, self.per_epoch))
+
+    def _model(self, key: Hashable, size: float) -> float:
+        """The correction of this model, or of one of its size, between those that were run."""
+        if key in self.models:
+            return self.models[key][1]
+        known = sorted(self.models.values())
+        return float(np.interp(size, [k for k, _ in known], [v for _, v in known]))
+
+    def _effort(self, loss: str, steps: int) -> float:
+        known = sorted((k, v) for (name, k), v in self.efforts.items() if name == loss)
+        return float(np.interp(steps, [k for k, _ in known], [v for _, v in known])) if known else 0.0
+
+
+def images_of(rows: pd.DataFrame, per_epoch: float = math.nan) -> Floats:
+    """Training images seen in the whole run, (n,): the column, or epochs × images an epoch (`per_epoch` where a row
+    does not say), or epochs where no size is known, or 1 where the table knows none of them (all runs then count as
+    equally long)."""
+    unknown = np.full(len(rows), np.nan)
+    seen = column(rows, "images_seen") if "images_seen" in rows else unknown
+    epochs = column(rows, "epochs") if "epochs" in rows else unknown
+    each = column(rows, "epoch_images") if "epoch_images" in rows else unknown
+    counted = np.where(np.isnan(seen), epochs * np.where(np.isnan(each), per_epoch, each), seen)
+    if not np.isnan(counted).all():
+        return counted
+    return np.ones(len(rows)) if np.isnan(epochs).all() else epochs
+
+
+def _per_epoch(runs: pd.DataFrame) -> float:
+    if not {"images_seen", "epochs"} <= set(runs.columns):
+        return math.nan
+    each = column(runs, "images_seen") / column(runs, "epochs")
+    each = each[np.isfinite(each) & (each > 0)]
+    return float(np.median(each)) if len(each) and np.ptp(each) <= 0.02 * np.median(each) else math.nan
+
+
+def _passes(loss: str, steps: int) -> float:
+    return steps + EXTRA_PASSES.get(loss, 1.5)
+
+
+def _sizes(rows: pd.DataFrame) -> Floats:
+    """ln parameters, (n,); 0 where the table does not say."""
+    if "parameters" not in rows:
+        return np.zeros(len(rows))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(column(rows, "parameters")))
+
+
+def _models(rows: pd.DataFrame) -> list[Hashable]:
+    names = [name for name in ("model", "base", "parameters") if name in rows]
+    return [tuple(values) for values in rows[names].itertuples(index=False)] if names else [()] * len(rows)
+
+
+def _kinds(rows: pd.DataFrame) -> list[Hashable]:
+    names = [name for name in ("activation", "variant") if name in rows]
+    return [tuple(values) for values in rows[names].itertuples(index=False)] if names else [()] * len(rows)
+
+
+def _efforts(rows: pd.DataFrame) -> list[Effort]:
+    loss = rows["loss"].astype(str) if "loss" in rows else ["at"] * len(rows)
+    steps = column(rows, "steps") if "steps" in rows else np.zeros(len(rows))
+    return [(str(name), 0 if np.isnan(k) else int(k)) for name, k in zip(loss, steps, strict=True)]
+
+
+def _indicators(values: Sequence[Hashable], levels: Sequence[Hashable]) -> Floats:
+    places = {level: i for i, level in enumerate(levels)}
+    out = np.zeros((len(values), len(levels)))
+    out[np.arange(len(values)), [places[value] for value in values]] = 1
+    return out

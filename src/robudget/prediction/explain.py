@@ -1,0 +1,157 @@
+"""What a predictor leans on: importances, partial dependence, and where training collapses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robudget.errors import unknown
+from robudget.laws.plain import fields
+from robudget.prediction.cross_validation import FOLDS, OutOfFold
+from robudget.prediction.features import Column, Features
+from robudget.prediction.regressors import Bools, Fitted, ModelName
+from robudget.tables.usable import Floats
+
+SHUFFLES = 5
+RESAMPLES = 1_000
+MOST_ROWS = 500  # of a table averaged over in a partial dependence
+MOST_LEVELS = 12
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much the predictor leans on a feature. `by_model`: the trees' own share of impurity, summing to 1.
+    `by_permutation`: points of mean absolute error added on runs that the model was not fitted on when the feature is
+    shuffled among them, with the 95% interval `low` to `high` (bootstrap over runs). `aliases` vary only together with
+    the feature in this table.
+    """
+
+    feature: str
+    by_model: float
+    by_permutation: float
+    low: float
+    high: float
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Partial:
+    """The mean predicted accuracy (percent) and P(collapse) over the table with `feature` set to each of `values`."""
+
+    feature: str
+    values: tuple[Any, ...]
+    aa_acc: tuple[float, ...]
+    p_collapse: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return fields(self)
+
+
+@dataclass(frozen=True)
+class CollapseMap:
+    """P(collapse), averaged over the table's other choices, for every pair of levels of two features; `observed` is the
+    share of real runs that collapsed (NaN without runs), `n` their number. Arrays are (first, second)."""
+
+    first: str
+    second: str
+    first_values: tuple[Any, ...]
+    second_values: tuple[Any, ...]
+    p_collapse: Floats = field(repr=False)
+    observed: Floats = field(repr=False)
+    n: Any = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        arrays = {name: getattr(self, name) for name in ("p_collapse", "observed", "n")}
+        return fields(self) | {name: [[_number(v) for v in row] for row in a] for name, a in arrays.items()}
+
+
+def importances(
+    model: ModelName, out: OutOfFold, fitted: Fitted, seen: Features, X: Floats, y: Floats, seed: int
+) -> tuple[Importance, ...]:
+    """By the model and by permutation, the most important by permutation first. `out`: folds over the whole table."""
+    rng = np.random.default_rng(seed)
+    names = np.array(seen.names)
+    shares = fitted.shares["gbr" if model == "gbr" else "forest"]
+    worse = np.zeros((len(seen.columns), len(y)))
+    for rows, other in out.folds[: min(FOLDS, len(y))]:
+        copies = []
+        for c in seen.columns:
+            mine = np.flatnonzero(names == c.name)
+            for _ in range(SHUFFLES):
+                shuffled = X[rows].copy()
+                shuffled[:, mine] = X[rng.permutation(rows)][:, mine]
+                copies.append(shuffled)
+        # One call for all copies: predicting has a fixed cost that would dominate otherwise.
+        predicted = other.outlook(np.concatenate([X[rows], *copies])).by_model[model]
+        miss = np.abs(predicted.reshape(1 + len(copies), len(rows)) - y[rows])
+        added = (miss[1:] - miss[0]).reshape(len(seen.columns), SHUFFLES, len(rows)).mean(axis=1)
+        worse[:, rows] = added
+    found = []
+    for i, c in enumerate(seen.columns):
+        means = worse[i][rng.integers(len(y), size=(RESAMPLES, len(y)))].mean(axis=1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        share = float(shares[names == c.name].sum())
+        found.append(Importance(c.name, share, float(worse[i].mean()), float(low), float(high), c.aliases))
+    return tuple(sorted(found, key=lambda importance: -importance.by_permutation))
+
+
+def partial(model: ModelName, fitted: Fitted, seen: Features, table: pd.DataFrame, feature: str) -> Partial:
+    """Raises InputError for a feature that the predictor does not know."""
+    c = _column(seen, feature)
+    values = _levels(c, table)
+    accuracy, collapse = [], []
+    base = _sample(table)
+    for value in values:
+        out = fitted.outlook(seen.matrix(base.assign(**{c.name: value})))
+        accuracy.append(float(out.by_model[model].mean()))
+        collapse.append(float(out.p_collapse.mean()))
+    return Partial(c.name, values, tuple(accuracy), tuple(collapse))
+
+
+def collapse_map(
+    fitted: Fitted, seen: Features, table: pd.DataFrame, fallen: Bools, first: str, second: str
+) -> CollapseMap:
+    """Raises InputError for a feature that the predictor does not know."""
+    one, two = _column(seen, first), _column(seen, second)
+    rows, columns = _levels(one, table), _levels(two, table)
+    shape = (len(rows), len(columns))
+    predicted, observed, n = np.empty(shape), np.full(shape, np.nan), np.zeros(shape, dtype=np.int64)
+    base = _sample(table)
+    for i, a in enumerate(rows):
+        for j, b in enumerate(columns):
+            X = seen.matrix(base.assign(**{one.name: a, two.name: b}))
+            predicted[i, j] = fitted.outlook(X).p_collapse.mean()
+            here = ((table[one.name] == a) & (table[two.name] == b)).to_numpy(dtype=np.bool_)
+            n[i, j] = here.sum()
+            observed[i, j] = fallen[here].mean() if here.any() else np.nan
+    return CollapseMap(one.name, two.name, rows, columns, predicted, observed, n)
+
+
+def _column(seen: Features, feature: str) -> Column:
+    """The column of that name, or the one that stands for it."""
+    found = next((c for c in seen.columns if feature == c.name or feature in c.aliases), None)
+    if found is None:
+        raise unknown("feature", feature, [c.name for c in seen.columns])
+    return found
+
+
+def _levels(c: Column, table: pd.DataFrame) -> tuple[Any, ...]:
+    values = sorted(set(table[c.name].dropna()))
+    if len(values) > MOST_LEVELS:
+        values = list(np.quantile(np.array(values, dtype=np.float64), np.linspace(0, 1, MOST_LEVELS)))
+    return tuple(v.item() if isinstance(v, np.generic) else v for v in values)
+
+
+def _sample(table: pd.DataFrame) -> pd.DataFrame:
+    """Evenly spaced rows of a large table."""
+    step = -(-len(table) // MOST_ROWS)
+    return table.iloc[::step]
+
+
+def _number(value: Any) -> float | int | None:
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return None if np.isnan(value) else float(value)

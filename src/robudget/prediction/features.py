@@ -1,0 +1,244 @@
+"""What a predictor may look at before training: the choices of a recipe that vary in a table, as numbers."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robudget.columns import EMPTY, KINDS, Kind
+from robudget.errors import InputError
+from robudget.forecast.passes import KNOWN
+from robudget.laws.plain import fields
+from robudget.meter.conventions import wrn_parameters
+from robudget.recipe import Recipe
+from robudget.tables.usable import Floats
+
+MOST_UNKNOWN = 0.2  # a column with more unknown values than this is no feature
+PAPER = ("parameters", "synthetic", "activation", "loss", "steps", "ema")  # Section "Prediction" of the paper
+
+
+@dataclass(frozen=True)
+class Column:
+    """One feature, as found in the table: `levels` of a category or flag (ascending), `low` and `high` of a number."""
+
+    name: str
+    kind: Kind
+    levels: tuple[str, ...] = ()
+    low: float = math.nan
+    high: float = math.nan
+    aliases: tuple[str, ...] = ()  # columns that vary only together with this one: their effects cannot be told apart
+
+    @property
+    def width(self) -> int:
+        """Matrix columns it takes: one, or one per level of a category of three or more."""
+        return len(self.levels) if self.kind == "category" and len(self.levels) > 2 else 1
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a table; `matrix` turns rows into numbers and `names` says what each matrix column is of."""
+
+    columns: tuple[Column, ...]
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, names: Sequence[str] | None = None) -> Features:
+        """The choices that vary in `frame` (or `names` of them), each standing for those that vary only with it.
+
+        Raises InputError for a name the table lacks, or where nothing varies.
+        """
+        for name in names or ():
+            if name not in frame.columns:
+                near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=1, cutoff=0.4)
+                raise InputError(f"the table has no column {name!r} for a feature{_hint(near)}")
+        wanted = [name for name in (names or KINDS) if name in frame.columns]
+        kept: list[Column] = []
+        codes: list[tuple[str, NDArray[np.int64]]] = []
+        for name in wanted:
+            kind = KINDS.get(name) or ("number" if pd.api.types.is_numeric_dtype(frame[name]) else "category")
+            values = _values(frame[name], name, kind)
+            code = pd.factorize(values)[0]
+            if len(set(code[code >= 0])) < 2 or (code < 0).mean() > MOST_UNKNOWN:
+                continue
+            twin = next((i for i, (_, other) in enumerate(codes) if _same(code, other)), None)
+            if twin is not None:
+                kept[twin] = _with_alias(kept[twin], name)
+                continue
+            codes.append((name, code))
+            if kind in ("log", "number"):
+                numbers = values.astype(float)
+                kept.append(Column(name, kind, low=float(numbers.min()), high=float(numbers.max())))
+            else:
+                kept.append(Column(name, kind, levels=tuple(sorted({str(v) for v in values.dropna()}))))
+        if not kept:
+            raise InputError("no choice varies in the table: there is nothing to predict from")
+        return cls(tuple(kept))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The feature behind each matrix column, (p,)."""
+        return tuple(column.name for column in self.columns for _ in range(column.width))
+
+    def matrix(self, rows: pd.DataFrame) -> Floats:
+        """Rows (n,) as (n, p) numbers. Raises InputError for a missing column, an unknown level or a missing value."""
+        parts = []
+        for column in self.columns:
+            if column.name not in rows.columns:
+                raise InputError(f"a prediction needs {column.name!r} (a feature of the table it was fitted on)")
+            values = _values(rows[column.name], column.name, column.kind)
+            if values.isna().any():
+                raise InputError(f"{column.name} is unknown for {int(values.isna().sum())} of {len(rows)} recipes")
+            if column.kind in ("log", "number"):
+                numbers = values.to_numpy(dtype=np.float64)
+                parts.append((np.log(np.maximum(numbers, 0.5)) if column.kind == "log" else numbers)[:, None])
+                continue
+            texts = values.astype(str)
+            new = sorted(set(texts) - set(column.levels))
+            if new:
+                raise InputError(
+                    f"{column.name} = {new[0]} is in no run of the table (found: {', '.join(column.levels)})"
+                )
+            table = np.stack([(texts == level).to_numpy(dtype=np.float64) for level in column.levels], axis=1)
+            parts.append(table[:, 1:] if column.width == 1 else table)
+        return np.concatenate(parts, axis=1)
+
+    def known(self, rows: pd.DataFrame) -> NDArray[np.bool_]:
+        """Rows of which every feature is known, (n,)."""
+        ok = np.ones(len(rows), dtype=np.bool_)
+        for column in self.columns:
+            ok &= _values(rows[column.name], column.name, column.kind).notna().to_numpy()
+        return ok
+
+    def outside(self, rows: pd.DataFrame) -> list[tuple[str, ...]]:
+        """For each row, the numeric features that lie outside the fitted table's range: extrapolations."""
+        out: list[list[str]] = [[] for _ in range(len(rows))]
+        for column in self.columns:
+            if column.kind in ("log", "number"):
+                numbers = _values(rows[column.name], column.name, column.kind).to_numpy(dtype=np.float64)
+                far = (numbers < column.low * (1 - 1e-9)) | (numbers > column.high * (1 + 1e-9))
+                for i in np.flatnonzero(far):
+                    out[i].append(column.name)
+        return [tuple(names) for names in out]
+
+    def unseen(self, rows: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, ...]]:
+        """For each row, the aliases whose value never came with this value of their feature in `table`: the feature
+        stands for both there, so that nothing is known of this combination. Unknown values are passed over."""
+        out: list[list[str]] = [[] for _ in range(len(rows))]
+        for column in self.columns:
+            for name in column.aliases:
+                if name not in rows.columns or name not in table.columns:
+                    continue
+                known = set(zip(_keys(table[column.name]), _keys(table[name]), strict=True))
+                pairs = zip(_keys(rows[column.name]), _keys(rows[name]), strict=True)
+                for i, (value, other) in enumerate(pairs):
+                    if other is not None and (value, other) not in known:
+                        out[i].append(name)
+        return [tuple(names) for names in out]
+
+    def to_dict(self) -> dict[str, Any]:
+        return fields(self)
+
+
+def rows_of(
+    recipes: Recipe | Sequence[Recipe] | pd.DataFrame | Mapping[str, Any], table: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Recipes, or features by name, as rows of a table.
+
+    A recipe does not say how many parameters its model has: they are taken from a run of `table` with the same model
+    and base, else by arithmetic for a WideResNet on a published dataset, and stay unknown (NaN) otherwise; give
+    `parameters` in a mapping then. The images it sees follow from its epochs and the size of the dataset: that of a run
+    of `table`, else the published one.
+    """
+    if isinstance(recipes, pd.DataFrame):
+        return recipes
+    if isinstance(recipes, Mapping):
+        return pd.DataFrame([dict(recipes)])
+    listed = [recipes] if isinstance(recipes, Recipe) else list(recipes)
+    return pd.DataFrame([_row(recipe, table) for recipe in listed])
+
+
+def _row(recipe: Recipe, table: pd.DataFrame | None) -> dict[str, Any]:
+    return {
+        "run_id": recipe.id, "slug": recipe.slug, "dataset": recipe.data.name,
+        "model": recipe.model.name, "base": recipe.model.base, "activation": recipe.model.activation,
+        "variant": recipe.model.variant, "parameters": _parameters(recipe, table), "loss": recipe.loss,
+        "beta": recipe.beta if recipe.loss in ("trades", "mart") else math.nan,
+        "steps": recipe.craft.steps if recipe.adversarial else 0, "epochs": recipe.epochs,
+        "epoch_images": recipe.epoch_images or math.nan, "images_seen": _images(recipe, table),
+        "batch_size": recipe.batch_size,
+        "ema": recipe.ema.decay is not None, "ema_decay": recipe.ema.decay or math.nan, "cutmix": recipe.data.cutmix,
+        "synthetic": recipe.synthetic.source is not None, "synthetic_fraction": recipe.synthetic.share,
+        "synthetic_amount": recipe.synthetic.amount or math.nan, "precision": recipe.precision,
+    }  # fmt: skip
+
+
+def _parameters(recipe: Recipe, table: pd.DataFrame | None) -> float:
+    if table is not None and {"model", "parameters"} <= set(table.columns):
+        same = (table["model"] == recipe.model.name).to_numpy()
+        if "base" in table.columns:
+            same = same & (table["base"] == recipe.model.base).to_numpy()
+        found = table.loc[same, "parameters"].dropna()
+        if len(found):
+            return float(found.iloc[0])
+    match, sizes = re.fullmatch(r"wrn-(\d+)-(\d+)", recipe.model.name), KNOWN.get(recipe.data.name)
+    if not match or sizes is None:
+        return math.nan
+    depth, width, base = int(match[1]), int(match[2]), recipe.model.base
+    return wrn_parameters(depth, width, classes=sizes.classes, base=base, channels=sizes.image_shape[0])
+
+
+def _images(recipe: Recipe, table: pd.DataFrame | None) -> float:
+    """Images of the whole training: epochs × (`epoch_images`, or what an epoch of the table's dataset holds)."""
+    each = float(recipe.epoch_images or math.nan)
+    if math.isnan(each) and table is not None and {"dataset", "images_seen", "epochs", "epoch_images"} <= set(table):
+        whole = table[(table["dataset"] == recipe.data.name) & table["epoch_images"].isna()]
+        found = (whole["images_seen"] / whole["epochs"]).dropna()
+        each = float(found.median()) if len(found) else each
+    if math.isnan(each) and recipe.data.name in KNOWN:
+        each = float(KNOWN[recipe.data.name].train)
+    return recipe.epochs * each
+
+
+def _values(series: pd.Series[Any], name: str, kind: Kind) -> pd.Series[Any]:
+    if kind in ("log", "number"):
+        numbers = pd.to_numeric(series, errors="coerce").astype(float)
+        return numbers.fillna(0.0) if name in EMPTY else numbers
+    if kind == "flag":
+        return series.map(lambda v: v if pd.isna(v) else bool(v)).astype(object)
+    return series
+
+
+def _keys(series: pd.Series[Any]) -> list[Any]:
+    """Values that compare across tables: rounded numbers, plain booleans and texts, None where unknown."""
+    out: list[Any] = []
+    for value in series:
+        if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+            out.append(None)
+        elif isinstance(value, bool | np.bool_):
+            out.append(bool(value))
+        elif isinstance(value, int | float | np.number):
+            out.append(float(f"{float(value):.6g}"))
+        else:
+            out.append(str(value))
+    return out
+
+
+def _same(a: NDArray[np.int64], b: NDArray[np.int64]) -> bool:
+    """Whether two factorised columns split the rows alike."""
+    pairs = len(np.unique(a.astype(np.int64) * (b.max() + 2) + b))
+    return pairs == len(np.unique(a)) == len(np.unique(b))
+
+
+def _with_alias(column: Column, name: str) -> Column:
+    return Column(column.name, column.kind, column.levels, column.low, column.high, (*column.aliases, name))
+
+
+def _hint(near: list[str]) -> str:
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,96 @@
+"""What fit and plan print, as text: the numbers are the laws' own, in words and units."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console, RenderableType
+
+from robudget.analysis import analyse
+from robudget.cli.view import laws as terminal_laws
+from robudget.cli.view import plan as terminal_plan
+from robudget.planning import plan
+from robudget.prediction import Predictor
+
+
+def text_of(view: RenderableType) -> str:
+    out = io.StringIO()
+    Console(file=out, width=240, highlight=False).print(view)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for size in (1e5, 1e6, 1e7):
+        for loss in ("at", "trades"):
+            for steps in (1, 2, 5, 10):
+                for synthetic in (False, True):
+                    flops = size * 1e6 * (2 * steps + (7 if loss == "trades" else 3))
+                    acc = 20 + 3 * math.log10(size) + 4 * synthetic + 2 * (loss == "trades") + math.log2(steps)
+                    rows.append({
+                        "run_id": f"r{len(rows)}", "dataset": "digits", "norm": "linf", "eps": 0.1, "parameters": size,
+                        "loss": loss, "steps": steps, "synthetic": synthetic, "clean_acc": 90.0, "images_seen": 1e6,
+                        "aa_acc": acc + rng.normal(0, 0.1), "train_flops_exact": flops,
+                        "train_energy_kwh": flops * 1e-14 * math.exp(rng.normal(0, 0.05)),
+                    })  # fmt: skip
+    return pd.DataFrame(rows).assign(cost_usd=lambda t: 0.2 * t.train_energy_kwh)
+
+
+@pytest.fixture(scope="module")
+def predictor(table: pd.DataFrame) -> Predictor:
+    return Predictor.fit(table, repeats=1, groups=[])
+
+
+def test_fit_says_what_the_headline_is_worth(table: pd.DataFrame) -> None:
+    found = analyse(table, resamples=50, predict=False)
+    text = text_of(terminal_laws.analysis(found))
+    for line in (found.law.sentence(), found.counts.sentence(), *found.trust):
+        assert line in text
+    assert "hidden RMSE" in text
+    for held in found.holdouts:
+        assert f"{held.miss('last value').rmse:.2f}" in text
+
+
+def test_targets_in_words(table: pd.DataFrame) -> None:
+    found = analyse(table, resamples=50, predict=False)
+    reach = dataclasses.replace(found.law.cost_at(45), value=2e13, low=1e13, high=math.inf, decades=0.5)
+    assert terminal_laws.reach_line(reach) == (
+        "45.0% needs 2.00×10¹³ FLOP (95%: 1.00×10¹³ FLOP to unreachable), 0.5 decades beyond the runs"
+    )
+    never = dataclasses.replace(reach, value=math.inf, p_unreachable=0.9)
+    assert terminal_laws.reach_line(never) == "45.0%: unreachable (90% of the resampled laws)"
+
+
+def test_a_plan_prices_everything(table: pd.DataFrame, predictor: Predictor) -> None:
+    made = plan(table, budget="1e13flops", predictor=predictor)
+    text = text_of(terminal_plan.plan(made))
+    best = made.options[0]
+    assert f"What to train for 1e13flops ({made.n_candidates} candidates; 90% intervals)" in text
+    assert f"{best.nearest[0][0]} {best.nearest[0][1]:.1f}%" in text
+    for name in ("Training compute", "Training energy", "Electricity cost"):
+        assert name in text
+    assert made.next_point is not None
+    assert "the next point, more" in text
+    assert "Bought with compute alone (a point more than the best run" in text
+    assert "no synthetic data" in text or "synthetic data" in text
+
+
+def test_a_plan_that_nothing_reaches(table: pd.DataFrame, predictor: Predictor) -> None:
+    made = plan(table, target=95, predictor=predictor)
+    text = text_of(terminal_plan.plan(made))
+    assert "The nearest to it: " in text
+    assert "No recipe of these is predicted a point better." in text
+    assert "no recipe made of the table's choices is predicted to reach 95%" in text
+    assert "What to train for" not in text
+
+
+def test_the_chance_of_reaching_a_target_is_shown(table: pd.DataFrame, predictor: Predictor) -> None:
+    text = text_of(terminal_plan.plan(plan(table, target=42, predictor=predictor)))
+    assert "P(reach)" in text

@@ -1,0 +1,176 @@
+"""The bill before the run: planned passes against real ones, the table of devices, a calibration, a whole study."""
+
+import math
+import time
+
+import pytest
+
+from robudget.data import load, names
+from robudget.errors import InputError
+from robudget.forecast import passes as schedule
+from robudget.forecast.forecast import Forecast, forecast, forecast_study, total
+from robudget.meter.prices import Prices
+from robudget.recipe import Recipe
+from robudget.sweep.study import Study
+from robudget.training import Trainer
+
+SMALL = {"model.base": 4, "epochs": 2, "epoch_images": 128, "validation.steps": 2}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": "at", "craft.steps": 2},
+        {"loss": "trades", "craft.steps": 1, "validation.every": 2},
+        {"loss": "standard", "epochs": 3, "validation.every": 2},
+        {"loss": "mart", "craft.steps": 1, "validation.split": "paper", "validation.images": 50},
+        {"loss": "free-at", "craft.steps": 3, "ema.decay": 0.9, "collapse.action": "off"},
+        {"loss": "fgsm-rs", "craft.steps": 1, "awp.gamma": 0.005, "awp.after_epochs": 1},
+    ],
+)
+def test_what_is_planned_is_what_happens(change: dict) -> None:
+    recipe = Recipe.load("digits").with_(SMALL | change)
+    last = list(Trainer(recipe, load("digits")))[-1]
+    planned = schedule.training(recipe, schedule.sizes_of("digits"))
+    assert (planned.steps, planned.images) == (last.steps, last.images)
+    for name, number in last.calls.items():
+        if name.startswith("validation"):
+            # Only what is classified correctly is attacked: between none and all of it.
+            least = schedule.training(recipe, schedule.sizes_of("digits"), right=0.0).calls.get(name, 0)
+            most = schedule.training(recipe, schedule.sizes_of("digits"), right=1.0).calls[name]
+            assert least <= number <= most
+        else:
+            assert planned.calls.get(name, 0) == number
+
+
+def test_known_sizes_are_the_datasets() -> None:
+    assert schedule.sizes_of("digits") == schedule.Sizes.of(load("digits"))
+    with pytest.raises(InputError, match="unknown dataset 'cifar1'; did you mean 'cifar10'"):
+        schedule.sizes_of("cifar1")
+
+
+def test_an_evaluation_costs_what_the_specification_says_of_survivors() -> None:
+    recipe = Recipe.load("paper")
+    sizes = schedule.sizes_of("cifar10")
+    calls = schedule.evaluation(recipe, sizes, clean=0.5, robust=0.5)
+    assert calls["apgd-ce_forward"] == 5000 * 101
+    assert calls["apgd-t_backward"] == 5000 * 9 * 101
+    assert calls["fab-t_forward"] == 2 * calls["fab-t_backward"] == 5000 * 9 * 200
+    assert calls["square_forward"] == 5000 * 5001
+    assert schedule.evaluation(recipe, sizes, clean=0.9, robust=0.0).keys() == calls.keys()
+
+
+def test_the_papers_longest_run_takes_more_than_16_days_on_four_v100() -> None:
+    recipe = Recipe.load("paper").with_(
+        {"model.name": "wrn-70-16", "loss": "trades", "craft.steps": 10, "epochs": 400, "batch_size": 64}
+    )
+    plan = forecast(recipe, device="v100", gpus=4)
+    days = plan.train_seconds.likely / 86_400
+    assert 16 * 0.7 < days < 16 * 1.5
+    assert plan.train_seconds.low < plan.train_seconds.likely < plan.train_seconds.high
+    assert "Tesla V100" in plan.basis
+    # 400 epochs of 50,000 images at 27 F, and the validation of every epoch on top.
+    assert plan.train_flops_exact > 27 * 77.53e9 * 50_000 * 400 * 0.99
+    assert plan.train_flops_paper == pytest.approx(3 * 13 * plan.forward_flops * 400 * 781 * 64)
+
+
+def test_the_whole_paper_is_priced_in_a_moment() -> None:
+    study = Study.load("paper-320")
+    begun = time.monotonic()
+    plans = forecast_study(study.recipes, device="v100", gpus=4)
+    assert time.monotonic() - begun < 120  # a bound against hanging; it takes seconds
+    assert len(plans) == 320
+    summed = total(plans)
+    assert summed["runs"] == 320
+    assert summed["train_flops_exact"] == pytest.approx(sum(plan.train_flops_exact for plan in plans))
+    assert summed["cost_usd_low"] < summed["cost_usd"] < summed["cost_usd_high"]
+    assert {plan.parameters for plan in plans} == {36_479_194, 46_160_474, 184_531_674, 266_796_506}
+
+
+def check(plan: Forecast) -> dict:
+    row = plan.to_dict()
+    for name in ("train_seconds", "train_energy_kwh", "cost_usd", "co2_kg", "eval_seconds", "eval_energy_kwh"):
+        assert 0 < row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+    assert row["how"] == "estimated"
+    assert {"train_flops_exact", "train_flops_paper", "parameters", "memory_gb", "basis", "prices"} <= row.keys()
+    return row
+
+
+def test_prices_and_synthetic_data_enter_the_bill() -> None:
+    recipe = Recipe.load("paper").with_({"synthetic.source": "file", "synthetic.amount": 1_000_000})
+    bare = check(forecast(recipe, device="a100"))
+    assert bare["synthetic"] == "not counted"
+    rich = check(
+        forecast(recipe, device="a100", prices=Prices(name="x", usd_per_gpu_hour=2, synthetic_wh_per_image=0.1))
+    )
+    assert rich["synthetic_kwh"] == pytest.approx(100)
+    assert rich["rent_usd"] == pytest.approx(2 * rich["train_seconds"] / 3600)
+    assert rich["cost_usd"] == bare["cost_usd"]
+    unknown_number = recipe.with_({"synthetic.amount": None})
+    assert check(forecast(unknown_number, device="a100"))["synthetic"] == "not counted"
+    assert check(forecast(Recipe.load("paper"), device="a100"))["synthetic"] == "none"
+
+
+def test_what_is_not_counted_is_listed_with_its_share() -> None:
+    row = check(forecast(Recipe.load("paper"), device="a100"))
+    assert 0 < row["flops_not_counted_share"] < 0.01
+    assert sum(row["flops_not_counted"].values()) == pytest.approx(row["flops_not_counted_share"])
+    assert any("batch_norm" in op for op in row["flops_not_counted"])
+
+
+def test_a_device_that_waits_for_its_host_is_told() -> None:
+    assert any("lower bounds" in note for note in forecast(Recipe.load("digits"), device="a100").notes)
+    assert not any("lower bounds" in note for note in forecast(Recipe.load("paper"), device="a100").notes)
+
+
+def test_sizes_of_a_data_set_that_only_its_files_tell() -> None:
+    recipe = Recipe.load("paper").with_(
+        {"data.name": "folder", "epoch_images": None, "validation.images": 10, "batch_size": 50}
+    )
+    with pytest.raises(InputError, match=r"unknown dataset 'folder'.*data\.root"):
+        forecast(recipe, device="a100")
+    mine = {"folder": schedule.Sizes(2000, 100, (3, 48, 48), 7)}
+    small = forecast(recipe, device="a100", sizes=mine)
+    large = forecast(recipe, device="a100", sizes={"folder": schedule.Sizes(4000, 100, (3, 48, 48), 7)})
+    assert large.train_flops_exact == pytest.approx(2 * small.train_flops_exact, rel=0.1)
+
+
+def test_every_data_set_of_the_catalog_but_any_folder_is_known() -> None:
+    assert {name for name in names() if name != "folder"} == set(schedule.KNOWN)
+
+
+def test_what_does_not_fit_is_said() -> None:
+    recipe = Recipe.load("paper").with_({"model.name": "wrn-70-16", "batch_size": 512, "loss": "trades"})
+    assert "T4 has 16 GB" in forecast(recipe, device="t4").notes[0]
+    with pytest.raises(InputError, match="unknown device 'h10'"):
+        forecast(recipe, device="h10")
+
+
+def test_another_image_size_is_another_cost() -> None:
+    recipe = Recipe.load("paper").with_({"model.name": "wrn-16-2"})
+    small, large = (forecast(recipe.with_({"data.image_size": side}), device="a100") for side in (32, 64))
+    assert large.forward_flops == pytest.approx(4 * small.forward_flops, rel=1e-3)
+
+
+def test_a_calibration_times_this_machine() -> None:
+    recipe = Recipe.load("digits").with_(SMALL | {"loss": "trades", "craft.steps": 3, "ema.decay": 0.9})
+    standard = recipe.with_({"loss": "standard"})
+    plans = forecast_study([recipe, standard], seconds=2)
+    rows = [check(plan) for plan in plans]
+    assert all("calibrated on this machine" in row["basis"] for row in rows)
+    assert all(row["device"] == "this machine" for row in rows)
+    assert rows[0]["train_seconds"] < 600
+
+
+def test_a_batch_that_does_not_fit_the_time_is_scaled() -> None:
+    recipe = Recipe.load("digits").with_({"model.name": "wrn-10-4", "batch_size": 512, "craft.steps": 10})
+    plan = forecast(recipe, seconds=0.2)
+    check(plan)
+    assert any("scaled to 512" in note for note in plan.notes)
+
+
+def test_unknown_stays_unknown_in_sums() -> None:
+    recipe = Recipe.load("digits").with_({"loss": "free-at", "craft.steps": 4})
+    plans = forecast_study([recipe, recipe.with_({"loss": "at"})], device="a100")
+    assert math.isnan(total(plans)["train_flops_paper"])
+    assert total(plans)["train_flops_exact"] > 0
