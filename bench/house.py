@@ -1,0 +1,187 @@
+"""The house in numbers: files, lines, levels, circles, hops, start-up: python bench/house.py [CHECKOUT ...]
+
+Files and lines are of src/robudget/**/*.py. A level is one step of the longest chain of imports between files, a circle
+a set of files that import each other (imports for types alone count too). Hops of a recipe, an image and a table are
+the functions of robudget that stand on the call stack where the work is done: the gradient of a training step, the
+gradient of an attack, the fit of a law. Start-up is the least of five runs of a process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RUNS = 5
+SMALL = 70  # lines below which a file counts as small
+STARTS = {
+    "python -c pass": ["-c", "pass"],
+    "robudget --help": ["-m", "robudget", "--help"],
+    "import robudget": ["-c", "import robudget"],
+    "import the fit of a law": ["-c", "import robudget; robudget.fit_power_law"],
+    "import training and evaluation": ["-c", "import robudget; robudget.run"],
+}
+
+
+def sources(checkout: Path) -> dict[str, Path]:
+    """Module name → file."""
+    root = checkout / "src"
+    return {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted((root / "robudget").rglob("*.py"))
+    }
+
+
+def imports(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of robudget that a file names in an import, wherever in its code; the package itself left out."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in modules else node.module for name in full}
+    return names & modules.keys() - {"robudget"}
+
+
+def components(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components in an order in which what is imported comes first (Tarjan 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    done: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(graph[node]):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            component = []
+            while not component or component[-1] != node:
+                component.append(stack.pop())
+            done.append(component)
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return done
+
+
+def structure(checkout: Path) -> None:
+    modules = sources(checkout)
+    lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in modules.items()}
+    graph = {name: imports(path, modules) - {name} for name, path in modules.items()}
+    level: dict[str, int] = {}
+    circles = []
+    for component in components(graph):
+        if len(component) > 1:
+            circles.append(sorted(component))
+        below = {level[other] for name in component for other in graph[name] if other in level}
+        for name in component:
+            level[name] = 1 + max(below, default=0)
+    small = sum(n < SMALL for n in lines.values())
+    print(f"  files {len(lines)}, of them under {SMALL} lines {small}, over 400 {sum(n > 400 for n in lines.values())}")
+    print(f"  lines {sum(lines.values())}, levels {max(level.values())}, circles {len(circles)} {circles or ''}")
+
+
+# Runs in the checkout's own interpreter: the deepest stack of robudget's functions at the first call of `leaf`.
+PROBE = """
+import sys, tempfile
+from pathlib import Path
+import torch
+
+def stack():
+    frame, calls = sys._getframe(2), []
+    while frame:
+        file = frame.f_code.co_filename
+        if "/robudget/" in file and "site-packages" not in file:
+            calls.append((file.split("/robudget/", 1)[1], frame.f_code.co_qualname))
+        frame = frame.f_back
+    return calls[::-1]
+
+deepest = {}
+def watch(owner, leaf, what):
+    real = getattr(owner, leaf)
+    def spy(*args, **kwargs):
+        calls = stack()
+        name = what(calls)
+        if name and len(calls) > len(deepest.get(name, ())):
+            deepest[name] = calls
+        return real(*args, **kwargs)
+    setattr(owner, leaf, spy)
+
+def stage(calls):
+    files = {file.split("/")[0] for file, _ in calls}
+    if "training" in files:
+        return "a recipe, from run() to the gradient of a training step"
+    if "evaluation" in files and "attacks" in files:
+        return "an image, from run() to the gradient of an attack"
+
+watch(torch.autograd, "grad", stage)
+import numpy as np, pandas as pd
+import robudget
+recipe = robudget.Recipe.load("digits", {
+    "model.base": 2, "epochs": 1, "epoch_images": 64, "batch_size": 64, "craft.steps": 1, "validation.images": 20,
+    "validation.steps": 1, "evaluation.images": 8,
+})
+with tempfile.TemporaryDirectory() as folder:
+    robudget.run(recipe, store=folder, site=robudget.Site(device="cpu", threads=1))
+watch(np.linalg, "solve", lambda calls: "a table, from analyse() to the equations of a fit")
+x = np.geomspace(1e12, 1e15, 40)
+table = pd.DataFrame({
+    "train_flops_exact": x, "aa_acc": 20 * x**0.02 + np.random.default_rng(0).normal(0, 0.3, 40), "clean_acc": 95.0,
+    "loss": "at",
+})
+robudget.analyse(table)
+for name, calls in deepest.items():
+    print(f"  {name}: {len(calls)} functions in {len({file for file, _ in calls})} files")
+    print("    " + " > ".join(f"{file.removesuffix('.py')}:{function}" for file, function in calls))
+"""
+
+
+def hops(checkout: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], env=environment(checkout), capture_output=True, text=True, check=False
+    )
+    print(done.stdout.rstrip() if done.returncode == 0 else done.stderr.strip().splitlines()[-1])
+
+
+def starts(checkout: Path) -> None:
+    for name, command in STARTS.items():
+        seconds = []
+        for _ in range(RUNS):
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, *command], env=environment(checkout), stdout=subprocess.DEVNULL, check=True)
+            seconds.append(time.perf_counter() - begun)
+        print(f"  {name:32} {min(seconds):.2f} s (median {sorted(seconds)[RUNS // 2]:.2f})")
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(checkout / "src")}
+
+
+def main() -> None:
+    here = Path(__file__).resolve().parents[1]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkouts", nargs="*", type=Path, default=[here], help="default: this one")
+    parser.add_argument("--no-starts", action="store_true", help="leave the start-up times out")
+    options = parser.parse_args()
+    for checkout in options.checkouts:
+        print(checkout.resolve().name)
+        structure(checkout)
+        hops(checkout.resolve())
+        if not options.no_starts:
+            starts(checkout.resolve())
+
+
+if __name__ == "__main__":
+    main()
