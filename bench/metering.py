@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from robudget import data, meter
+from robudget import data
 from robudget.forecast import forecast
 from robudget.meter import flops
-from robudget.meter.counters import Integral
-from robudget.meter.poller import Poller
-from robudget.meter.share import machine_seconds, process_seconds
+from robudget.meter.counters import Integral, Poller
+from robudget.meter.cpu import machine_seconds, process_seconds
+from robudget.meter.machine import open_meter
 from robudget.models.build import build
 from robudget.recipe import Recipe
 from robudget.training import Trainer
@@ -52,7 +52,7 @@ def counting() -> None:
 
 
 def overhead(rounds: int = 41) -> None:
-    with meter.open("cpu") as opened:
+    with open_meter("cpu") as opened:
         times = []
         for _ in range(1000):
             begun = time.perf_counter()
@@ -107,7 +107,7 @@ def _miss(recipe: Recipe, dataset: data.Dataset) -> tuple[float, float, float, f
     """Foretold ÷ taken − 1 of wall time, energy and FLOPs; seconds taken; cores that other processes used."""
     before, begun = machine_seconds() - process_seconds(), time.monotonic()
     plan = forecast.forecast(recipe)
-    with tempfile.TemporaryDirectory() as folder, meter.open("cpu") as opened, opened.window("training") as window:
+    with tempfile.TemporaryDirectory() as folder, open_meter("cpu") as opened, opened.window("training") as window:
         last = list(Trainer(recipe, dataset, folder=Path(folder)))[-1]
     others = (machine_seconds() - process_seconds() - before) / (time.monotonic() - begun)
     true = sum(flops.totals(flops.of_recipe(recipe, dataset.classes, dataset.image_shape), last.calls).values())

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from robudget.files import replace, to_plain
+from robudget.meter.counters import Poller
 from robudget.meter.energy import Energy, Meter, Window
-from robudget.meter.poller import Poller
 from robudget.store import RunFolder
 
 NOTE_SECONDS = 5.0  # what a kill may lose

@@ -24,8 +24,9 @@ from robudget.evaluation.merge import merge
 from robudget.evaluation.state import FILE as STATE
 from robudget.execution import Site
 from robudget.files import write_json
-from robudget.meter import flops, record
-from robudget.meter.energy import Energy, Meter, open_meter
+from robudget.meter import flops
+from robudget.meter.energy import Energy, Meter
+from robudget.meter.machine import open_meter
 from robudget.runner import environment, resolve_device
 from robudget.store import RunFolder, writing
 from robudget.threat import Threat
@@ -211,10 +212,10 @@ class _Bill:
 
     def __init__(self, folder: Path, meter: Meter) -> None:
         self.path, self.state = folder / "bill.json", folder / "state" / STATE
-        before = None
+        self.before: Energy | None = None
         if self.state.exists() and self.path.exists():
-            before = Energy.from_dict(json.loads(self.path.read_text("utf-8"))["energy"])
-        self._context = meter.window("evaluation", before=before)
+            self.before = Energy.from_dict(json.loads(self.path.read_text("utf-8"))["energy"])
+        self._context = meter.window("evaluation")
 
     def __enter__(self) -> _Bill:
         self.window = self._context.__enter__()
@@ -237,17 +238,21 @@ class _Bill:
 
         return told
 
+    @property
+    def energy(self) -> Energy:
+        return self.window.energy if self.before is None else self.before + self.window.energy
+
     def _note(self) -> None:
         self.noted = time.monotonic()
         if self.state.exists():  # else there is nothing yet that another attempt would go on from
-            write_json(self.path, {"energy": self.window.energy.to_dict(), "seconds": self.window.energy.seconds})
+            write_json(self.path, {"energy": self.energy.to_dict(), "seconds": self.energy.seconds})
 
     def write(self, verdicts: Verdicts, counted: flops.PassFlops | None, about: dict[str, Any]) -> dict[str, Any]:
         """The final bill."""
-        energy = self.window.energy
+        energy = self.energy
         bill: dict[str, Any] = {"energy": energy.to_dict(), "seconds": energy.seconds, "flops_how": "unknown"}
         if counted is not None:
-            bill = record.of_evaluation(counted, verdicts.calls, energy=energy)
+            bill = flops.stage_record(counted, verdicts.calls, energy)
         write_json(self.path, bill | {"environment": about})
         return bill
 

@@ -26,8 +26,8 @@ from robudget.evaluation import Verdicts, evaluate
 from robudget.evaluation.merge import merge
 from robudget.execution import Site
 from robudget.files import write_json
-from robudget.meter import flops, record
-from robudget.meter.energy import open_meter
+from robudget.meter.flops import model_record, of_recipe, stage_record, training_record
+from robudget.meter.machine import open_meter
 from robudget.recipe import Recipe
 from robudget.store import RunFolder, Store, writing
 from robudget.training import Trainer, best_model
@@ -283,7 +283,7 @@ class _One:
                 progress=follow,
                 window=self.ledger.window,
             )
-        counted = flops.of_recipe(recipe, self.dataset.classes, self.dataset.image_shape)
+        counted = of_recipe(recipe, self.dataset.classes, self.dataset.image_shape)
         verdicts = verdicts.with_flops(counted.forward, counted.input_backward)
         with writing(target):
             verdicts.save(target)  # after the window, so that whoever finds it finds its energy logged too
@@ -327,7 +327,7 @@ class _One:
     def record(self, trained: Mapping[str, Any], verdicts: Verdicts) -> dict[str, Any]:
         """run.json, `trained` being what `train` found or an earlier run.json."""
         recipe, training = self.recipe, trained["training"]
-        counted = flops.of_recipe(recipe, self.dataset.classes, self.dataset.image_shape)
+        counted = of_recipe(recipe, self.dataset.classes, self.dataset.image_shape)
         low, high = verdicts.interval
         return {
             "id": recipe.id,
@@ -336,10 +336,10 @@ class _One:
             "recipe": recipe.to_dict(),
             "environment": trained["environment"],
             "dataset": trained["dataset"],
-            "model": record.of_model(counted),
+            "model": model_record(counted),
             "training": {
                 **training,
-                **record.of_training(
+                **training_record(
                     recipe,
                     counted,
                     training["calls"],
@@ -360,10 +360,10 @@ class _One:
                 "high": high,
                 "calls": verdicts.calls,
                 "findings": [finding.to_dict() for finding in verdicts.findings],
-                **record.of_evaluation(
+                **stage_record(
                     counted,
                     verdicts.calls,
-                    energy=self.ledger.total("evaluation", evaluation=recipe.evaluation_id),
+                    self.ledger.total("evaluation", evaluation=recipe.evaluation_id),
                 ),
             },
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),

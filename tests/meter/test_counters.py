@@ -56,7 +56,7 @@ def test_many_wraps_read_in_time() -> None:
 def test_unread_for_so_long_that_it_may_have_wrapped_twice() -> None:
     hw = Hardware(0)
     counter = hw.counter()
-    assert counter.patience == 50
+    assert counter.patience_seconds == 50
     hw.after(51, 10)
     counter.total()
     assert counter.lost == 1
@@ -75,7 +75,7 @@ def test_a_reset_is_no_wrap() -> None:
 def test_a_counter_that_does_not_wrap_only_resets() -> None:
     hw = Hardware(500)
     counter = hw.counter(wraps_at=None)
-    assert counter.patience == math.inf
+    assert counter.patience_seconds == math.inf
     hw.after(1e6, 1e9)
     assert counter.total() == 1e9 - 500
     hw.after(1, 7)
@@ -116,7 +116,7 @@ def test_power_is_integrated_by_trapezia() -> None:
 
 def test_a_short_gap_is_bridged_and_a_long_one_is_lost() -> None:
     hw = Hardware(100)
-    integral = Integral("p", hw.read, hw.clock, gap=5)
+    integral = Integral("p", hw.read, hw.clock, gap_seconds=5)
     hw.after(1, None)
     assert math.isnan(integral.sample())
     hw.after(1, 100)

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from robudget import meter
 from robudget.files import to_plain
 from robudget.meter.energy import Energy, Meter, Part, Reading
+from robudget.meter.machine import open_meter
 
 
 class Steady:
@@ -113,15 +113,15 @@ def test_a_killed_run_carries_on_and_nothing_counts_twice() -> None:
     with meter.window("train") as straight:
         clock.now += 108
     log = []
-    before = None
-    for _ in range(3):  # three attempts of 36 s, each reads the log of the one before
-        with meter.window("train", before=before) as window:
+    for _ in range(3):  # three attempts of 36 s
+        with meter.window("train") as window:
             clock.now += 36
             log.append(json.dumps(to_plain(window.energy.to_dict())))
-        before = Energy.from_dict(json.loads(log[-1]))
-    assert window.energy.kwh == pytest.approx(straight.energy.kwh)
-    assert window.energy.seconds == pytest.approx(straight.energy.seconds)
-    assert window.energy.parts[0].raw["joules"] == pytest.approx(straight.energy.parts[0].raw["joules"])
+    first, second, third = (Energy.from_dict(json.loads(line)) for line in log)
+    whole = first + second + third
+    assert whole.kwh == pytest.approx(straight.energy.kwh)
+    assert whole.seconds == pytest.approx(straight.energy.seconds)
+    assert whole.parts[0].raw["joules"] == pytest.approx(straight.energy.parts[0].raw["joules"])
 
 
 def part(name: str, kwh: float, how="measured", uncertainty=0.1) -> Part:
@@ -168,7 +168,7 @@ def busy(seconds: float) -> None:
 
 
 def test_this_machines_cpu_is_billed_by_cpu_time_and_says_estimated_or_measured() -> None:
-    with meter.open("cpu") as opened, opened.window("work") as window:
+    with open_meter("cpu") as opened, opened.window("work") as window:
         busy(0.2)
     energy = window.energy
     names = [p.name for p in energy.parts]
@@ -185,19 +185,19 @@ def test_this_machines_cpu_is_billed_by_cpu_time_and_says_estimated_or_measured(
 def test_no_threads_on_a_cpu_without_rapl() -> None:
     import threading
 
-    from robudget.meter.rapl import NoRapl, open_counters
+    from robudget.meter.cpu import NoRapl, open_counters
 
     try:
         open_counters()
     except NoRapl:
         before = threading.active_count()
-        with meter.open("cpu"):
+        with open_meter("cpu"):
             assert threading.active_count() == before
 
 
 def test_users_watts() -> None:
     threads = os.cpu_count()
-    with meter.open("cpu", cpu_watts=36.0 * threads) as opened, opened.window("work") as window:
+    with open_meter("cpu", cpu_watts=36.0 * threads) as opened, opened.window("work") as window:
         busy(0.1)
     cpu = window.energy.parts[0]
     if "RAPL package" not in cpu.method:  # the user's figure is for where nothing can be read
@@ -207,8 +207,8 @@ def test_users_watts() -> None:
 
 WORKER = """
 import json, sys, time
-from robudget import meter
-with meter.open("cpu") as opened, opened.window("work") as window:
+from robudget.meter.machine import open_meter
+with open_meter("cpu") as opened, opened.window("work") as window:
     begun = time.process_time()
     print("ready", flush=True)
     while time.process_time() - begun < 1.5:
@@ -241,9 +241,9 @@ import socket, sys
 def refused(*args, **kwargs):
     raise AssertionError("a socket was asked for")
 socket.socket = socket.create_connection = socket.getaddrinfo = refused
-from robudget import meter
 from robudget.meter import grid, prices
-with meter.open("cpu") as opened, opened.window("work") as window:
+from robudget.meter.machine import open_meter
+with open_meter("cpu") as opened, opened.window("work") as window:
     sum(range(10**6))
 assert window.energy.kwh > 0
 assert prices.Prices.load("FRA").gco2e_per_kwh < 200

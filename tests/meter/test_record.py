@@ -6,10 +6,9 @@ import math
 import pytest
 
 from robudget.files import to_plain
-from robudget.meter import record
 from robudget.meter.conventions import exact_factor, paper_factor
 from robudget.meter.energy import Energy, Part
-from robudget.meter.flops import of_recipe
+from robudget.meter.flops import model_record, of_recipe, stage_record, training_record
 from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
 
@@ -19,7 +18,7 @@ IMAGES, STEPS = 1000, 10
 
 def trained(recipe: Recipe, calls: dict[str, float]) -> dict:
     flops = of_recipe(recipe, 10, (3, 32, 32))
-    made = record.of_training(recipe, flops, calls, images=IMAGES, steps=STEPS, energy=ENERGY)
+    made = training_record(recipe, flops, calls, images=IMAGES, steps=STEPS, energy=ENERGY)
     return json.loads(json.dumps(to_plain(made), allow_nan=False))
 
 
@@ -57,13 +56,13 @@ def test_an_old_record_is_priced_anew_from_what_it_holds() -> None:
 def test_an_evaluation_is_billed_by_attack() -> None:
     recipe = Recipe.load("digits")
     flops = of_recipe(recipe, 10, (1, 8, 8))
-    made = record.of_evaluation(
-        flops, {"apgd-ce_forward": 101, "apgd-ce_backward": 101, "square_forward": 5001}, energy=Energy(math.nan, ())
+    made = stage_record(
+        flops, {"apgd-ce_forward": 101, "apgd-ce_backward": 101, "square_forward": 5001}, Energy(math.nan, ())
     )
     by_phase = made["flops_by_phase"]
     assert by_phase["square_forward"] == 5001 * flops.forward
     assert by_phase["apgd-ce_backward"] == 101 * flops.input_backward
     assert math.isnan(made["energy"]["kwh"])
-    about = record.of_model(flops)
+    about = model_record(flops)
     assert about["parameters"] == flops.parameters
     assert about["flops_per_image"]["forward"] == flops.forward

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from robudget.meter import cpu, gpu, memory
-from robudget.meter.rapl import NoRapl, RaplSource, open_counters
-from robudget.meter.share import ProcessShare, machine_seconds, process_seconds
+from robudget.meter.cpu import NoRapl, ProcessShare, RaplSource, machine_seconds, open_counters, process_seconds
 
 
 def zone(root: Path, name: str, label: str, microjoules: int | None, span: int = 65_532_610_987) -> Path:
@@ -31,7 +30,7 @@ def test_packages_only_and_each_once(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:3", "package-1-die-1", 7_000_000_100)  # shows package 1's counter again
     counters = open_counters(tmp_path)
     assert [counter.name for counter in counters] == ["package-0", "package-1"]
-    assert counters[0].patience == pytest.approx(65.5, rel=0.01)
+    assert counters[0].patience_seconds == pytest.approx(65.5, rel=0.01)
 
 
 def test_a_rapl_source_reads_joules(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from robudget.forecast import step_timing as calibration
 from robudget.forecast.passes import Sizes, sizes_of
 from robudget.meter.conventions import paper_flops
 from robudget.meter.devices import Device, find
-from robudget.meter.energy import JOULES_PER_KWH, open_meter
-from robudget.meter.flops import PassFlops, of_recipe, totals
+from robudget.meter.energy import JOULES_PER_KWH
+from robudget.meter.flops import PassFlops, of_recipe, totals, training_calls
+from robudget.meter.machine import open_meter
 from robudget.meter.prices import Prices, bill
-from robudget.meter.record import training_calls
 from robudget.recipe import Recipe
 
 # Shares of the test images that come out right and robust: the evaluation's length depends on them.

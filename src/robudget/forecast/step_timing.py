@@ -17,8 +17,8 @@ import torch
 from robudget.data.dataset import Dataset, Split, to_unit
 from robudget.forecast.passes import Schedule, Sizes
 from robudget.meter.conventions import exact_factor
+from robudget.meter.cpu import machine_seconds, process_seconds
 from robudget.meter.energy import JOULES_PER_KWH, Meter
-from robudget.meter.share import machine_seconds, process_seconds
 from robudget.recipe import Recipe
 from robudget.training import Trainer
 from robudget.training.craft import Adversary

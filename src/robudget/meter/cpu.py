@@ -1,20 +1,175 @@
-"""Energy of the CPU: RAPL where it can be read, else CPU time × the user's watts or the thermal design power."""
+"""Energy of the CPU: RAPL where it can be read, else CPU time × the user's watts or the thermal design power.
+
+Counters of a package speak of the whole machine; this process's share of them is its share of the busy CPU time, so
+that the bills of runs side by side add up to one machine's. RAPL and /proc/cpuinfo are read here and not by CodeCarbon:
+its reader takes every counter that went back for one that wrapped once, and its search for the CPU's name takes 1.3 s.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import psutil
+
+from robudget.errors import RobudgetError
+from robudget.meter.counters import Counter, Poller, Read, without_mirrors
 from robudget.meter.devices import devices
 from robudget.meter.energy import How, Reading, Source
-from robudget.meter.rapl import POWERCAP, NoRapl, RaplSource, open_counters
-from robudget.meter.share import ProcessShare, process_seconds
 
+POWERCAP = Path("/sys/class/powercap")
+# No package draws more: a counter of 2^32 units of 15.3 µJ (65.7 kJ) then wraps no sooner than after a minute.
+PACKAGE_MAX_WATTS = 1000.0
+# Below this the kernel's ticks of 10 ms are too coarse to divide by.
+_SHORTEST_SECONDS = 0.5
 # CodeCarbon's default for a CPU it does not know.
 _WATTS_PER_THREAD = 4.0
+
+
+class NoRapl(RobudgetError):
+    """Why RAPL cannot be used here."""
+
+
+def open_source(share: ProcessShare, watts: float | None = None, *, powercap: Path = POWERCAP) -> Source:
+    """The best source for the CPU; `watts`: what all CPUs of the machine draw under full load, by the user."""
+    try:
+        return RaplSource(open_counters(powercap), share)
+    except NoRapl as error:
+        why = str(error)
+    if watts is None:
+        return TimeSource(cpu_power(), why)
+    threads = os.cpu_count() or 1
+    return TimeSource(CpuPower(watts / threads, f"CPU time × the user's {watts:g} W / {threads} threads", 0.3), why)
+
+
+# -- this process's share of the machine ------------------------------------------------------------------------------
+
+
+def process_seconds() -> float:
+    """CPU time of this process: all threads, and children that have ended."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
+def machine_seconds() -> float:
+    """CPU time that the machine was busy with anything, since boot."""
+    t = psutil.cpu_times()
+    parts = (getattr(t, name, 0.0) for name in ("nice", "irq", "softirq", "interrupt", "dpc"))
+    return float(t.user + t.system + sum(parts))
+
+
+class ProcessShare:
+    """Splits a machine-wide quantity that only grows: from the machine's total, this process's total."""
+
+    def __init__(
+        self,
+        *,
+        process: Callable[[], float] = process_seconds,
+        machine: Callable[[], float] = machine_seconds,
+    ) -> None:
+        self._process, self._machine = process, machine
+        self._settled = 0.0
+        self._from = (0.0, process(), machine())
+
+    def of(self, total: float) -> float:
+        """This process's part of everything since the beginning, given the machine's `total` now (NaN: unknown)."""
+        if math.isnan(total):
+            return math.nan
+        now = (total, self._process(), self._machine())
+        growth, own, busy = (b - a for a, b in zip(self._from, now, strict=True))
+        share = own / max(busy, own) if own > 0 else 0.0
+        part = self._settled + growth * share
+        if busy >= _SHORTEST_SECONDS:
+            self._settled, self._from = part, now
+        return part
+
+
+# -- RAPL -------------------------------------------------------------------------------------------------------------
+
+
+class RaplSource:
+    """Joules of all packages × this process's share of the machine's busy CPU time.
+
+    The counters wrap around, so a thread reads them often enough to notice every time that they do.
+    """
+
+    name = "cpu"
+    how: How = "measured"
+    method = "RAPL package counters × share of the machine's busy CPU time"
+    uncertainty = 0.1
+
+    def __init__(self, counters: Sequence[Counter], share: ProcessShare, *, poll: bool = True) -> None:
+        self._counters, self._share = list(counters), share
+        self._lock = threading.Lock()
+        patience_seconds = min(counter.patience_seconds for counter in counters)
+        self._poller = Poller(self.read, patience_seconds / 3) if poll else None
+
+    def read(self) -> Reading:
+        with self._lock:
+            totals = [counter.total() for counter in self._counters]
+            raw = {f"rapl_{counter.name}_joules": total for counter, total in zip(self._counters, totals, strict=True)}
+            lost = sum(counter.lost for counter in self._counters)
+            notes = tuple(note for counter in self._counters for note in counter.notes)
+            return Reading(self._share.of(sum(totals)), raw, lost, notes)
+
+    def close(self) -> None:
+        if self._poller is not None:
+            self._poller.close()
+
+
+def open_counters(root: Path = POWERCAP) -> list[Counter]:
+    """The packages' counters. Raises NoRapl with the reason: no such files, or no permission to read them."""
+    zones = sorted(path for path in root.glob("intel-rapl:*") if re.fullmatch(r"intel-rapl:\d+", path.name))
+    packages = [zone for zone in zones if (_text(zone / "name") or "").startswith("package")]
+    if not packages:
+        raise NoRapl("no RAPL here")
+    energies = [_number(zone / "energy_uj") for zone in packages]
+    readable = [(zone, energy) for zone, energy in zip(packages, energies, strict=True) if energy is not None]
+    if len(readable) < len(packages):
+        raise NoRapl("RAPL is here but may not be read (permission of its energy_uj files)")
+    keep = without_mirrors([energy / 1e6 for _, energy in readable])
+    return [_counter(readable[index][0]) for index in keep]
+
+
+def _counter(zone: Path) -> Counter:
+    span = _number(zone / "max_energy_range_uj")
+    return Counter(
+        _text(zone / "name") or zone.name,
+        _joules(zone / "energy_uj"),
+        time.monotonic,
+        wraps_at=None if span is None else span / 1e6,
+        max_watts=PACKAGE_MAX_WATTS,
+    )
+
+
+def _joules(path: Path) -> Read:
+    def read() -> float | None:
+        value = _number(path)
+        return None if value is None else value / 1e6
+
+    return read
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError:
+        return None
+
+
+def _number(path: Path) -> float | None:
+    text = _text(path)
+    return float(text) if text is not None and text.isdigit() else None
+
+
+# -- CPU time × watts -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -27,7 +182,7 @@ class CpuPower:
 
 
 class TimeSource:
-    """CPU seconds of this process × watts of a busy thread. Idle power is nobody's, so it is not in it."""
+    """CPU seconds of this process × watts of a busy thread. Power that the machine draws when idle is not in it."""
 
     name = "cpu"
     how: How = "estimated"
@@ -45,28 +200,15 @@ class TimeSource:
         pass
 
 
-def open_source(share: ProcessShare, watts: float | None = None, *, powercap: Path = POWERCAP) -> Source:
-    """The best source for the CPU; `watts`: what all CPUs of the machine draw under full load, by the user."""
-    try:
-        return RaplSource(open_counters(powercap), share)
-    except NoRapl as error:
-        why = str(error)
-    if watts is None:
-        return TimeSource(cpu_power(), why)
-    threads = os.cpu_count() or 1
-    return TimeSource(CpuPower(watts / threads, f"CPU time × the user's {watts:g} W / {threads} threads", 0.3), why)
-
-
 @lru_cache(maxsize=1)
 def cpu_power() -> CpuPower:
-    """Thermal design power per thread of this machine's CPU: by our table, by CodeCarbon's, else its 4 W a thread.
+    """Thermal design power per thread of this machine's CPU: by our table, else CodeCarbon's, else its default of 4 W.
 
-    A virtual machine has a few of its host's threads, so only a table that knows how many those are can serve there.
+    A virtual machine has a few of its host's threads, so only a table that says how many the CPU has is used there.
     """
     name, virtual, sockets = identity()
-    known = [device for device in devices().values() if device.kind == "cpu" and plain(device.name) == plain(name)]
-    if known:
-        cpu = known[0]
+    cpu = next((d for d in devices().values() if d.kind == "cpu" and plain(d.name) == plain(name)), None)
+    if cpu is not None:
         method = f"CPU time × TDP {cpu.watts:g} W / {cpu.threads} threads ({cpu.name})"
         return CpuPower(cpu.watts / cpu.threads, method, 0.4)
     tdp = None if virtual else _tdp(name)
@@ -80,7 +222,7 @@ def cpu_power() -> CpuPower:
 
 
 def identity() -> tuple[str, bool, int]:
-    """Model name, whether this is a virtual machine, number of sockets: as /proc/cpuinfo tells."""
+    """Model name, whether this is a virtual machine, number of sockets: from /proc/cpuinfo."""
     try:
         text = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
@@ -92,7 +234,7 @@ def identity() -> tuple[str, bool, int]:
 
 
 def plain(name: str) -> str:
-    """A CPU's name without trademarks, clock and core count, in lower case: what tables can be searched by."""
+    """A CPU's name without trademarks, clock and core count, in lower case: the form in which tables are searched."""
     name = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|\b\d+-core\b|@.*$", " ", name.lower())
     return " ".join(name.split())
 

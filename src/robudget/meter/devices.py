@@ -1,4 +1,4 @@
-"""The table of devices that a forecast can be asked for: peak, power and what a training attains of the peak."""
+"""The table of devices: power, peak FLOP/s, and the share of the peak that a training reaches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from types import MappingProxyType
+
+from pydantic import TypeAdapter
 
 from robudget.config import load_yaml
 from robudget.errors import unknown
@@ -29,7 +31,7 @@ class Device:
     threads: int = 0
 
     def precision(self, asked: str) -> str:
-        """What `asked` (a recipe's precision) comes to here: `auto` takes bfloat16 where the device has it."""
+        """What a recipe's precision `asked` resolves to on it: `auto` takes bfloat16 where the device has it."""
         if asked == "float32" or "bfloat16" not in self.peak:
             return "float32"
         return "bfloat16"
@@ -44,7 +46,10 @@ class Device:
 def devices() -> Mapping[str, Device]:
     """Key → device, in the table's order."""
     text = resources.files("robudget.meter").joinpath("devices.yaml").read_text("utf-8")
-    return MappingProxyType({key: _device(key, entry) for key, entry in load_yaml(text, "devices.yaml").items()})
+    table = load_yaml(text, "devices.yaml")
+    for key, entry in table.items():
+        entry |= {"key": key, "peak": {precision: 1e12 * tera for precision, tera in entry["peak"].items()}}
+    return MappingProxyType(TypeAdapter(dict[str, Device]).validate_python(table))
 
 
 def find(key: str) -> Device:
@@ -56,23 +61,9 @@ def find(key: str) -> Device:
 
 
 def gpu_watts(name: str) -> float | None:
-    """Board power of the GPU that its driver calls `name`, None where the table does not know it."""
+    """Board power of the GPU that its driver calls `name`, None where it is not in the table."""
     for device in devices().values():
         model = device.key.removeprefix("rtx-").replace("-", " ")
         if device.kind == "gpu" and re.search(rf"\b{model}\b", name.lower()):
             return device.watts
     return None
-
-
-def _device(key: str, entry: Mapping[str, object]) -> Device:
-    fields = dict(entry)
-    peaks = fields.pop("peak")
-    shares = fields.pop("attainable")
-    assert isinstance(peaks, dict)
-    assert isinstance(shares, dict)
-    return Device(
-        key=key,
-        peak=MappingProxyType({precision: peak * 1e12 for precision, peak in peaks.items()}),
-        attainable=MappingProxyType({precision: tuple(share) for precision, share in shares.items()}),
-        **fields,  # type: ignore[arg-type]
-    )

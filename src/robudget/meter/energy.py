@@ -1,9 +1,8 @@
 """Energy of a stretch of work, in named windows that nest: `with meter.window("train") as w: …; w.energy.kwh`.
 
 A meter reads its sources (GPU, CPU, memory) when a window opens and when it closes, after the device has finished what
-it was given; in between only when somebody asks (any thread may) and, on a CPU, there is no thread. Every part says how
-it was obtained. The CPU's and the memory's part is this process's own, so that the bills of runs side by side add up to
-the machine's.
+it was given; in between only when somebody asks (any thread may). Every part says how it was obtained. The CPU's and
+the memory's part is this process's own, so that the energies of runs side by side add up to the machine's.
 """
 
 from __future__ import annotations
@@ -14,13 +13,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Protocol, get_args
+
+from pydantic import BeforeValidator, TypeAdapter
 
 How = Literal["measured", "estimated", "unknown"]
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # JSON has null for NaN
 JOULES_PER_KWH = 3.6e6
-# An energy is called measured when at least this much of it was.
-_MEASURED_SHARE = 0.9
+_MEASURED_SHARE = 0.9  # an energy is called measured when at least this much of it was
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class Part:
     names that carry their units. `kwh` is NaN where it is unknown."""
 
     name: str
-    kwh: float
+    kwh: Number
     how: How
     method: str
-    uncertainty: float
-    raw: Mapping[str, float] = field(default_factory=dict)
+    uncertainty: Number
+    raw: Mapping[str, Number] = field(default_factory=dict)
 
     def __add__(self, other: Part) -> Part:
         kwh = self.kwh + other.kwh
@@ -53,11 +55,11 @@ class Energy:
     """Energy at the plug of the machine, without PUE: wall seconds and one `Part` a component.
 
     `shared`: another process used the same GPU, so its part is not this run's alone (None where that is unknown or
-    there is no GPU). `notes` tell what went wrong while metering. `+` is for stretches one after the other, `beside`
+    there is no GPU). `notes` say what went wrong while metering. `+` is for stretches one after the other, `beside`
     for stretches at the same time (ranks of one run).
     """
 
-    seconds: float
+    seconds: Number
     parts: tuple[Part, ...]
     notes: tuple[str, ...] = ()
     shared: bool | None = None
@@ -93,59 +95,33 @@ class Energy:
         return self._joined(other, max(self.seconds, other.seconds))
 
     def _joined(self, other: Energy, seconds: float) -> Energy:
-        mine, theirs = {p.name: p for p in self.parts}, {p.name: p for p in other.parts}
-        parts = tuple(
-            mine[name] + theirs[name] if name in mine and name in theirs else mine.get(name) or theirs[name]
-            for name in dict.fromkeys((*mine, *theirs))
-        )
+        parts: dict[str, Part] = {}
+        for part in (*self.parts, *other.parts):
+            parts[part.name] = parts[part.name] + part if part.name in parts else part
         flags = {flag for flag in (self.shared, other.shared) if flag is not None}
         notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
-        return Energy(seconds, parts, notes, any(flags) if flags else None)
+        return Energy(seconds, tuple(parts.values()), notes, any(flags) if flags else None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back; the derived figures are in it for whoever reads the JSON."""
-        return {
-            "kwh": self.kwh,
-            "seconds": self.seconds,
-            "how": self.how,
-            "uncertainty": self.uncertainty,
-            "method": self.method,
-            "parts": [
-                {
-                    "name": part.name,
-                    "kwh": part.kwh,
-                    "how": part.how,
-                    "method": part.method,
-                    "uncertainty": part.uncertainty,
-                    "raw": dict(part.raw),
-                }
-                for part in self.parts
-            ],
-            "notes": list(self.notes),
-            "shared": self.shared,
-        }
+        figures = {"kwh": self.kwh, "how": self.how, "uncertainty": self.uncertainty, "method": self.method}
+        return figures | asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Energy:
-        parts = tuple(
-            Part(
-                part["name"],
-                _number(part["kwh"]),
-                part["how"],
-                part["method"],
-                _number(part["uncertainty"]),
-                {key: _number(value) for key, value in part["raw"].items()},
-            )
-            for part in data["parts"]
-        )
-        return cls(_number(data["seconds"]), parts, tuple(data["notes"]), data["shared"])
+        return _adapter().validate_python(data)
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[Energy]:
+    return TypeAdapter(Energy)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a source has counted since it was opened: joules (NaN while it is silent) and its own raw counts.
+    """What a source has counted since it was opened: joules (NaN while it cannot be read) and its own raw counts.
 
-    `lost` goes up whenever energy went by that can never be known. `notes`: all there are so far. `shared`: whether
+    `lost` goes up whenever energy was used that can never be known. `notes`: all there are so far. `shared`: whether
     others use the device now.
     """
 
@@ -176,19 +152,15 @@ class Source(Protocol):
 class Window:
     """One stretch of work. `energy` is what it took so far and, once closed, what it took."""
 
-    def __init__(self, meter: Meter, name: str, before: Energy | None) -> None:
+    def __init__(self, meter: Meter, name: str) -> None:
         self.name = name
         self._meter = meter
-        self._before = before
         self._start = meter._read()
         self._final: Energy | None = None
 
     @property
     def energy(self) -> Energy:
-        if self._final is not None:
-            return self._final
-        spent = self._meter._between(self._start, self._meter._read())
-        return spent if self._before is None else self._before + spent
+        return self._final or self._meter._between(self._start, self._meter._read())
 
     def _close(self) -> None:
         self._final = self.energy
@@ -219,13 +191,10 @@ class Meter:
         self._lock = threading.Lock()
 
     @contextmanager
-    def window(self, name: str, *, before: Energy | None = None) -> Iterator[Window]:
-        """Meter what happens inside, also if it raises. Windows may nest; an inner one is part of the outer one.
-
-        `before` is what an earlier, killed attempt at the same work had spent by its log; it is added in.
-        """
+    def window(self, name: str) -> Iterator[Window]:
+        """Meter what happens inside, also if it raises. Windows may nest; an inner one is part of the outer one."""
         self._settle()
-        window = Window(self, "/".join((*self._open, name)), before)
+        window = Window(self, "/".join((*self._open, name)))
         self._open.append(name)
         try:
             yield window
@@ -245,7 +214,7 @@ class Meter:
         self.close()
 
     def _settle(self) -> None:
-        # A device that died mid-run is the training's to report; here it is only a note.
+        # The work itself will report a device that failed; here it is only a note.
         try:
             self._synchronise()
         except RuntimeError as error:
@@ -270,9 +239,8 @@ class Meter:
 
 
 def _part(source: Source, start: Reading, end: Reading) -> Part:
-    known = end.lost == start.lost
-    # Shares of a machine settle with a lag, which may leave a window of milliseconds just below zero.
-    kwh = max(end.joules - start.joules, 0.0) / JOULES_PER_KWH if known else math.nan
+    # A share of the machine is known with a delay, which may make a window of milliseconds slightly negative.
+    kwh = max(end.joules - start.joules, 0.0) / JOULES_PER_KWH if end.lost == start.lost else math.nan
     raw = {key: value - start.raw.get(key, 0.0) for key, value in end.raw.items()}
     how: How = source.how if not math.isnan(kwh) else "unknown"
     return Part(source.name, kwh, how, source.method, source.uncertainty, raw)
@@ -280,33 +248,3 @@ def _part(source: Source, start: Reading, end: Reading) -> Part:
 
 def _worse(a: How, b: How) -> How:
     return max(a, b, key=get_args(How).index)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def open_meter(device: str = "cpu", *, cpu_watts: float | None = None, gpu_watts: float | None = None) -> Meter:
-    """The best meter this machine has for work on `device` ("cpu", "cuda", "cuda:1", …) by this process.
-
-    `cpu_watts`: what the machine's CPUs draw under full load, `gpu_watts`: what the GPU draws, by the user's knowledge;
-    they are used only where nothing better can be read. Fails for nothing: what cannot be read is NaN, with a note.
-    """
-    from robudget.meter import cpu, gpu, memory
-    from robudget.meter.share import ProcessShare
-
-    sources: list[Source] = []
-    if device != "cpu":
-        sources.append(gpu.open_source(device, gpu_watts))
-    sources.append(cpu.open_source(ProcessShare(), cpu_watts))
-    sources.append(memory.ModelSource(memory.machine_watts(), ProcessShare()))
-    return Meter(sources, synchronise=_synchroniser(device))
-
-
-def _synchroniser(device: str) -> Callable[[], None]:
-    if device == "cpu":
-        return lambda: None
-    import torch
-
-    module = getattr(torch, torch.device(device).type)
-    return lambda: module.synchronize() if torch.device(device).type == "mps" else module.synchronize(device)

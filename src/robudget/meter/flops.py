@@ -1,15 +1,17 @@
-"""FLOPs of a model, counted by dispatch on fake tensors: the real modules run, nothing is computed or allocated.
+"""FLOPs of a model, counted by dispatch on fake tensors, and what run.json records of a stage from them.
+
+The model's own modules run on the stand-ins, so nothing is computed or allocated.
 
 The formulas are torch's own (`torch.utils.flop_counter`): convolutions, matrix products and attention, 2 per
 multiply-add. What has no formula (BatchNorm, activations, pooling, …) is listed with its estimated share. One
-formula is put right: torch charges the weight gradient of a grouped convolution `groups` times over.
+formula is corrected: torch charges the weight gradient of a grouped convolution `groups` times over.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from robudget.meter.conventions import paper_flops
+from robudget.meter.energy import Energy
 from robudget.models.build import build
 from robudget.recipe import ModelPart, Recipe
 
@@ -29,30 +33,17 @@ from robudget.recipe import ModelPart, Recipe
 _BATCH = 2
 # Moving an average towards the weights: a subtraction, a product and an addition per parameter.
 _EMA_FLOPS = 3
-# Questions about a tensor, not work on it; NotImplemented hands them back to whoever is asked next.
-_QUERIES = frozenset(
-    [
-        *(
-            "size",
-            "sym_size",
-            "numel",
-            "sym_numel",
-            "dim",
-            "stride",
-            "sym_stride",
-            "storage_offset",
-            "sym_storage_offset",
-        ),
-        *("is_contiguous", "sym_is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense"),
-        *("layout", "device"),
-    ]
-)
-_LISTED = 1e-5  # a smaller share is listed among `other`
+# Questions about a tensor, not work on it: NotImplemented lets torch ask the next handler.
+_QUERIES = frozenset([
+    "size", "sym_size", "numel", "sym_numel", "dim", "stride", "sym_stride", "storage_offset", "sym_storage_offset",
+    "layout", "device", "is_contiguous", "sym_is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense",
+])  # fmt: skip
+_SMALLEST_SHARE = 1e-5  # smaller ones are listed together as `other`
 
 
 @dataclass(frozen=True)
 class PassFlops:
-    """FLOPs of one image through one model, by pass, with what else a bill needs to know of the model.
+    """FLOPs of one image through one model, by pass, with what else a forecast needs to know of the model.
 
     `input_backward` is the backward of an attack step (gradient of the input alone); `update_backward` that of a
     training step (gradients of the parameters; the first layer's input gradient is not taken); `full_backward` has
@@ -83,31 +74,24 @@ class PassFlops:
         return asdict(self) | {"image_shape": list(self.image_shape)}
 
 
-_by_key: dict[tuple[Hashable, tuple[int, ...]], PassFlops] = {}
 _by_model: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], PassFlops]] = weakref.WeakKeyDictionary()
 
 
-def count(model: nn.Module, image_shape: tuple[int, ...], *, key: Hashable | None = None) -> PassFlops:
+def count(model: nn.Module, image_shape: tuple[int, ...]) -> PassFlops:
     """FLOPs per image of `model` on images of `image_shape` (C, H, W); the model is left as it was.
 
-    Counted once per model and shape. `key` names the architecture where the caller knows it (the recipe's model part
-    and the number of classes, say), so that equal models share one count. The model may live on the meta device. A
-    model that shapes alone do not carry through (control flow that depends on the data, say) is counted on two black
-    images instead, and `method` says so.
+    Counted once per model and shape. The model may live on the meta device. One that needs more than shapes (control
+    flow that depends on the data, say) is counted on two black images instead, and `method` says so.
     """
     shape = tuple(image_shape)
-    if key is not None:
-        if (key, shape) not in _by_key:
-            _by_key[key, shape] = _count(model, shape)
-        return _by_key[key, shape]
-    mine = _by_model.setdefault(model, {})
-    if shape not in mine:
-        mine[shape] = _count(model, shape)
-    return mine[shape]
+    by_shape = _by_model.setdefault(model, {})
+    if shape not in by_shape:
+        by_shape[shape] = _count(model, shape)
+    return by_shape[shape]
 
 
 def of_recipe(recipe: Recipe, classes: int, image_shape: tuple[int, int, int]) -> PassFlops:
-    """FLOPs per image of the recipe's model, of which nothing but shapes is ever made; equal models share one count."""
+    """FLOPs per image of the recipe's model, built on the meta device; equal models share one count."""
     return _of_part(recipe.model, classes, tuple(image_shape))
 
 
@@ -115,13 +99,8 @@ def of_recipe(recipe: Recipe, classes: int, image_shape: tuple[int, int, int]) -
 def _of_part(part: ModelPart, classes: int, image_shape: tuple[int, int, int]) -> PassFlops:
     channels, side, _ = image_shape
     with torch.device("meta"):
-        model = build(
-            part.name,
-            classes=classes,
-            image_size=side,
-            channels=channels,
-            **part.model_dump(exclude={"name"}),
-        )
+        settings = part.model_dump(exclude={"name"})
+        model = build(part.name, classes=classes, image_size=side, channels=channels, **settings)
     return count(model, image_shape)
 
 
@@ -147,21 +126,68 @@ def _per_call(flops: PassFlops, name: str) -> int:
     raise ValueError(f"unknown pass {name!r} (allowed: ema, <phase>_forward, <phase>_backward, <phase>_full_backward)")
 
 
+def training_calls(recipe: Recipe, calls: Mapping[str, float], steps: int) -> dict[str, float]:
+    """The trainer's image passes, and the moving average, which the trainer does not count: once per update of weights.
+
+    Free-AT takes the gradient of the input and of the weights from one backward, so its update is a full one; it
+    updates the weights `craft.steps` times a step.
+    """
+    by_name = dict(calls)
+    if recipe.loss == "free-at" and "update_backward" in by_name:
+        by_name["update_full_backward"] = by_name.pop("update_backward")
+    if recipe.ema.decay is not None:
+        by_name["ema"] = steps * (recipe.craft.steps if recipe.loss == "free-at" else 1)
+    return by_name
+
+
+def model_record(flops: PassFlops) -> dict[str, Any]:
+    """What run.json says of the model itself."""
+    data = flops.to_dict()
+    return {"parameters": data.pop("parameters"), "flops_per_image": data}
+
+
+def training_record(
+    recipe: Recipe, flops: PassFlops, calls: Mapping[str, float], *, images: int, steps: int, energy: Energy
+) -> dict[str, Any]:
+    """What run.json says of the training's cost: `calls`, `images` and `steps` as in the last `EpochRecord`.
+
+    `flops_paper` is NaN where the paper's convention says nothing of the loss.
+    """
+    paper = paper_flops(recipe.loss, recipe.craft.steps, flops.forward, images)
+    return stage_record(flops, training_calls(recipe, calls, steps), energy) | {"flops_paper": paper}
+
+
+def stage_record(flops: PassFlops, calls: Mapping[str, float], energy: Energy) -> dict[str, Any]:
+    """FLOPs, energy and seconds of a stage as plain data; of an evaluation, `calls` are `<attack>_forward` and
+    `<attack>_backward`. Money and carbon follow from it and a `Prices` record whenever a table is made."""
+    by_phase = totals(flops, calls)
+    return {
+        "flops_exact": sum(by_phase.values()),
+        "flops_by_phase": by_phase,
+        "flops_how": "counted",
+        "seconds": energy.seconds,
+        "energy": energy.to_dict(),
+    }
+
+
+# -- counting ---------------------------------------------------------------------------------------------------------
+
+
 def _count(model: nn.Module, shape: tuple[int, ...]) -> PassFlops:
     state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     device = next((t.device for t in state.values()), torch.device("cpu"))
     on = torch.device("cpu") if device.type == "meta" else device
     try:
-        # Tensors that a model holds outside its parameters and buffers are real; they may mix in.
+        # Tensors that a model holds outside its parameters and buffers are real and stay so.
         with FakeTensorMode(allow_non_fake_inputs=True):
             fake = {name: torch.empty_like(t, device=on) for name, t in state.items()}
             return _three_passes(model, state, fake, shape, on, "shapes alone (fake tensors)")
-    except RuntimeError as error:  # what every fault of a fake tensor is, such as a branch on its values
+    except RuntimeError as error:  # any fault of a fake tensor, such as a branch on its values
         if device.type == "meta":
             raise
         copies = {name: t.detach().clone() for name, t in state.items()}
         with torch.random.fork_rng(devices=[] if on.type == "cpu" else [on]):
-            method = f"two real images (shapes alone do not do: {type(error).__name__})"
+            method = f"two real images (shapes alone are not enough: {type(error).__name__})"
             return _three_passes(model, state, copies, shape, on, method)
 
 
@@ -208,7 +234,7 @@ def _three_passes(
 
 
 def _shares(elements: Counter[str], work: int) -> dict[str, float]:
-    listed = {op: n / work for op, n in elements.most_common() if n >= _LISTED * work}
+    listed = {op: n / work for op, n in elements.most_common() if n >= _SMALLEST_SHARE * work}
     other = (sum(elements.values()) - sum(elements[op] for op in listed)) / work if work else 0.0
     return listed | ({"other": other} if other else {})
 
@@ -249,18 +275,18 @@ def _formula(packet: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 
 @contextmanager
-def _saved(but: Any) -> Iterator[dict[int, int]]:
-    """Storage → bytes of what autograd keeps for the backward, without the tensors in `but`."""
-    own = {t.untyped_storage()._cdata for t in but}
-    kept: dict[int, int] = {}
+def _saved(stand_ins: Any) -> Iterator[dict[int, int]]:
+    """Storage → bytes of what autograd keeps for the backward, without the `stand_ins`."""
+    own = {t.untyped_storage()._cdata for t in stand_ins}
+    sizes: dict[int, int] = {}
     alive = []
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(storage)  # an address is only a name while it lives
+            sizes[storage._cdata] = storage.nbytes()
+            alive.append(storage)  # else its address could be given to another one
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield kept
+        yield sizes

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from robudget.meter.counters import Counter, Integral
+from robudget.meter.counters import Counter, Integral, Poller
 from robudget.meter.devices import gpu_watts
 from robudget.meter.energy import How, Reading, Source
-from robudget.meter.poller import Poller
 
 # NVML refreshes its power reading every 20 to 100 ms, depending on the generation.
-_POWER_SECONDS = 0.1
-# No GPU draws more; NVML's counter of millijoules has 64 bits and does not wrap in practice.
-MAX_WATTS = 3000.0
+_POLL_SECONDS = 0.1
+# No GPU draws more. NVML's counter of millijoules has 64 bits and does not wrap in practice.
+GPU_MAX_WATTS = 3000.0
 
 
 class Gpu:
@@ -89,7 +88,7 @@ class IntegralSource:
         how: How = "measured",
         method: str = "NVML power integrated",
         uncertainty: float = 0.1,
-        poll_seconds: float | None = _POWER_SECONDS,
+        poll_seconds: float | None = _POLL_SECONDS,
     ) -> None:
         self.how: How = how
         self.method, self.uncertainty = method, uncertainty
@@ -111,8 +110,8 @@ class IntegralSource:
             self._poller.close()
 
 
-class FlatSource:
-    """Wall time × watts that nobody measures; NaN watts where not even those are known."""
+class ConstantSource:
+    """Wall time × watts by a table or the user; NaN watts where nobody knows them."""
 
     name = "gpu"
 
@@ -132,16 +131,16 @@ def open_source(device: str, watts: float | None = None) -> Source:
     """The best source for the GPU that torch calls `device`; `watts`: what it draws under load, by the user."""
     gpu, note = _nvml_gpu(device)
     if gpu is None:
-        return _flat(device, watts, note)
+        return _constant(device, watts, note)
     if gpu.joules() is not None:
-        counter = Counter("NVML", gpu.joules, time.monotonic, max_watts=MAX_WATTS)
+        counter = Counter("NVML", gpu.joules, time.monotonic, max_watts=GPU_MAX_WATTS)
         return CounterSource(counter, gpu.shared)
     if gpu.watts() is not None:
         integral = Integral("NVML", gpu.watts, time.monotonic)
         return IntegralSource(integral, gpu.shared)
     limit = watts or gpu.limit_watts() or gpu_watts(_name(device))
     if limit is None or gpu.utilisation() is None:
-        return _flat(device, watts, "NVML tells neither energy nor power of this GPU")
+        return _constant(device, watts, "NVML tells neither energy nor power of this GPU")
 
     def by_utilisation() -> float | None:
         busy = gpu.utilisation()
@@ -152,14 +151,14 @@ def open_source(device: str, watts: float | None = None) -> Source:
     return IntegralSource(integral, gpu.shared, how="estimated", method=method, uncertainty=0.4)
 
 
-def _flat(device: str, watts: float | None, why: str) -> FlatSource:
+def _constant(device: str, watts: float | None, why: str) -> ConstantSource:
     if watts is not None:
-        return FlatSource(watts, f"wall time × the user's {watts:g} W ({why})", 0.3)
+        return ConstantSource(watts, f"wall time × the user's {watts:g} W ({why})", 0.3)
     name = _name(device)
     tdp = gpu_watts(name)
     if tdp is None:
-        return FlatSource(math.nan, f"unknown: no power of {name!r} is known ({why})", math.nan)
-    return FlatSource(tdp, f"wall time × TDP {tdp:g} W of {name}, as if always busy ({why})", 0.5)
+        return ConstantSource(math.nan, f"unknown: no power of {name!r} is known ({why})", math.nan)
+    return ConstantSource(tdp, f"wall time × TDP {tdp:g} W of {name}, as if always busy ({why})", 0.5)
 
 
 def _nvml_gpu(device: str) -> tuple[Gpu | None, str]:

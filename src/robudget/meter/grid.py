@@ -28,10 +28,10 @@ class Grid:
 def find(region: str) -> Grid:
     """The grid of `region`: a country (`FRA`, `France`), a US state (`usa/california`, `california`) or a cloud region
     (`gcp/europe-west9`, `europe-west9`), whatever the case. Raises InputError with the nearest name."""
-    table = _by_name()
-    if region.lower() not in table:
+    by_name = _by_name()
+    if region.lower() not in by_name:
         raise unknown("region", region, (name for grid in grids() for name in grid.names))
-    return table[region.lower()]
+    return by_name[region.lower()]
 
 
 @lru_cache(maxsize=1)
@@ -41,11 +41,11 @@ def grids() -> tuple[Grid, ...]:
 
     data = DataSource()  # type: ignore[no-untyped-call]
     version = metadata.version("codecarbon")
-    found = []
+    table = []
     for code, entry in data.get_global_energy_mix_data().items():
         source = f"{entry['country_name']} {entry['year']}, yearly mean of generation (CodeCarbon {version})"
         names = (code, entry["country_name"])
-        found.append(Grid(names, float(entry["carbon_intensity"]), int(entry["year"]), source))
+        table.append(Grid(names, float(entry["carbon_intensity"]), int(entry["year"]), source))
     states = data.get_country_emissions_data("usa")
     about = states.get("_source", {})
     for state, entry in states.items():
@@ -53,11 +53,11 @@ def grids() -> tuple[Grid, ...]:
             continue
         grams = entry["emissions"] * _KG_PER_LB  # lbs/MWh = g/kWh × 2.2
         source = f"{state.title()}, {about.get('name', 'EPA eGRID')} (CodeCarbon {version})"
-        found.append(Grid((f"usa/{state}", state), grams, about.get("year"), source))
+        table.append(Grid((f"usa/{state}", state), grams, about.get("year"), source))
     for row in data.get_cloud_emissions_data().to_dict("records"):
         source = f"{row['providerName']} {row['region']}, {row['source']} (CodeCarbon {version})"
-        found.append(Grid((f"{row['provider']}/{row['region']}", row["region"]), float(row["impact"]), None, source))
-    return tuple(found)
+        table.append(Grid((f"{row['provider']}/{row['region']}", row["region"]), float(row["impact"]), None, source))
+    return tuple(table)
 
 
 @lru_cache(maxsize=1)

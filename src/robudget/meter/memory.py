@@ -6,8 +6,8 @@ import time
 from functools import lru_cache
 
 from robudget.meter.counters import Clock
+from robudget.meter.cpu import ProcessShare
 from robudget.meter.energy import How, Reading
-from robudget.meter.share import ProcessShare
 
 
 @lru_cache(maxsize=1)

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from robudget.meter.counters import Counter, Integral
+from robudget.meter.cpu import PACKAGE_MAX_WATTS, ProcessShare, RaplSource
 from robudget.meter.energy import Meter, Source
-from robudget.meter.gpu import MAX_WATTS, CounterSource, IntegralSource
+from robudget.meter.gpu import GPU_MAX_WATTS, CounterSource, IntegralSource
 from robudget.meter.memory import ModelSource
-from robudget.meter.rapl import PACKAGE_WATTS, RaplSource
-from robudget.meter.share import ProcessShare
 
 Column = Sequence[float | None]
 
@@ -69,7 +68,7 @@ class Replay:
         processes = self._recording.get("gpu_processes")
         shared = None if processes is None else processes > 1
         if "gpu_joules" in has:
-            counter = Counter("NVML", self._column("gpu_joules"), self._now, max_watts=MAX_WATTS)
+            counter = Counter("NVML", self._column("gpu_joules"), self._now, max_watts=GPU_MAX_WATTS)
             sources.append(CounterSource(counter, lambda: shared))
         elif "gpu_watts" in has:
             integral = Integral("NVML", self._column("gpu_watts"), self._now)
@@ -80,7 +79,7 @@ class Replay:
                 self._column("package_joules"),
                 self._now,
                 wraps_at=self._recording.get("package_wraps_at"),
-                max_watts=PACKAGE_WATTS,
+                max_watts=PACKAGE_MAX_WATTS,
             )
             sources.append(RaplSource([package], self._share(), poll=False))
         if "memory_watts" in has:
