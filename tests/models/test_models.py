@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from robudget.backend.preact_folding import Folded
 from robudget.errors import InputError
 from robudget.models import Normalize, PreActNet, build, build_for
-from robudget.models.memory import checkpoint_activations
-from robudget.models.preact import Block
+from robudget.models.preact import Block, checkpoint_activations
 from robudget.recipe import Recipe
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"

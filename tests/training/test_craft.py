@@ -13,7 +13,8 @@ from robudget.backend.precision import Precision
 from robudget.models import build
 from robudget.recipe import Recipe
 from robudget.threat import Threat
-from robudget.training.craft import (
+from robudget.training.distributed import World
+from robudget.training.step import (
     Adversary,
     CraftMode,
     adversary_of,
@@ -24,7 +25,6 @@ from robudget.training.craft import (
     start_of,
     victim_of,
 )
-from robudget.training.distributed import World
 
 
 class Linear(nn.Module):

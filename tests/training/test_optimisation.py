@@ -11,8 +11,7 @@ from torch import nn
 
 from robudget.errors import InputError
 from robudget.recipe import OptimPart
-from robudget.training.model_average import Ema
-from robudget.training.optimisation import build_optimizer, lr_at, parameter_groups, peak_lr
+from robudget.training.optimisation import Ema, build_optimizer, lr_at, parameter_groups, peak_lr
 
 
 def network() -> nn.Module:

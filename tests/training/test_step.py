@@ -17,9 +17,8 @@ from robudget.models import build
 from robudget.recipe import Recipe
 from robudget.training.distributed import World
 from robudget.training.optimisation import build_optimizer
-from robudget.training.records import PHASES
+from robudget.training.records import PHASES, Stopwatch
 from robudget.training.step import Step
-from robudget.training.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision("float32", CPU)

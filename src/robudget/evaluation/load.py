@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robudget.errors import InputError, unknown
 from robudget.models.build import ImageSpec, build, build_for
-from robudget.models.layers import Normalize, Normalized
+from robudget.models.preact import Normalize, Normalized
 from robudget.recipe import Recipe
 
 FORMS = (

@@ -21,7 +21,7 @@ from robudget.meter.cpu import machine_seconds, process_seconds
 from robudget.meter.energy import JOULES_PER_KWH, Meter
 from robudget.recipe import Recipe
 from robudget.training import Trainer
-from robudget.training.craft import Adversary
+from robudget.training.step import Adversary
 from robudget.training.validation import Validator
 
 _PROBE = 8  # images of the first, careful step; two of a model that takes so many FLOPs an image

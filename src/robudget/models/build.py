@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from robudget.errors import InputError
-from robudget.models.layers import Normalize, Normalized
-from robudget.models.preact import PreActNet, WideResNet
+from robudget.models.preact import Normalize, Normalized, PreActNet, WideResNet
 from robudget.recipe import Recipe
 
 # Offered in messages; any depth 6n + 4 and any width are allowed.

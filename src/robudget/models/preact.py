@@ -1,30 +1,67 @@
 """Pre-activation residual networks: WideResNets in two variants, PreActResNet-18, and RaWideResNet.
 
-- WideResNet (Zagoruyko & Komodakis 2016), `original`: every 3×3 convolution padded by one pixel on each side,
-BatchNorm's
-  running statistics with momentum 0.1.
+- WideResNet (Zagoruyko & Komodakis 2016), `original`: every 3×3 convolution padded by one pixel on each side, running
+  statistics of BatchNorm with momentum 0.1.
 - Its `deepmind` variant (Gowal et al. 2020): strided convolutions padded as TensorFlow's SAME does (one pixel right and
   below only), momentum 0.01. The same parameters.
 - PreActResNet-18 (He et al. 2016b) for small images, with the final BatchNorm of Rice et al. 2020.
 - RaWideResNet-70-16 (Peng et al. 2023): the deepmind variant of other depths and widths, with squeeze and excitation
-after
-  the second convolution of every block ("RobustBlock") and SiLU.
+  after the second convolution of every block ("RobustBlock") and SiLU.
+
+Any classifier's input normalisation, and the recomputation of activations in place of keeping them, are here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from robudget.errors import InputError, unknown
-from robudget.models.layers import ACTIVATIONS, Normalize, kaiming
-from robudget.models.memory import run_block
 
 Variant = Literal["original", "deepmind"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 SQUEEZE = 0.25  # of a block's channels (Peng et al. 2023)
+_NORM = nn.modules.batchnorm._BatchNorm
+
+
+class Normalize(nn.Module):
+    """(x − mean) / std per channel, for images (N, C, H, W) in [0, 1].
+
+    The first layer of every model here, so that attacks work in image units and need no constants. Mean and std are
+    buffers: they are saved with the weights, and weights loaded into a fresh model bring their own.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or any(s <= 0 for s in std):
+            raise InputError(f"normalisation needs one mean and one positive std per channel, got {mean} and {std}")
+        self.register_buffer("mean", torch.tensor([float(m) for m in mean]).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor([float(s) for s in std]).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class Normalized(nn.Module):
+    """Any classifier of normalised images behind a `Normalize`: images in [0, 1] to logits."""
+
+    def __init__(self, normalize: Normalize, body: nn.Module) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(self.normalize(x))
+        return logits
 
 
 class SqueezeExcitation(nn.Module):
@@ -154,3 +191,62 @@ class WideResNet(PreActNet):
             activation=activation,
             variant=variant,
         )
+
+
+def kaiming(model: nn.Module) -> None:
+    """He et al. 2015, fan-out, for convolutions; BatchNorm to (1, 0); a linear layer's bias to 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+# -- activations recomputed in the backward pass instead of kept: less memory for one more forward pass ---------------
+
+
+def run_block(block: nn.Module, x: Tensor, *, recompute: bool) -> Tensor:
+    """`block(x)`, its inner activations kept for the backward pass or computed again in it.
+
+    The second forward must not count in BatchNorm's running statistics: the batch has been seen once.
+    """
+    if not recompute or not torch.is_grad_enabled():
+        out: Tensor = block(x)
+        return out
+    norms = [module for module in block.modules() if isinstance(module, _NORM)]
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _untracked(norms)
+
+    again: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+    return again
+
+
+@contextmanager
+def _untracked(norms: list[_NORM]) -> Iterator[None]:
+    # Momentum 0 leaves the running statistics exactly as they are, and saves the same tensors as the first forward did.
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+def checkpoint_activations(model: nn.Module, name: str) -> None:
+    """Turn recomputation on. Raises InputError for a model that can't: one of timm's without the switch, or with
+    BatchNorm, whose statistics timm would update twice."""
+    if hasattr(model, "checkpointing"):
+        setattr(model, "checkpointing", True)  # noqa: B010 (nn.Module's attributes are typed as modules and tensors)
+        return
+    switch: Callable[[bool], None] | None = None
+    if isinstance(model, Normalized) and not any(isinstance(m, _NORM) for m in model.modules()):
+        switch = getattr(model.body, "set_grad_checkpointing", None)
+    if switch is None:
+        raise InputError(f"activation checkpointing is not available for model {name!r}")
+    try:
+        switch(True)
+    except AssertionError:
+        raise InputError(f"activation checkpointing is not available for model {name!r}") from None

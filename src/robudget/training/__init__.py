@@ -1,7 +1,6 @@
 """Training one recipe: `Trainer` yields an `EpochRecord` per epoch and leaves metering and storing to others."""
 
-from robudget.training.best import best_model
-from robudget.training.checkpoint import load_weights
+from robudget.training.checkpoint import best_model, load_weights
 from robudget.training.loop import Trainer
 from robudget.training.records import Best, EpochRecord
 

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from robudget import files
 from robudget.errors import InputError
+from robudget.models.build import ImageSpec, build_for
 from robudget.recipe import Recipe
 
 FORMAT = 1
@@ -153,3 +154,14 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"no weights at {str(path)!r}") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"weights {str(path)!r} are damaged: {error}") from None
+
+
+def best_model(recipe: Recipe, spec: ImageSpec, path: Path) -> nn.Module:
+    """A new model in eval mode with the weights of `path` (a run's best.safetensors), contiguous float32, on the CPU.
+
+    Raises InputError where they are missing or damaged.
+    """
+    model = build_for(recipe, spec)
+    weights, _ = load_weights(path)
+    model.load_state_dict(weights)
+    return model.eval()

@@ -19,19 +19,17 @@ from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.prepare import prepare
 from robudget.errors import InputError
 from robudget.models.build import build_for
-from robudget.models.memory import checkpoint_activations
+from robudget.models.preact import checkpoint_activations
 from robudget.recipe import Recipe
-from robudget.training import checkpoint, divergence
+from robudget.training import checkpoint
 from robudget.training.batches import Batches
-from robudget.training.best import best_model
+from robudget.training.checkpoint import best_model
 from robudget.training.distributed import current, synchronise_batchnorm
-from robudget.training.model_average import Ema
-from robudget.training.optimisation import build_optimizer, lr_at, peak_lr
-from robudget.training.records import PHASES, Best, EpochRecord
+from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
+from robudget.training.records import PHASES, Best, EpochRecord, Stopwatch
 from robudget.training.step import CLEAN, Step
-from robudget.training.stopwatch import Stopwatch
 from robudget.training.teacher import relabel
-from robudget.training.validation import Validation, Validator, check_collapse, validating
+from robudget.training.validation import Validation, Validator, check_collapse, check_losses, validating
 
 LOOK = 50  # steps between two looks at the loss and the clock, since each waits for the device
 Window = Callable[[str], AbstractContextManager[object]]
@@ -258,7 +256,7 @@ class Trainer:
         self._correct = {name: torch.zeros((), dtype=torch.int64, device=self.device) for name in ("clean", "craft")}
 
     def _check_losses(self, history: list[float]) -> None:
-        divergence.check(
+        check_losses(
             history,
             first=len(self.records) * self.steps_per_epoch,
             steps=self.steps,

@@ -1,16 +1,17 @@
-"""Optimizers, weight decay groups and the learning rate as a function of the step."""
+"""What an update does with a gradient: learning rate by step, optimizers, and the moving average of the weights."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robudget.errors import InputError, unknown
 from robudget.recipe import OptimPart
-from robudget.training.sgd import Sgd
 
 # Of torch, or our own; every other name goes to timm.
 _OWN = ("sgd", "adam", "adamw")
@@ -85,3 +86,89 @@ def build_optimizer(model: nn.Module, part: OptimPart, lr: float) -> Optimizer:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InputError(f"optim.name = {part.name!r} is not a plain optimizer")
     return optimizer
+
+
+class Sgd:
+    """b ← m·b + (g + d·w); w ← w − lr·b, or with Nesterov w ← w − lr·(g + d·w + m·b) (Sutskever et al. 2013).
+
+    The same recurrence as torch.optim.SGD without dampening, from the same `param_groups` (`params`, `lr`,
+    `weight_decay`), with as much of its interface as a training loop needs. Parameters without a gradient stay.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"lr": lr, **group} for group in groups]
+        self._momentum, self._nesterov = momentum, nesterov
+        self._buffers: dict[int, Tensor] = {}
+
+    def zero_grad(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            moves = [p.grad for p in weights]
+            if not weights:
+                continue
+            if group["weight_decay"]:
+                moves = list(torch._foreach_add(moves, weights, alpha=group["weight_decay"]))
+            if self._momentum:
+                moves = self._with_momentum(weights, moves)
+            torch._foreach_add_(weights, moves, alpha=-group["lr"])
+
+    def _with_momentum(self, weights: list[Tensor], moves: list[Tensor]) -> list[Tensor]:
+        fresh = [w for w in weights if id(w) not in self._buffers]
+        for weight in fresh:
+            self._buffers[id(weight)] = torch.zeros_like(weight)
+        buffers = [self._buffers[id(w)] for w in weights]
+        torch._foreach_mul_(buffers, self._momentum)
+        torch._foreach_add_(buffers, moves)
+        return list(torch._foreach_add(moves, buffers, alpha=self._momentum)) if self._nesterov else buffers
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffers in the order of the parameters (None before the first step)."""
+        return {"momentum": [self._buffers.get(id(p)) for group in self.param_groups for p in group["params"]]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self._buffers = {
+            id(p): torch.empty_like(p).copy_(b)
+            for p, b in zip(parameters, state["momentum"], strict=True)
+            if b is not None
+        }
+
+
+class Ema:
+    """`model` is an averaged copy: w̄ ← d·w̄ + (1 − d)·w after every update, with d = `decay`.
+
+    Floating-point buffers (BatchNorm's running mean and variance) are averaged in the same way; integer buffers are
+    copied. With `warmup` the decay of update t is min(decay, (1 + t)/(10 + t)), t from 0, so that the random start is
+    forgotten quickly (Rebuffi et al. 2021 and TensorFlow's ExponentialMovingAverage do the same).
+    """
+
+    def __init__(self, model: nn.Module, decay: float, *, warmup: bool) -> None:
+        self.decay, self.warmup, self.updates = decay, warmup, 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        live = [*model.parameters(), *model.buffers()]
+        mine = [*self.model.parameters(), *self.model.buffers()]
+        averaged = [t.is_floating_point() for t in live]
+        self._live = [t.detach() for t, a in zip(live, averaged, strict=True) if a]
+        self._mine = [t.detach() for t, a in zip(mine, averaged, strict=True) if a]
+        self._copied = [(m, t) for m, t, a in zip(mine, live, averaged, strict=True) if not a]
+
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        self.updates += 1
+        torch._foreach_lerp_(self._mine, self._live, 1 - decay)
+        for mine, live in self._copied:
+            mine.copy_(live)
+
+    def state(self) -> dict[str, Tensor | int]:
+        return {"updates": self.updates, **{f"model.{k}": v for k, v in self.model.state_dict().items()}}
+
+    def load(self, state: dict[str, Tensor | int]) -> None:
+        weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        self.model.load_state_dict(weights)
+        self.updates = int(state["updates"])

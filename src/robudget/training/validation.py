@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from robudget.backend.precision import Precision
 from robudget.data.dataset import to_unit
 from robudget.data.keyed import generator_for
+from robudget.errors import RunFailed
 from robudget.recipe import CollapsePart, Recipe
-from robudget.training.craft import Adversary, CraftMode, craft, cross_entropy, victim_of
 from robudget.training.distributed import World
+from robudget.training.step import Adversary, CraftMode, craft, cross_entropy, victim_of
 
 
 @dataclass(frozen=True)
@@ -112,3 +114,41 @@ def is_collapsed(one_step: float, multi_step: float, clean: float, before: float
     """
     fallen = multi_step < 0.5 * before and before - multi_step > part.gap / 2
     return one_step - multi_step > part.gap and multi_step < 0.3 * clean and fallen
+
+
+# -- divergence of the loss ------------------------------------------------------------------------------------------
+
+EXPLODED = 1e4  # a mean loss that large means logits beyond any use
+_RECENT = 20  # updates before the bad one that tell how it came
+_GROWN = 2.0  # a loss that many times its lowest had been growing
+
+
+def check_losses(losses: Sequence[float], *, first: int, steps: int, lr: float, epoch: int, precision: str) -> None:
+    """Raise RunFailed at the first loss that is not finite or has exploded: the step, the last good checkpoint (that of
+    `epoch`, 0 = none), the likely cause and what to try.
+
+    `losses` are those of this epoch so far (0 for updates still to come), `first` the number of its first step.
+    """
+    for index, loss in enumerate(losses):
+        if not abs(loss) < EXPLODED:
+            kept = f"the last good checkpoint is of epoch {epoch}" if epoch else "there is no checkpoint yet"
+            cause = likely_cause(losses[:index], start=first + index == 0, precision=precision)
+            raise RunFailed(f"the loss is {loss:g} at step {first + index} of {steps} (lr {lr:.3g}); {kept}; {cause}")
+
+
+def likely_cause(before: Sequence[float], *, start: bool, precision: str) -> str:
+    """From the losses before the bad one: growth means steps that are too large; a sudden
+    end means one update that was, or an overflow."""
+    recent = list(before[-_RECENT:])
+    if start:
+        return "likely cause: the data or the model, since nothing was learnt yet (look at the images and the labels)"
+    if not recent or recent[-1] > _GROWN * min(recent):
+        grown = f", the loss grew from {min(recent):.3g} to {recent[-1]:.3g} before" if recent else ""
+        return (
+            f"likely cause: steps that are too large{grown}; try a smaller optim.lr, optim.warmup_epochs or optim.clip"
+        )
+    other = ", precision=float32" if precision != "float32" else ""
+    return (
+        f"likely cause: a single update that was too large, since the loss was {recent[-1]:.3g} just before; try "
+        f"optim.clip, a smaller optim.lr{other}"
+    )
