@@ -12,7 +12,7 @@ import robudget
 SOURCE = Path(robudget.__file__).parent
 
 # Every room, with the rooms it may import. Pure data (errors, files, threat, recipe, …) may be imported by all.
-PURE = {"errors", "files", "config", "threat", "recipe", "columns", "execution", "intervals", ""}
+PURE = {"errors", "files", "config", "threat", "recipe", "columns", "execution", "accuracy", "formats", ""}
 ALLOWED = {
     "data": set(),
     "models": set(),
@@ -29,7 +29,7 @@ ALLOWED = {
     "judge": {"data", "models", "training", "evaluation", "meter", "store", "runner"},
     "sweep": {"store", "runner", "meter", "forecast"},
     "interop": {"attacks", "evaluation", "meter", "models", "store"},
-    "tables": {"store", "meter", "laws"},
+    "tables": {"store", "meter"},
     "laws": {"tables"},
     "prediction": {"tables", "laws", "meter", "forecast"},
     "planning": {"tables", "laws", "prediction"},

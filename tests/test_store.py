@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from robudget import files
+from robudget.columns import stored
 from robudget.errors import InputError
 from robudget.meter.prices import Prices
 from robudget.recipe import Recipe
-from robudget.store import Busy, RunFolder, Store, columns, load_runs, writing
+from robudget.store import Busy, RunFolder, Store, load_runs, writing
 
 
 def make(store: Store, recipe: Recipe, **parts: object) -> RunFolder:
@@ -43,7 +44,7 @@ def test_the_table_is_percent_with_unknown_as_nan(tmp_path: Path) -> None:
         training={"flops_exact": 1e12, "seconds": 3.0, "energy": {"kwh": 2.0, "how": "estimated"}},
     )
     table = load_runs(tmp_path)
-    assert list(table.columns) == columns()
+    assert list(table.columns) == list(stored())
     row = table.iloc[0]
     assert (row.aa_acc, row.clean_acc, row.aa_acc_low, row.n_eval) == (50.0, 80.0, 40.0, 100)
     assert (row.loss, row.beta, row.steps) == ("trades", 6.0, 2)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from robudget.columns import COLUMNS, MAIN_COSTS
 from robudget.errors import InputError
 from robudget.laws import forms
 from robudget.laws.averaging import Average, average, fit_forms, name_of
@@ -24,7 +25,7 @@ from robudget.prediction.predictor import PaperGBR, Predictor
 from robudget.tables.read import as_table
 from robudget.tables.usable import Counts, column, is_percent, points, standard, where
 
-COSTS = ("train_energy_kwh", "co2_kg", "cost_usd", "train_seconds")
+COSTS = tuple(name for name in MAIN_COSTS if COLUMNS[name].unit != "FLOP")
 SPLITS = ("steps", "synthetic", "synthetic_amount", "synthetic_fraction", "loss")
 SPLIT_RESAMPLES = 500
 MOST_LEVELS = 12

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -263,6 +264,36 @@ class Recipe(_Part):
         """Nested plain data, complete, in the order of the schema; ε as `8/255` where it is that."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def to_row(self) -> dict[str, Any]:
+        """The columns of a table of runs (`robudget.columns`) that the recipe alone gives; NaN where it leaves one
+        open. A store has the `synthetic_amount` that was really read."""
+        threat = self.evaluation_threat
+        return {
+            "run_id": self.id,
+            "slug": self.slug,
+            "dataset": self.data.name,
+            "norm": threat.norm,
+            "eps": threat.eps,
+            "model": self.model.name,
+            "base": self.model.base,
+            "activation": self.model.activation,
+            "variant": self.model.variant,
+            "loss": self.loss,
+            "beta": self.beta if self.loss in ("trades", "mart") else math.nan,
+            "steps": self.craft.steps if self.adversarial else 0,
+            "epochs": self.epochs,
+            "epoch_images": _or_nan(self.epoch_images),
+            "batch_size": self.batch_size,
+            "ema": self.ema.decay is not None,
+            "ema_decay": _or_nan(self.ema.decay),
+            "cutmix": self.data.cutmix,
+            "synthetic": self.synthetic.source is not None,
+            "synthetic_fraction": self.synthetic.share,
+            "synthetic_amount": _or_nan(self.synthetic.amount),
+            "seed": self.seed,
+            "precision": self.precision,
+        }
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
@@ -358,6 +389,10 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _digest(data: Mapping[str, Any]) -> str:

@@ -28,14 +28,14 @@ from typing import Any
 
 import pandas as pd
 
+from robudget.accuracy import collapsed
+from robudget.columns import stored
 from robudget.errors import InputError, RobudgetError
 from robudget.files import to_plain, write_json, write_text
 from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
 
 FORMAT = 1
-
-COLLAPSE = 0.3  # collapsed: an adversarial loss, and aa_acc below this share of clean_acc (design.md; paper: 75 of 319)
 
 
 class Busy(RobudgetError):
@@ -207,12 +207,7 @@ def load_runs(root: Path | str, *, prices: Prices | None = None) -> pd.DataFrame
     Unknown is NaN. Raises InputError where `root` is no folder or a record is of another version.
     """
     rows = [_row(record, prices or Prices()) for record in Store(root).records()]
-    return pd.DataFrame(rows, columns=columns())
-
-
-def columns() -> list[str]:
-    """The table's columns, in order."""
-    return list(_row({"recipe": {}, "path": "", "status": ""}, Prices()))
+    return pd.DataFrame(rows, columns=list(stored()))
 
 
 def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
@@ -226,41 +221,18 @@ def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
     spent = bill(kwh, _number(training.get("seconds")), prices, gpus=gpus, synthetic_images=generated)
     spent_on_evaluation = bill(eval_kwh, _number(evaluation.get("seconds")), prices)
     clean, robust = _percent(evaluation.get("clean")), _percent(evaluation.get("robust"))
-    threat = recipe.evaluation_threat
-    return {
-        "run_id": recipe.id,
-        "slug": recipe.slug,
+    return recipe.to_row() | {
         "path": record["path"],
         "status": record["status"],
-        "dataset": recipe.data.name,
-        "norm": threat.norm,
-        "eps": threat.eps,
-        "model": recipe.model.name,
-        "base": recipe.model.base,
-        "activation": recipe.model.activation,
-        "variant": recipe.model.variant,
         "parameters": _number((record.get("model") or {}).get("parameters")),
-        "loss": recipe.loss,
-        "beta": recipe.beta if recipe.loss in ("trades", "mart") else math.nan,
-        "steps": recipe.craft.steps if recipe.adversarial else 0,
-        "epochs": recipe.epochs,
-        "epoch_images": _number(recipe.epoch_images),
-        "batch_size": recipe.batch_size,
-        "ema": recipe.ema.decay is not None,
-        "ema_decay": _number(recipe.ema.decay),
-        "cutmix": recipe.data.cutmix,
-        "synthetic": recipe.synthetic.source is not None,
-        "synthetic_fraction": recipe.synthetic.share,
         "synthetic_amount": _number((record.get("dataset") or {}).get("synthetic")),
-        "seed": recipe.seed,
-        "precision": recipe.precision,
         "aa_acc": robust,
         "aa_acc_low": _percent(evaluation.get("low")),
         "aa_acc_high": _percent(evaluation.get("high")),
         "n_eval": _number(evaluation.get("n")),
         "clean_acc": clean,
         "val_acc": _percent(training.get("val_robust")),
-        "collapsed": bool(recipe.adversarial and robust < COLLAPSE * clean),
+        "collapsed": recipe.adversarial and collapsed(robust, clean),
         "images_seen": _number(training.get("images_seen")),
         "train_flops_exact": _number(training.get("flops_exact")),
         "train_flops_paper": _number(training.get("flops_paper")),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robudget.accuracy import wilson
 from robudget.attacks.ensemble import Member
 from robudget.errors import InputError
 from robudget.evaluation import Progress, Verdicts, evaluate
@@ -18,7 +19,6 @@ from robudget.evaluation.compare import agreement, differences
 from robudget.evaluation.examples import replay
 from robudget.evaluation.merge import merge
 from robudget.evaluation.page import page
-from robudget.intervals import wilson
 from robudget.threat import Threat
 
 THREAT = Threat("linf", 0.08)

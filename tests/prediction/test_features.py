@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from robudget.columns import PAPER_FEATURES
 from robudget.errors import InputError
-from robudget.prediction.features import PAPER, Features, rows_of
+from robudget.prediction.features import Features, rows_of
 from robudget.recipe import Recipe
 
 
 def test_the_papers_choices_and_what_went_with_them(paper):
     seen = Features.of(paper)
-    assert [c.name for c in seen.columns] == list(PAPER)
+    assert [c.name for c in seen.columns] == list(PAPER_FEATURES)
     aliases = {c.name: set(c.aliases) for c in seen.columns}
     assert {"epochs", "cutmix"} <= aliases["ema"]  # 400 epochs came with EMA and CutMix, always
     assert "variant" in aliases["activation"]

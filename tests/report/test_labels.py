@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from robudget.columns import QUANTITIES
 from robudget.report import labels
 
 
@@ -50,7 +51,7 @@ def test_columns_are_written_with_their_unit(column: str, value: float, text: st
     assert labels.write(column, value) == text
 
 
-@pytest.mark.parametrize("column", [*labels.QUANTITIES, "something_else"])
+@pytest.mark.parametrize("column", [*QUANTITIES, "something_else"])
 @pytest.mark.parametrize("value", [None, math.nan])
 def test_unknown_is_said_and_never_zero(column: str, value: float | None) -> None:
     assert labels.write(column, value) == "unknown"

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robudget import files
+from robudget.accuracy import wilson
 from robudget.attacks.victim import Victim, frozen
 from robudget.errors import InputError
-from robudget.intervals import wilson
 from robudget.threat import Threat
 
 

@@ -14,10 +14,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robudget import files
+from robudget.accuracy import wilson
 from robudget.errors import InputError
 from robudget.evaluation.examples import Examples
 from robudget.evaluation.page import page
-from robudget.intervals import wilson
 from robudget.threat import Threat
 
 FORMAT = 1

@@ -6,23 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from robudget.columns import COLUMNS
 from robudget.errors import InputError, unknown
 from robudget.laws.plain import fields
 
 # unit → (column of the table, how many of its units one is)
-UNITS: dict[str, tuple[str, float]] = {
-    "usd": ("cost_usd", 1.0), "$": ("cost_usd", 1.0), "gpu-h": ("gpu_hours", 1.0), "gpuh": ("gpu_hours", 1.0),
-    "gpu-hours": ("gpu_hours", 1.0), "h": ("train_seconds", 3600.0), "min": ("train_seconds", 60.0),
-    "s": ("train_seconds", 1.0), "kwh": ("train_energy_kwh", 1.0),
-    "wh": ("train_energy_kwh", 1e-3), "mwh": ("train_energy_kwh", 1e3), "kgco2e": ("co2_kg", 1.0),
-    "gco2e": ("co2_kg", 1e-3), "tco2e": ("co2_kg", 1e3), "kgco2": ("co2_kg", 1.0), "kg": ("co2_kg", 1.0),
-    "flops": ("train_flops_exact", 1.0), "flop": ("train_flops_exact", 1.0), "tflops": ("train_flops_exact", 1e12),
-    "pflops": ("train_flops_exact", 1e15), "eflops": ("train_flops_exact", 1e18),
-}  # fmt: skip
-LABELS = {
-    "cost_usd": "usd", "gpu_hours": "gpu-h", "train_seconds": "s", "train_energy_kwh": "kWh", "co2_kg": "kgCO2e",
-    "train_flops_exact": "flops", "train_flops_paper": "flops (paper)",
-}  # fmt: skip
+UNITS = {unit.lower(): (c.name, size) for c in COLUMNS.values() for unit, size in c.budget}
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robudget.columns import EMPTY
+from robudget.columns import COLUMNS, NONE_IF_MISSING
 from robudget.errors import InputError
 from robudget.prediction.predictor import Predictor
 
 MOST_CANDIDATES = 20_000
 # Choices that only go together: a flag or loss, and the number that it switches on.
-TOGETHER = (
-    ("loss", "steps"), ("loss", "beta"), ("synthetic", "synthetic_fraction"), ("synthetic", "synthetic_amount"),
-    ("ema", "ema_decay"),
-)  # fmt: skip
+TOGETHER = tuple((c.switch, c.name) for c in COLUMNS.values() if c.switch)
 
 
 def grid(model: Predictor) -> pd.DataFrame:
@@ -29,7 +26,7 @@ def grid(model: Predictor) -> pd.DataFrame:
         if c.name == "steps":  # whole numbers between those that were run are recipes, too
             low = int(min(v for v in values if v > 0))
             values = sorted({int(v) for v in values} | set(range(low, int(values[-1]) + 1)))
-        if c.name in EMPTY and table[c.name].isna().any():  # none at all, as β without TRADES
+        if c.name in NONE_IF_MISSING and table[c.name].isna().any():  # none at all, as β without TRADES
             values = [np.nan, *values]
         levels.append(values)
     if np.prod([len(v) for v in levels], dtype=float) > MOST_CANDIDATES:

@@ -19,9 +19,6 @@ import pandas as pd
 
 from robudget.tables.usable import Floats, column, failed
 
-COSTS = (
-    "train_flops_exact", "train_flops_paper", "train_energy_kwh", "cost_usd", "co2_kg", "train_seconds", "gpu_hours",
-)  # fmt: skip
 EXTRA_PASSES = {"trades": 3.5, "mart": 3.5}  # beside the K of the attack; 1.5 for every other loss
 RIDGE = 1e-6
 Effort = tuple[str, int]

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robudget import columns
+from robudget.columns import COSTS
 from robudget.errors import InputError, unknown
 from robudget.laws.law import Reach
 from robudget.laws.plain import fields, level_of
-from robudget.planning.budget import LABELS, Budget, parse_budget
+from robudget.planning.budget import Budget, parse_budget
 from robudget.planning.candidates import grid
-from robudget.planning.cost_model import COSTS, CostModel
+from robudget.planning.cost_model import CostModel
 from robudget.planning.target_price import Span, difference, reaches_of
 from robudget.prediction.features import rows_of
 from robudget.prediction.predictor import Predictor, Rows
@@ -23,7 +25,6 @@ from robudget.tables.read import as_table
 from robudget.tables.usable import Floats, where
 
 COST_LEVEL = 1.645  # standard deviations of a 90% interval, the predictor's level
-SPENDING = ("parameters", "steps", "epochs", "images_seen", "epoch_images", "base", "model")  # choices that buy compute
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,8 @@ def _not_known(counted: str, costs: Mapping[str, CostModel]) -> InputError:
     if counted not in COSTS:
         return unknown("cost of the table", counted, costs)
     why = " (runs on a CPU have none: say hours, as in 3h)" if counted == "gpu_hours" else ""
-    units = ", ".join(LABELS[name] for name in costs if name in LABELS)
-    return InputError(f"the table knows the {LABELS[counted]} of no run{why} (allowed: {units})")
+    units = ", ".join(_unit(name) for name in costs)
+    return InputError(f"the table knows the {_unit(counted)} of no run{why} (allowed: {units})")
 
 
 def _too_dear(spend: Budget, price: Floats, counted: str) -> str:
@@ -231,7 +232,7 @@ def _levers(options: list[Option], best: Option | None, counted: str) -> tuple[L
         if len(changed) == 1:
             out.append(Lever(
                 changed[0], option.choices[changed[0]], option.aa_acc - best.aa_acc,
-                option.costs[counted] / best.costs[counted], option.p_collapse, changed[0] in SPENDING,
+                option.costs[counted] / best.costs[counted], option.p_collapse, columns.column(changed[0]).spends,
             ))  # fmt: skip
     return tuple(sorted(out, key=lambda lever: -lever.gain))
 
@@ -262,4 +263,4 @@ def _instead(levers: tuple[Lever, ...], best: Option | None, reach: Reach | None
 
 
 def _unit(name: str) -> str:
-    return LABELS.get(name, name)
+    return columns.column(name).budget_unit

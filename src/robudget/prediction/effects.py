@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robudget.columns import EMPTY
+from robudget.columns import NONE_IF_MISSING
 from robudget.laws.plain import fields, level_of
 from robudget.prediction.features import Features
 from robudget.prediction.predictor import usable
@@ -138,7 +138,7 @@ def effects(
 def _cells(runs: pd.DataFrame, names: list[str], y: Floats, fallen: Bools) -> pd.DataFrame:
     """One row per recipe: the mean of y and the share of collapse over its repeats."""
     table = runs[names].copy()
-    for name in set(names) & set(EMPTY):
+    for name in set(names) & set(NONE_IF_MISSING):
         table[name] = table[name].fillna(0.0)
     table["y"], table["fallen"] = y, fallen.astype(float)
     return table.groupby(names, sort=True)[["y", "fallen"]].mean().reset_index()

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robudget.columns import EMPTY, KINDS, Kind
+from robudget.columns import COLUMNS, FEATURES, NONE_IF_MISSING, Scale
 from robudget.errors import InputError
 from robudget.forecast.passes import KNOWN
 from robudget.laws.plain import fields
@@ -22,7 +22,6 @@ from robudget.recipe import Recipe
 from robudget.tables.usable import Floats
 
 MOST_UNKNOWN = 0.2  # a column with more unknown values than this is no feature
-PAPER = ("parameters", "synthetic", "activation", "loss", "steps", "ema")  # Section "Prediction" of the paper
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Column:
     """One feature, as found in the table: `levels` of a category or flag (ascending), `low` and `high` of a number."""
 
     name: str
-    kind: Kind
+    kind: Scale
     levels: tuple[str, ...] = ()
     low: float = math.nan
     high: float = math.nan
@@ -58,11 +57,11 @@ class Features:
             if name not in frame.columns:
                 near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=1, cutoff=0.4)
                 raise InputError(f"the table has no column {name!r} for a feature{_hint(near)}")
-        wanted = [name for name in (names or KINDS) if name in frame.columns]
+        wanted = [name for name in (names or FEATURES) if name in frame.columns]
         kept: list[Column] = []
         codes: list[tuple[str, NDArray[np.int64]]] = []
         for name in wanted:
-            kind = KINDS.get(name) or ("number" if pd.api.types.is_numeric_dtype(frame[name]) else "category")
+            kind = _scale(frame, name)
             values = _values(frame[name], name, kind)
             code = pd.factorize(values)[0]
             if len(set(code[code >= 0])) < 2 or (code < 0).mean() > MOST_UNKNOWN:
@@ -165,18 +164,7 @@ def rows_of(
 
 
 def _row(recipe: Recipe, table: pd.DataFrame | None) -> dict[str, Any]:
-    return {
-        "run_id": recipe.id, "slug": recipe.slug, "dataset": recipe.data.name,
-        "model": recipe.model.name, "base": recipe.model.base, "activation": recipe.model.activation,
-        "variant": recipe.model.variant, "parameters": _parameters(recipe, table), "loss": recipe.loss,
-        "beta": recipe.beta if recipe.loss in ("trades", "mart") else math.nan,
-        "steps": recipe.craft.steps if recipe.adversarial else 0, "epochs": recipe.epochs,
-        "epoch_images": recipe.epoch_images or math.nan, "images_seen": _images(recipe, table),
-        "batch_size": recipe.batch_size,
-        "ema": recipe.ema.decay is not None, "ema_decay": recipe.ema.decay or math.nan, "cutmix": recipe.data.cutmix,
-        "synthetic": recipe.synthetic.source is not None, "synthetic_fraction": recipe.synthetic.share,
-        "synthetic_amount": recipe.synthetic.amount or math.nan, "precision": recipe.precision,
-    }  # fmt: skip
+    return recipe.to_row() | {"parameters": _parameters(recipe, table), "images_seen": _images(recipe, table)}
 
 
 def _parameters(recipe: Recipe, table: pd.DataFrame | None) -> float:
@@ -206,10 +194,16 @@ def _images(recipe: Recipe, table: pd.DataFrame | None) -> float:
     return recipe.epochs * each
 
 
-def _values(series: pd.Series[Any], name: str, kind: Kind) -> pd.Series[Any]:
+def _scale(frame: pd.DataFrame, name: str) -> Scale:
+    if name in COLUMNS:
+        return COLUMNS[name].scale
+    return "number" if pd.api.types.is_numeric_dtype(frame[name]) else "category"
+
+
+def _values(series: pd.Series[Any], name: str, kind: Scale) -> pd.Series[Any]:
     if kind in ("log", "number"):
         numbers = pd.to_numeric(series, errors="coerce").astype(float)
-        return numbers.fillna(0.0) if name in EMPTY else numbers
+        return numbers.fillna(0.0) if name in NONE_IF_MISSING else numbers
     if kind == "flag":
         return series.map(lambda v: v if pd.isna(v) else bool(v)).astype(object)
     return series

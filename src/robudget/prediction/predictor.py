@@ -10,12 +10,13 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
+from robudget.columns import PAPER_FEATURES
 from robudget.errors import InputError, unknown
 from robudget.laws.plain import fields
 from robudget.prediction.conformal import Calibration
 from robudget.prediction.cross_validation import GROUPS, REPEATS, Score, at_random, by_group, choose
 from robudget.prediction.explain import CollapseMap, Importance, Partial, collapse_map, importances, partial
-from robudget.prediction.features import PAPER, Features, rows_of
+from robudget.prediction.features import Features, rows_of
 from robudget.prediction.regressors import MODELS, Bools, Fitted, ModelName, paper_gbr
 from robudget.recipe import Recipe
 from robudget.tables.read import as_table
@@ -81,7 +82,7 @@ class PaperGBR:
         """Features as in the paper where the table has them and they vary, else whatever varies."""
         from sklearn.model_selection import train_test_split
 
-        named = features or (PAPER if set(PAPER) <= set(frame.columns) else None)
+        named = features or (PAPER_FEATURES if set(PAPER_FEATURES) <= set(frame.columns) else None)
         runs, y, _, seen, positions = _usable_with_features(frame, named)
         X = seen.matrix(runs)
         train, test = train_test_split(np.arange(len(y)), test_size=0.3, random_state=seed)

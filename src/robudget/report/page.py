@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from robudget import __version__, files
 from robudget.analysis import Analysis
+from robudget.columns import COSTS, GROUPING, MAIN_COSTS, QUANTITIES, stored
 from robudget.errors import InputError
 from robudget.laws import envelope
 from robudget.report import labels
@@ -27,12 +28,9 @@ from robudget.report.sections import runs as sections
 from robudget.report.sections.others import beside, standing
 from robudget.report.table import COLUMNS, choices, name, plain, ranked, varying
 
-X_AXES = (
-    "train_flops_exact", "train_flops_paper", "train_energy_kwh", "cost_usd", "co2_kg", "train_seconds", "parameters",
-    "images_seen",
-)  # fmt: skip
+X_AXES = (*COSTS, *stored("size"))
 Y_AXES = ("aa_acc", "clean_acc", "val_acc")
-COLOURS = ("loss", "steps", "synthetic", "model", "activation", "ema", "epochs")
+COLOURS = ("loss", *(c for c in GROUPING if c != "loss"))
 MOST = 3000  # runs on the page; the figures and the laws always see all
 MARKS = {
     "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x",
@@ -142,14 +140,14 @@ def payload(rows: pd.DataFrame, analysis: Analysis | None) -> dict[str, Any]:
         "frontiers": {f"{x}|{y}": found for x in xs for y in ys if (found := _frontier(frame, x, y))},
         "law": said.curves(analysis),
         "quantities": {
-            q.column: {"axis": q.axis, "short": q.short, "unit": q.unit, "how": q.how}
-            for q in labels.QUANTITIES.values()
+            q.name: {"axis": q.axis, "short": q.short, "unit": q.unit, "how": q.how}
+            for q in map(quantity, QUANTITIES)
         },
         "hover": [c for c in HOVER if frame[c].notna().any()],
     }  # fmt: skip
 
 
-HOVER = ("train_flops_exact", "train_energy_kwh", "cost_usd", "co2_kg", "train_seconds", "parameters")
+HOVER = (*MAIN_COSTS, "parameters")
 
 
 def _labelled(columns: Sequence[str]) -> list[dict[str, str]]:

@@ -9,29 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robudget import columns
 from robudget.errors import InputError
-from robudget.report.labels import QUANTITIES, UNKNOWN, choice, known, quantity, word
+from robudget.report.labels import UNKNOWN, choice, known, quantity, word
 from robudget.tables import usable as select
 
-NUMBERS = (
-    "eps", "parameters", "base", "beta", "steps", "epochs", "synthetic_fraction", "seed", "aa_acc", "aa_acc_low",
-    "aa_acc_high", "n_eval", "clean_acc", "val_acc", "train_flops_exact", "train_flops_paper", "eval_flops_exact",
-    "train_energy_kwh", "eval_energy_kwh", "cost_usd", "eval_cost_usd", "co2_kg", "eval_co2_kg", "train_seconds",
-    "eval_seconds", "images_seen",
-)  # fmt: skip
-WORDS = (
-    "run_id", "slug", "dataset", "norm", "model", "activation", "loss", "ema", "cutmix", "synthetic", "status",
-    "train_flops_how", "train_energy_how", "eval_energy_how", "cost_usd_how", "co2_kg_how", "train_seconds_how",
-)  # fmt: skip
-# The order in which a reader meets them; `path` and whatever else a table holds stays out of the page.
-COLUMNS = (
-    "run_id", "slug", "dataset", "norm", "eps", "model", "parameters", "base", "activation", "loss", "beta", "steps",
-    "epochs", "ema", "cutmix", "synthetic", "synthetic_fraction", "seed", "status", "aa_acc", "aa_acc_low",
-    "aa_acc_high", "n_eval", "clean_acc", "val_acc", "collapsed", "train_flops_exact", "train_flops_paper",
-    "train_flops_how", "train_energy_kwh", "train_energy_how", "cost_usd", "cost_usd_how", "co2_kg", "co2_kg_how",
-    "train_seconds", "train_seconds_how", "images_seen", "eval_flops_exact", "eval_energy_kwh", "eval_energy_how",
-    "eval_cost_usd", "eval_co2_kg", "eval_seconds",
-)  # fmt: skip
+# `path` and whatever else a table holds stays out of the page.
+COLUMNS = tuple(name for name in columns.stored() if name != "path")
+NUMBERS = tuple(name for name in COLUMNS if columns.COLUMNS[name].scale in ("log", "number"))
+WORDS = tuple(name for name in COLUMNS if name not in NUMBERS and name != "collapsed")
 
 
 RECIPE = ("model", "activation", "loss", "synthetic", "ema", "cutmix", "epochs", "seed")
@@ -106,7 +92,7 @@ def choices(row: pd.Series, among: Collection[str] = ()) -> list[str]:
 
 def how(rows: pd.DataFrame, column: str) -> str:
     """How a column's values were obtained, over the runs where they are known: `measured`, `estimated, measured`."""
-    source = quantity(column).how if column in QUANTITIES else None
+    source = quantity(column).how
     if source is None or source not in rows.columns:
         return UNKNOWN
     found = sorted({str(v) for v in rows.loc[rows[column].notna(), source] if known(v)})

@@ -17,8 +17,8 @@ from typing import Any
 
 import pandas as pd
 
+from robudget.accuracy import wilson
 from robudget.errors import InputError, unknown
-from robudget.intervals import wilson
 from robudget.meter.conventions import wrn_forward_flops, wrn_parameters
 from robudget.threat import parse_eps
 

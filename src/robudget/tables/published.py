@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from robudget.accuracy import collapsed, wilson
 from robudget.errors import InputError, unknown
-from robudget.intervals import wilson
 from robudget.meter.conventions import PAPER_EPOCH_IMAGES, PAPER_GPUS, PAPER_MODELS, exact_factor, wrn_forward_flops
 from robudget.meter.prices import PAPER
 
 WATTS = 300.0  # a V100's rated power: what the published dollars assume
 N_EVAL = 10_000
-COLLAPSE_RATIO = 0.3
 COLUMNS = (
     "train_flops", "train_electricity_cost", "train_emissions", "epochs", "model", "model_parameters",
     "synthetic_data", "at", "at_steps", "aa_robust_acc", "eval_acc",
@@ -104,7 +103,7 @@ def table(raw: pd.DataFrame, where: str = "the paper's table") -> pd.DataFrame:
         "n_eval": N_EVAL,
         "clean_acc": clean,
         "val_acc": math.nan,  # the published PGD-40 is of the last epoch, on test images, with a step that depends on K
-        "collapsed": robust < COLLAPSE_RATIO * clean,
+        "collapsed": collapsed(robust.to_numpy(), clean.to_numpy()),
         "images_seen": images.astype(float),
         "train_flops_exact": forward * passes * images,
         "train_flops_paper": raw["train_flops"] * 1e12 * PAPER_GPUS * epochs,

@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from robudget.columns import KINDS
+from robudget.columns import COLUMNS, ERRORS
 from robudget.errors import InputError
 from robudget.store import load_runs
-from robudget.tables import leaderboard as robustbench
-from robudget.tables import published as timm_adv
-from robudget.tables.usable import ERRORS, is_accuracy
+from robudget.tables import leaderboard, published
+from robudget.tables.usable import is_accuracy
 from robudget.threat import parse_eps
 
-FLAGS = (*(name for name, kind in KINDS.items() if kind == "flag"), "collapsed")
+FLAGS = tuple(c.name for c in COLUMNS.values() if c.scale == "flag")
 WORDS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
@@ -30,8 +29,8 @@ def read_table(source: str | Path) -> pd.DataFrame:
     """
     path = Path(source)
     if path.is_dir():
-        if robustbench.is_folder(path):
-            return tidy(robustbench.load(path))
+        if leaderboard.is_folder(path):
+            return tidy(leaderboard.load(path))
         runs = load_runs(path)
         if runs.empty:
             raise InputError(f"no finished run in {str(path)!r}")
@@ -52,8 +51,8 @@ def read_table(source: str | Path) -> pd.DataFrame:
         raise InputError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from None
     if frame.empty:
         raise InputError(f"{str(path)!r} holds no run")
-    if timm_adv.is_paper_table(frame.columns):
-        return tidy(timm_adv.table(frame, where=str(path)))
+    if published.is_paper_table(frame.columns):
+        return tidy(published.table(frame, where=str(path)))
     return tidy(frame)
 
 

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robudget import accuracy
+from robudget.columns import ACCURACIES, COLUMNS, ERRORS, ROBUST, SCOPE
 from robudget.errors import InputError
-from robudget.laws.plain import fields
 from robudget.threat import parse_eps
 
 Floats = NDArray[np.float64]
 Collapsed = Literal["drop", "keep"]
-
-COLLAPSE_RATIO = 0.3  # of the clean accuracy: design.md, "collapse"
-ACCURACIES = ("aa_acc", "aa_acc_low", "aa_acc_high", "clean_acc", "val_acc")
-# Columns that a table need not hold because others give them: name → (source, 100 − source).
-ERRORS = {"aa_error": "aa_acc", "clean_error": "clean_acc", "val_error": "val_acc"}
-EVALUATED = ("aa_acc", "aa_error", "clean_acc", "clean_error")  # on `n_eval` images
-SCOPE = ("dataset", "norm", "eps")  # runs that differ in these answer different questions
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,7 @@ class Counts:
     impossible: int = 0  # x ≤ 0, y < 0, or an accuracy above 100
 
     def to_dict(self) -> dict[str, Any]:
-        return fields(self)
+        return asdict(self)
 
     def sentence(self) -> str:
         """`244 of 319 runs used; left out: 75 collapsed`."""
@@ -109,7 +103,7 @@ def collapsed(frame: pd.DataFrame) -> NDArray[np.bool_]:
     """
     robust = column(frame, "aa_acc") if "aa_acc" in frame else np.full(len(frame), np.nan)
     clean = column(frame, "clean_acc") if "clean_acc" in frame else np.full(len(frame), np.nan)
-    low = np.where(np.isnan(clean), robust < 10.0, robust < COLLAPSE_RATIO * clean)
+    low = np.where(np.isnan(clean), robust < 10.0, accuracy.collapsed(robust, clean))
     guess = low & ~standard(frame)
     if "collapsed" not in frame:
         return np.asarray(guess, dtype=np.bool_)
@@ -182,7 +176,7 @@ def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None =
     """
     check_scope(frame)
     xs, ys = column(frame, x, "x"), column(frame, y, "y")
-    robust = y in ("aa_acc", "aa_error", "val_acc", "val_error")
+    robust = y in ROBUST
     drop = robust if drop_collapsed is None else drop_collapsed
     left = np.ones(len(frame), dtype=np.bool_)
 
@@ -213,9 +207,10 @@ def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None =
 def _noise(frame: pd.DataFrame, y: str, ys: Floats) -> Floats:
     """Binomial standard deviation, in points, of a percentage counted over `n_eval` images; 0 where n is unknown. Taken
     as independent between runs, though shared images make errors more alike and the seed of training less."""
-    if y not in EVALUATED or "n_eval" not in frame.columns:
+    images = COLUMNS[y].images if y in COLUMNS else None
+    if images is None or images not in frame.columns:
         return np.zeros(len(frame))
     share = np.clip(ys / 100, 0, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        noise = 100 * np.sqrt(share * (1 - share) / column(frame, "n_eval"))
+        noise = 100 * np.sqrt(share * (1 - share) / column(frame, images))
     return np.where(np.isfinite(noise), noise, 0.0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from robudget.accuracy import collapsed
 from robudget.backend.precision import Precision
 from robudget.data.dataset import to_unit
 from robudget.data.keyed import generator_for
@@ -113,7 +114,7 @@ def is_collapsed(one_step: float, multi_step: float, clean: float, before: float
     one, and a fall from nearly nothing is noise.
     """
     fallen = multi_step < 0.5 * before and before - multi_step > part.gap / 2
-    return one_step - multi_step > part.gap and multi_step < 0.3 * clean and fallen
+    return one_step - multi_step > part.gap and collapsed(multi_step, clean) and fallen
 
 
 # -- divergence of the loss ------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def _prices(made: Plan, best: Option) -> list[RenderableType]:
     rows = []
     for column, value in best.costs.items():
         low, high = best.cost_intervals[column]
-        row = {"cost": labels.quantity(column).name, "this recipe": _span(column, (value, low, high))}
+        row = {"cost": labels.quantity(column).label, "this recipe": _span(column, (value, low, high))}
         if made.next_point is not None:
             row["the next point, more"] = _span(column, made.marginal[column])
         rows.append(row)

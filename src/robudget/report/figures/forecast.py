@@ -117,7 +117,7 @@ def price(names: Sequence[str], reaches: Sequence[Sequence[Reach]], largest: flo
     ax.set_ylim(bottom, top)
     style.log_y(ax)
     ax.set_xticks(sorted({r.target for series in reaches for r in series}))
-    ax.set_xlabel(f"target {quantity(first.y).name} (%)")
+    ax.set_xlabel(f"target {quantity(first.y).label} (%)")
     ax.set_ylabel(quantity(first.x).axis)
     style.grid(ax)
     keys: list[Line2D | Patch] = []
@@ -128,7 +128,7 @@ def price(names: Sequence[str], reaches: Sequence[Sequence[Reach]], largest: flo
     line = Line2D([], [], color=MUTED, lw=0.8, ls=(0, (2, 2)), label="largest best run")
     style.legend_above(figure, [keys[:2], keys[2:], [line]])
     caption = (
-        f"{quantity(first.x).name} at which each law reaches a target accuracy, with its {first.level:.0%} bootstrap "
+        f"{quantity(first.x).label} at which each law reaches a target accuracy, with its {first.level:.0%} bootstrap "
         f"interval; arrows: the interval goes on; open marks at the top: more than a million times the largest run, or "
         f"never."
     )

@@ -143,7 +143,7 @@ def cost(law: Law, table: pd.DataFrame, how: str) -> tuple[Figure, str]:
     ]
     style.legend_above(figure, [shown, numbers])
     caption = (
-        f"{quantity(law.y).name} ({how}) of {env.n_runs} runs against {phrase(law.x)}: "
+        f"{quantity(law.y).label} ({how}) of {env.n_runs} runs against {phrase(law.x)}: "
         f"α = {number(law.alpha)} ({law.level:.0%} interval {labels.interval(*law.alpha_interval, 3)}, bootstrap over "
         f"runs), R² = {law.r2:.2f} in log-log."
     )

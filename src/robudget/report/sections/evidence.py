@@ -60,9 +60,7 @@ def span_of(reach: Reach) -> str:
 
 def level(name: str, value: object) -> str:
     """A level of a choice: parameters as 36.5 M, the rest as the recipe writes it."""
-    if name in ("parameters", "images_seen", "synthetic_amount") and isinstance(value, (int, float)):
-        return labels.count(float(value))
-    return labels.choice(name, labels.word(value))
+    return quantity(name).level(value)
 
 
 def change(name: str, before: object, after: object) -> str:
@@ -297,7 +295,7 @@ def splits(analysis: Analysis) -> dict[str, Any]:
 def published(analysis: Analysis) -> dict[str, Any]:
     rows = [
         (
-            quantity(w.y).name,
+            quantity(w.y).label,
             number(w.C, 4),
             (number(w.alpha), span(w.alpha_interval)),
             fixed(w.r2, 2),

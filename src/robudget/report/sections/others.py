@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from robudget.columns import SCOPE
 from robudget.errors import InputError
 from robudget.report import labels
 from robudget.report.figures import style
@@ -21,7 +22,6 @@ from robudget.report.figures.runs import is_collapsed
 from robudget.report.figures.style import BLUE, COLUMN, GREY, INK, ORANGE, PAPER
 from robudget.report.labels import count, known, percent
 from robudget.report.sections.evidence import table
-from robudget.tables.usable import SCOPE
 
 SHOWN = 5  # published models above and below the best run in the table
 NAMED = 2  # published models labelled in the figure, the best ones

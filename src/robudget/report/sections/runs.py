@@ -6,22 +6,14 @@ from typing import Any
 
 import pandas as pd
 
+from robudget.columns import GROUPING, MAIN_COSTS
 from robudget.report import labels
 from robudget.report.figures.style import encode
 from robudget.report.labels import known, quantity, word, write
 from robudget.report.table import choices, how, name, total
 
-FILTERS = ("loss", "model", "steps", "synthetic", "status")
-BOARD = (
-    "aa_acc",
-    "clean_acc",
-    "train_flops_exact",
-    "train_energy_kwh",
-    "cost_usd",
-    "co2_kg",
-    "train_seconds",
-    "parameters",
-)
+FILTERS = (*GROUPING, "status")
+BOARD = ("aa_acc", "clean_acc", *MAIN_COSTS, "parameters")
 
 
 def head(rows: pd.DataFrame) -> str:
@@ -177,6 +169,6 @@ def planner(rows: pd.DataFrame) -> dict[str, Any]:
     top = rows["aa_acc"].median()
     return {
         "units": units, "column": column, "factor": factor, "amount": start,
-        "costs": [{"column": c, "label": quantity(c).name.lower()} for c in costs],
+        "costs": [{"column": c, "label": quantity(c).phrase} for c in costs],
         "target": f"{top:.0f}" if known(float(top)) else "",
     }  # fmt: skip

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from robudget.intervals import wilson
+from robudget.accuracy import wilson
 
 
 @pytest.mark.parametrize(

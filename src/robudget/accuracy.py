@@ -1,9 +1,27 @@
-"""Confidence intervals of an accuracy. Pure arithmetic: imported by rooms that start without torch."""
+"""What an accuracy means: its confidence interval, and when a robust one is a collapse. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLLAPSE_RATIO = 0.3  # ours, of the clean accuracy: 75 of the paper's 319 runs are below it, none between 0.23 and 0.35
+
+
+@overload
+def collapsed(robust: float, clean: float) -> bool: ...
+@overload
+def collapsed(robust: NDArray[np.floating[Any]], clean: NDArray[np.floating[Any]]) -> NDArray[np.bool_]: ...
+def collapsed(
+    robust: float | NDArray[np.floating[Any]], clean: float | NDArray[np.floating[Any]]
+) -> bool | NDArray[np.bool_]:
+    """Catastrophic overfitting of an adversarial loss (Wong et al. 2020): the robust accuracy lies below 0.3 of the
+    clean one, both in the same unit. False where one is unknown (NaN)."""
+    return robust < COLLAPSE_RATIO * clean
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
