@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from robudget.analysis import analyse
-from robudget.laws import fit_law, forms
+from robudget.laws import fit_law
+from robudget.laws.forms import BEND_WIDTH_LN, FORMS
 from robudget.prediction import Predictor
 from robudget.prediction.predictor import PaperGBR
 from robudget.prediction.regressors import MODELS
@@ -58,7 +59,7 @@ def true_accuracy(form: str, x: np.ndarray) -> np.ndarray:
     if form == "shifted":
         return p["E"] - p["A"] * (v + p["x0"]) ** -p["alpha"]
     if form == "broken":
-        bend = forms.SHARPNESS * np.logaddexp(0, np.log(v / p["xb"]) / forms.SHARPNESS)
+        bend = BEND_WIDTH_LN * np.logaddexp(0, np.log(v / p["xb"]) / BEND_WIDTH_LN)
         return p["C"] * v ** p["alpha"] * np.exp((p["alpha2"] - p["alpha"]) * bend)
     low, high = np.zeros_like(v), np.full_like(v, p["E"])
     for _ in range(80):
@@ -187,7 +188,7 @@ def large(n: int = 100_000) -> pd.DataFrame:
 def speed() -> None:
     frame = read_table(PAPER)
     fit_law(frame, resamples=10)
-    for form in forms.FORMS:
+    for form in FORMS:
         begun = time.perf_counter()
         fit_law(frame, form=form, resamples=2_000)
         seconds = time.perf_counter() - begun

@@ -12,12 +12,10 @@ import pandas as pd
 
 from robudget.columns import COLUMNS, MAIN_COSTS
 from robudget.errors import InputError
-from robudget.laws import forms
-from robudget.laws.averaging import Average, average, fit_forms, name_of
 from robudget.laws.envelope import Envelope, How, envelope_of
 from robudget.laws.fit import LEVEL, RESAMPLES, auto_bins, fit_envelope, fit_power_law
-from robudget.laws.forms import FormName
-from robudget.laws.holdout import Hidden, Holdout, holdout
+from robudget.laws.form_selection import Average, Hidden, Holdout, average, fit_forms, holdout
+from robudget.laws.forms import FormName, form_named
 from robudget.laws.law import Law, Reach
 from robudget.laws.plain import fields
 from robudget.prediction.effects import Effects, effects
@@ -99,11 +97,11 @@ class Analysis:
         if self.average is not None:
             best, weight = self.average.best, max(self.average.weights)
             out.append(
-                f"Of {len(self.average.laws)} forms these points support {name_of(best)} most (Akaike weight "
-                f"{weight:.2f}; the headline's {name_of(self.law)}: {self.average.weight(self.law):.2f})."
+                f"Of {len(self.average.laws)} forms these points support {best.name} most (Akaike weight "
+                f"{weight:.2f}; the headline's {self.law.name}: {self.average.weight(self.law):.2f})."
             )
         for hidden in self.holdouts:
-            mine = hidden.miss(name_of(self.law))
+            mine = hidden.miss(self.law.name)
             own = f" The headline's {mine.name} form missed by {mine.rmse:.2f}." if mine else ""
             out.append(f"Hiding the top {hidden.hidden}, {hidden.decades:.1f} decades: {hidden.sentence()}{own}")
         span = self.envelope
@@ -141,14 +139,14 @@ def analyse(
     """Fit everything to a table, with `form` in the headline. `choose` selects rows first, e.g. {"dataset":
     "cifar10"}; `predict=False` leaves the predictor, the paper's regressor and the effects out. Raises InputError for a
     table that holds no law."""
-    forms.get(form)
+    form_named(form)
     table = as_table(source)
     frame = where(table, choose)
     chosen = points(frame, x, y)
     kind: How = how or ("log" if is_percent(y) else "all")
     env = envelope_of(chosen, auto_bins(chosen.counts.used) if bins == "auto" else bins, kind)
     others = fit_forms(env, resamples=resamples, level=level, seed=seed) if is_percent(y) else ()
-    law = next((other for other in others if name_of(other) == form), None)
+    law = next((other for other in others if other.name == form), None)
     law = law or fit_envelope(env, form, resamples=resamples, level=level, seed=seed)
     fitted = (law, *(other for other in others if other is not law))
     warnings = [*table.attrs.get("notes", ()), *(w for one in fitted for w in one.warnings)]

@@ -7,7 +7,7 @@ import pytest
 
 from robudget.errors import InputError
 from robudget.laws import average, envelope, fit_forms
-from robudget.laws.averaging import CONTENDERS, name_of
+from robudget.laws.form_selection import SCALED_FORMS
 
 NAMES = ["power", "saturating", "shifted", "m4", "broken", "power on error", "power on logit"]
 
@@ -17,7 +17,7 @@ def test_the_truth_gets_the_weight(bench):
         ("power", ("power", "power on error", "power on logit")),
         ("saturating", ("saturating", "m4")),
     ):
-        wins = [name_of(average(fit_forms(envelope(bench.table(form, s)), resamples=0)).best) for s in range(6)]
+        wins = [average(fit_forms(envelope(bench.table(form, s)), resamples=0)).best.name for s in range(6)]
         assert sum(name in rivals for name in wins) >= 5
 
 
@@ -27,7 +27,7 @@ def test_a_broken_law_is_recognised_as_such(bench):
         weights = []
         for seed in range(8):
             mixed = average(fit_forms(envelope(bench.table(form, seed)), resamples=0))
-            weights.append(dict(zip(map(name_of, mixed.laws), mixed.weights, strict=True))["broken"])
+            weights.append(dict(zip((law.name for law in mixed.laws), mixed.weights, strict=True))["broken"])
         means[form] = np.mean(weights)
     assert means["broken"] > 0.5 > 0.2 > max(means["power"], means["saturating"])
 
@@ -35,7 +35,7 @@ def test_a_broken_law_is_recognised_as_such(bench):
 def test_where_it_breaks(bench):
     breaks = []
     for seed in range(8):
-        laws = {name_of(law): law for law in fit_forms(envelope(bench.table("broken", seed)), resamples=0)}
+        laws = {law.name: law for law in fit_forms(envelope(bench.table("broken", seed)), resamples=0)}
         breaks.append(np.log10(laws["broken"].params["xb"] / 6e18))
     assert abs(np.median(breaks)) < 0.25  # decades
 
@@ -49,7 +49,7 @@ def test_weights_sum_to_one_and_the_mean_lies_between(mixed):
     assert sum(mixed.weights) == pytest.approx(1)
     each = [float(law.predict(1e20)) for law in mixed.laws]
     assert min(each) <= mixed.predict(1e20) <= max(each)
-    assert [name_of(law) for law in mixed.laws] == NAMES
+    assert [law.name for law in mixed.laws] == NAMES
 
 
 def test_the_interval_holds_the_doubt_about_the_form(mixed):
@@ -70,14 +70,14 @@ def test_unreachable_in_part(mixed):
 
 def test_too_few_points_for_some_forms(simple):
     env = envelope(simple(np.array([1e17, 1e18, 1e19, 1e20]), np.array([50.0, 54, 57, 59])), bins=4)
-    names = [name_of(law) for law in fit_forms(env, resamples=20)]
+    names = [law.name for law in fit_forms(env, resamples=20)]
     assert names == ["power", "saturating", "power on error", "power on logit"]
     assert sum(average(fit_forms(env, resamples=20)).weights) == pytest.approx(1)
 
 
 def test_costs_have_no_error_scale(grid):
     env = envelope(grid, y="train_energy_kwh", how="all")
-    assert [c.name for c in CONTENDERS if c.possible(env)] == ["power", "saturating", "shifted", "broken"]
+    assert [c.name for c in SCALED_FORMS if c.possible(env)] == ["power", "saturating", "shifted", "broken"]
 
 
 def test_only_laws_of_one_envelope_are_averaged(bench):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from robudget.laws import envelope, fit_law
-from robudget.laws.curse import curse
+from robudget.laws.envelope import winners_curse
 
 N = 400
 X = np.geomspace(1e17, 1e20, N)
@@ -20,7 +20,7 @@ def test_where_runs_differ_by_noise_it_is_all_that_the_best_is_better(simple, y)
     lifts, lefts, owed = [], [], []
     for seed in range(8):
         env = envelope(table(simple, seed), y=y, bins=10)
-        lift, left = curse(env, np.random.default_rng(0))
+        lift, left = winners_curse(env, np.random.default_rng(0))
         lifts.append(lift)
         lefts.append(left)
         owed.append(abs(env.ys - (60 if y == "aa_acc" else 40)).mean())
@@ -33,15 +33,15 @@ def test_where_runs_differ_by_noise_it_is_all_that_the_best_is_better(simple, y)
 def test_where_runs_differ_by_far_more_it_is_nearly_nothing(simple):
     y = 60 - np.tile(np.arange(8.0), N // 8)  # one in eight is the best, by one point
     env = envelope(simple(X, y, n_eval=1e6), bins=50)  # noise of 0.05 points
-    lift, _ = curse(env, np.random.default_rng(0))
+    lift, _ = winners_curse(env, np.random.default_rng(0))
     assert lift == pytest.approx(0, abs=0.01)
 
 
 def test_no_noise_known_no_curse(simple):
     frame = table(simple, 0, n_eval=np.nan)
-    assert curse(envelope(frame), np.random.default_rng(0)) == (0.0, 0.0)
-    assert curse(envelope(frame.drop(columns="n_eval")), np.random.default_rng(0)) == (0.0, 0.0)
-    assert curse(envelope(table(simple, 0), how="pareto"), np.random.default_rng(0)) == (0.0, 0.0)
+    assert winners_curse(envelope(frame), np.random.default_rng(0)) == (0.0, 0.0)
+    assert winners_curse(envelope(frame.drop(columns="n_eval")), np.random.default_rng(0)) == (0.0, 0.0)
+    assert winners_curse(envelope(table(simple, 0), how="pareto"), np.random.default_rng(0)) == (0.0, 0.0)
 
 
 def test_an_interval_holds_the_true_level_that_the_best_runs_exceed(simple):
@@ -59,6 +59,6 @@ def test_large_tables_take_the_best_of_each_bin_only(simple):
     rng = np.random.default_rng(0)
     x = 10 ** rng.uniform(17, 20, 20_000)
     env = envelope(simple(x, 50 + rng.normal(0, 0.5, len(x)), n_eval=10_000.0))
-    lift, left = curse(env, np.random.default_rng(0))
+    lift, left = winners_curse(env, np.random.default_rng(0))
     assert lift == pytest.approx(0.5 * 3.24, rel=0.3)  # the largest of 1,000 normals
     assert left == pytest.approx(lift, rel=0.3)  # the best of many is hardly missed

@@ -7,7 +7,7 @@ import pytest
 
 from robudget.errors import InputError
 from robudget.laws import envelope, holdout
-from robudget.laws.holdout import BASELINES
+from robudget.laws.form_selection import BASELINES
 
 X = np.geomspace(1e16, 1e20, 80)
 

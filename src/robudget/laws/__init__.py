@@ -1,9 +1,8 @@
 """Laws of what compute buys: forms fitted to the best runs, with intervals and hold-outs. Imports no torch."""
 
-from robudget.laws.averaging import Average, average, fit_forms
 from robudget.laws.envelope import Envelope, envelope
 from robudget.laws.fit import fit_law, fit_power_law
-from robudget.laws.holdout import Holdout, holdout
+from robudget.laws.form_selection import Average, Holdout, average, fit_forms, holdout
 from robudget.laws.joint import BARTOLDSON, Bartoldson, Joint, fit_joint
 from robudget.laws.law import Law, Reach
 

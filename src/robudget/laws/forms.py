@@ -1,5 +1,8 @@
 """Formulae, apart from how they are fitted: each form is one row of functions with its analytic gradient.
 
+Sources: `power` is the paper's; `saturating` is M2 and `m4` M4 of Alabdulmohsin 2022 (arXiv 2209.06640), `shifted` is
+ours (M2 with a shift of x); `broken` is Caballero 2022 (arXiv 2210.14891) with one break.
+
 Inside, a form works on u = ln(x / reference) and on unconstrained parameters θ, so that no bound needs watching while
 fitting; `natural` turns θ into the numbers of the printed formula, in the units of x and y. All functions broadcast:
 θ is (..., p), u is (..., n), values are (..., n) and gradients (..., n, p).
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.optimize import elementwise
 from scipy.special import expit
 
 from robudget.errors import unknown
@@ -21,12 +24,12 @@ from robudget.tables.usable import Floats
 FormName = Literal["power", "saturating", "shifted", "m4", "broken"]
 FORMS: tuple[FormName, ...] = get_args(FormName)
 
-SHARPNESS = 0.25  # of a broken law's bend, in units of ln x: the bend is over within about one octave either side
-TOP = 100.0  # no accuracy is above
-FAR = 115.0  # in u: fifty decades
-BIG = 150.0  # exponents are clipped here: a bad trial step must be expensive, not infinite
-STEEPEST = 5.0  # bound of the exponents that approach a ceiling: x^−5 is a step to any table of runs
-WIDEST = 10.0  # bound of M4's γ
+BEND_WIDTH_LN = 0.25  # of a broken law, in ln x: the bend is over within about one octave either side
+TOP_PERCENT = 100.0  # no accuracy is above
+FARTHEST_LN = 115.0  # in u: fifty decades
+LARGEST_LN = 150.0  # exponents are clipped here: a bad trial step must be expensive, not infinite
+LARGEST_ALPHA = 5.0  # bound of the exponents that approach a ceiling: x^−5 is a step to any table of runs
+LARGEST_GAMMA = 10.0  # bound of M4's γ
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,18 @@ class Form:
         return len(self.names)
 
 
-def get(name: str) -> Form:
+def form_named(name: str) -> Form:
     """The form of that name. Raises InputError with the nearest valid one."""
-    if name not in _TABLE:
+    if name not in _FORMS:
         raise unknown("form", name, FORMS)
-    return _TABLE[name]
+    return _FORMS[name]
 
 
 # -- power: y = C·x^α --------------------------------------------------------------------------------------------------
 
 
 def _power(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
-    value = np.exp(np.clip(theta[..., 0, None] + theta[..., 1, None] * u, -BIG, BIG))
+    value = np.exp(np.clip(theta[..., 0, None] + theta[..., 1, None] * u, -LARGEST_LN, LARGEST_LN))
     return value, np.stack([value, value * u], axis=-1)
 
 
@@ -105,8 +108,8 @@ def _power_starts(u: Floats, y: Floats, shape: Shape) -> Floats:
 
 def _saturating(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
     limit, d_limit = _limit(theta[..., 0, None], shape)
-    alpha, d_alpha = _bounded(theta[..., 2, None], STEEPEST)
-    gap = shape.sign * np.exp(np.clip(theta[..., 1, None] - alpha * u, -BIG, BIG))
+    alpha, d_alpha = _bounded(theta[..., 2, None], LARGEST_ALPHA)
+    gap = shape.sign * np.exp(np.clip(theta[..., 1, None] - alpha * u, -LARGEST_LN, LARGEST_LN))
     ones = np.ones_like(gap)
     return limit - gap, np.stack([d_limit * ones, -gap, gap * d_alpha * u], axis=-1)
 
@@ -114,11 +117,13 @@ def _saturating(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]
 def _saturating_inverse(theta: Floats, y: float, shape: Shape) -> Floats:
     gap = shape.sign * (_limit(theta[:, 0], shape)[0] - y)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((theta[:, 1] - np.log(np.where(gap > 0, gap, np.nan))) / _bounded(theta[:, 2], STEEPEST)[0])
+        return np.asarray(
+            (theta[:, 1] - np.log(np.where(gap > 0, gap, np.nan))) / _bounded(theta[:, 2], LARGEST_ALPHA)[0]
+        )
 
 
 def _saturating_natural(theta: Floats, reference: float, shape: Shape) -> dict[str, Floats]:
-    alpha = _bounded(theta[..., 2], STEEPEST)[0]
+    alpha = _bounded(theta[..., 2], LARGEST_ALPHA)[0]
     return {
         "E": _limit(theta[..., 0], shape)[0],
         "A": np.exp(np.clip(theta[..., 1] + alpha * np.log(reference), -700, 700)),
@@ -132,7 +137,7 @@ def _saturating_starts(u: Floats, y: Floats, shape: Shape) -> Floats:
     for alpha in (0.05, 0.2, 0.5, 1.0, 2.0):
         slope, limit = _line(np.exp(-alpha * u), y)
         gap = max(-shape.sign * slope, 1e-3 * (np.ptp(y) + 1e-9))
-        out.append([_unlimit(limit, y, shape), np.log(gap), _unbounded(alpha, STEEPEST)])
+        out.append([_unlimit(limit, y, shape), np.log(gap), _unbounded(alpha, LARGEST_ALPHA)])
     return np.array(out)
 
 
@@ -141,9 +146,9 @@ def _saturating_starts(u: Floats, y: Floats, shape: Shape) -> Floats:
 
 def _shifted(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
     limit, d_limit = _limit(theta[..., 0, None], shape)
-    (alpha, d_alpha), shift = _bounded(theta[..., 2, None], STEEPEST), theta[..., 3, None]
+    (alpha, d_alpha), shift = _bounded(theta[..., 2, None], LARGEST_ALPHA), theta[..., 3, None]
     v = np.logaddexp(u, shift)
-    gap = shape.sign * np.exp(np.clip(theta[..., 1, None] - alpha * v, -BIG, BIG))
+    gap = shape.sign * np.exp(np.clip(theta[..., 1, None] - alpha * v, -LARGEST_LN, LARGEST_LN))
     weight = expit(shift - u)  # ∂v/∂shift
     ones = np.ones_like(gap)
     return limit - gap, np.stack([d_limit * ones, -gap, gap * d_alpha * v, gap * alpha * weight], axis=-1)
@@ -178,8 +183,8 @@ def _m4(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
     θ = (ceiling of the accuracy, b, α, γ) with the last two bounded; γ → 0 is the saturating law.
     """
     ceiling, d_ceiling = _limit(theta[..., 0, None], Shape(True, True))
-    alpha, d_alpha = _bounded(theta[..., 2, None], STEEPEST)
-    gamma, d_gamma = _bounded(theta[..., 3, None], WIDEST)
+    alpha, d_alpha = _bounded(theta[..., 2, None], LARGEST_ALPHA)
+    gamma, d_gamma = _bounded(theta[..., 3, None], LARGEST_GAMMA)
     q = theta[..., 1, None] - alpha * u
     # With z = logit(s) the left side is γ·softplus(z) − softplus(−z): smooth, with a slope between γ and 1, so that
     # Newton's steps, kept short, always arrive.
@@ -201,29 +206,29 @@ def _m4(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
         [d_ceiling * (1 - s), -ceiling * rate, ceiling * rate * d_alpha * u, -ceiling * by_gamma], axis=-1
     )
     sign = shape.sign
-    return (accuracy if shape.rising else TOP - accuracy), sign * gradient
+    return (accuracy if shape.rising else TOP_PERCENT - accuracy), sign * gradient
 
 
 def _m4_inverse(theta: Floats, y: float, shape: Shape) -> Floats:
     ceiling = _limit(theta[:, 0], Shape(True, True))[0]
-    share = 1 - (y if shape.rising else TOP - y) / ceiling  # of the error above its limit
+    share = 1 - (y if shape.rising else TOP_PERCENT - y) / ceiling  # of the error above its limit
     share = np.where((share > 0) & (share < 1), share, np.nan)
-    alpha, gamma = _bounded(theta[:, 2], STEEPEST)[0], _bounded(theta[:, 3], WIDEST)[0]
+    alpha, gamma = _bounded(theta[:, 2], LARGEST_ALPHA)[0], _bounded(theta[:, 3], LARGEST_GAMMA)[0]
     with np.errstate(divide="ignore"):
         return np.asarray((theta[:, 1] - np.log(share) + gamma * np.log1p(-share)) / alpha)
 
 
 def _m4_natural(theta: Floats, reference: float, shape: Shape) -> dict[str, Floats]:
     ceiling = _limit(theta[..., 0], Shape(True, True))[0]
-    alpha, gamma = _bounded(theta[..., 2], STEEPEST)[0], _bounded(theta[..., 3], WIDEST)[0]
+    alpha, gamma = _bounded(theta[..., 2], LARGEST_ALPHA)[0], _bounded(theta[..., 3], LARGEST_GAMMA)[0]
     # ln s − γ ln(1−s) with ε − ε∞ = ceiling·s and ε0 − ε = ceiling·(1 − s)
     log_beta = theta[..., 1] + alpha * np.log(reference) + (1 - gamma) * np.log(ceiling)
-    limit = ceiling if shape.rising else TOP - ceiling
+    limit = ceiling if shape.rising else TOP_PERCENT - ceiling
     return {"E": limit, "A": np.exp(np.clip(log_beta, -700, 700)), "alpha": alpha, "gamma": gamma}
 
 
 def _m4_starts(u: Floats, y: Floats, shape: Shape) -> Floats:
-    accuracy = y if shape.rising else TOP - y
+    accuracy = y if shape.rising else TOP_PERCENT - y
     out = []
     for margin in (1.01, 1.1):
         ceiling = min(accuracy.max() * margin, 99.9)
@@ -235,8 +240,8 @@ def _m4_starts(u: Floats, y: Floats, shape: Shape) -> Floats:
                 [
                     _unlimit(ceiling, accuracy, Shape(True, True)),
                     b,
-                    _unbounded(alpha, STEEPEST),
-                    _unbounded(gamma, WIDEST),
+                    _unbounded(alpha, LARGEST_ALPHA),
+                    _unbounded(gamma, LARGEST_GAMMA),
                 ]
             )
     return np.array(out)
@@ -246,32 +251,32 @@ def _m4_starts(u: Floats, y: Floats, shape: Shape) -> Floats:
 
 
 def _broken(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
-    """ln y = c + α·u + (α2 − α)·d·softplus((u − ub)/d); θ = (c, α, α2, ub within shape.low … high), d = SHARPNESS."""
+    """ln y = c + α·u + (α2 − α)·d·softplus((u − ub)/d); θ = (c, α, α2, ub in shape.low … high), d = BEND_WIDTH_LN."""
     c, first, second = (theta[..., i, None] for i in range(3))
     within, d_at = _bounded(theta[..., 3, None], shape.high - shape.low)
     at = shape.low + within
-    bend = SHARPNESS * np.logaddexp(0, (u - at) / SHARPNESS)
-    value = np.exp(np.clip(c + first * u + (second - first) * bend, -BIG, BIG))
-    past = expit((u - at) / SHARPNESS)
+    bend = BEND_WIDTH_LN * np.logaddexp(0, (u - at) / BEND_WIDTH_LN)
+    value = np.exp(np.clip(c + first * u + (second - first) * bend, -LARGEST_LN, LARGEST_LN))
+    past = expit((u - at) / BEND_WIDTH_LN)
     gradient = np.stack([value, value * (u - bend), value * bend, -value * (second - first) * past * d_at], axis=-1)
     return value, gradient
 
 
 def _broken_inverse(theta: Floats, y: float, shape: Shape) -> Floats:
-    """By bisection, between where the law turns (if it does) and far away."""
+    """By scipy's elementwise root finder, between where the law turns (if it does) and far away."""
     first, second = shape.sign * theta[:, 1], shape.sign * theta[:, 2]
     turn = shape.low + _bounded(theta[:, 3], shape.high - shape.low)[0]
-    low = np.where(first > 0, -FAR, turn)
-    high = np.where(second > 0, FAR, turn)
+    low = np.where(first > 0, -FARTHEST_LN, turn)
+    high = np.where(second > 0, FARTHEST_LN, turn)
 
-    def short(u: Floats) -> NDArray[np.bool_]:
-        return np.asarray(shape.sign * (_broken(theta, u[:, None], shape)[0][:, 0] - y) < 0)
+    def lead(u: Floats, *columns: Floats) -> Floats:
+        value = _broken(np.stack(columns, axis=-1), u[..., None], shape)[0][..., 0]
+        return np.asarray(shape.sign * (value - y))
 
-    never = short(high) | ((first <= 0) & (second <= 0))
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = np.where(short(middle), middle, low), np.where(short(middle), high, middle)
-    return np.where(never, np.nan, high)
+    at_low, at_high = lead(low, *theta.T), lead(high, *theta.T)
+    never = (at_high < 0) | ((first <= 0) & (second <= 0))
+    root = elementwise.find_root(lead, (low, high), args=tuple(theta.T)).x
+    return np.where(never, np.nan, np.where(at_low < 0, root, low))
 
 
 def _broken_natural(theta: Floats, reference: float, shape: Shape) -> dict[str, Floats]:
@@ -301,8 +306,8 @@ def _limit(theta: Floats, shape: Shape) -> tuple[Floats, Floats]:
     """The ceiling or floor and its derivative: inside (0, 100) for a percentage, positive otherwise."""
     if shape.percent:
         share = expit(theta)
-        return TOP * share, TOP * share * (1 - share)
-    value = np.exp(np.clip(theta, -BIG, BIG))
+        return TOP_PERCENT * share, TOP_PERCENT * share * (1 - share)
+    value = np.exp(np.clip(theta, -LARGEST_LN, LARGEST_LN))
     return value, value
 
 
@@ -326,7 +331,7 @@ def _unlimit(limit: float, y: Floats, shape: Shape) -> float:
         limit = min(limit, float(y.min()) - 0.02 * spread)
     if not shape.percent:
         return float(np.log(max(limit, 1e-9 * spread)))
-    share = float(np.clip(limit / TOP, 1e-4, 1 - 1e-4))
+    share = float(np.clip(limit / TOP_PERCENT, 1e-4, 1 - 1e-4))
     return float(np.log(share / (1 - share)))
 
 
@@ -338,22 +343,22 @@ def _line(u: Floats, y: Floats) -> tuple[float, float]:
     return slope, float(y.mean() - slope * u.mean())
 
 
-_TABLE: dict[str, Form] = {
+_FORMS: dict[str, Form] = {
     "power": Form(
         "power", "y = C·x^α", ("C", "alpha"), "C", "alpha", None, {},
         _power, _power_natural, _power_starts, _power_inverse,
     ),
     "saturating": Form(
-        "saturating", "y = E − A·x^−α", ("E", "A", "alpha"), "A", "alpha", "E", {"alpha": STEEPEST},
+        "saturating", "y = E − A·x^−α", ("E", "A", "alpha"), "A", "alpha", "E", {"alpha": LARGEST_ALPHA},
         _saturating, _saturating_natural, _saturating_starts, _saturating_inverse,
     ),
     "shifted": Form(
-        "shifted", "y = E − A·(x + x0)^−α", ("E", "A", "alpha", "x0"), "A", "alpha", "E", {"alpha": STEEPEST},
+        "shifted", "y = E − A·(x + x0)^−α", ("E", "A", "alpha", "x0"), "A", "alpha", "E", {"alpha": LARGEST_ALPHA},
         _shifted, _shifted_natural, _shifted_starts, _shifted_inverse,
     ),
     "m4": Form(
         "m4", "(E − y) / y^γ = A·x^−α", ("E", "A", "alpha", "gamma"), "A", "alpha", "E",
-        {"alpha": STEEPEST, "gamma": WIDEST},
+        {"alpha": LARGEST_ALPHA, "gamma": LARGEST_GAMMA},
         _m4, _m4_natural, _m4_starts, _m4_inverse,
     ),
     "broken": Form(

@@ -23,7 +23,7 @@ from robudget.tables.usable import Floats, column, points
 
 STARTS = ((0.1, 0.1), (0.3, 0.3), (0.5, 0.2), (0.2, 0.5), (1.0, 1.0))
 LEVEL = 0.95
-STEEPEST = 5.0
+LARGEST_EXPONENT = 5.0
 
 
 @dataclass(frozen=True)
@@ -179,13 +179,13 @@ def fit_joint(
         float(np.sqrt(2 * loss / len(accuracy))), len(accuracy), converged,
         tuple(
             f"the exponent of {names[key]} ran to its bound: the table does not determine it"
-            for key in names if params[key] > 0.99 * STEEPEST or params[key] < 1e-3
+            for key in names if params[key] > 0.99 * LARGEST_EXPONENT or params[key] < 1e-3
         ),
     )  # fmt: skip
 
 
 def _fit(u: Floats, v: Floats, y: Floats, starts: Any) -> tuple[Floats, float, bool]:
-    """θ = (E, A, B, a, d) on centred logarithms; A, B ≥ 0 and 0 ≤ a, d ≤ STEEPEST; E at most 100."""
+    """θ = (E, A, B, a, d) on centred logarithms; A, B ≥ 0 and 0 ≤ a, d ≤ LARGEST_EXPONENT; E at most 100."""
 
     def residual(theta: Floats) -> Floats:
         E, A, B, a, d = theta
@@ -198,11 +198,17 @@ def _fit(u: Floats, v: Floats, y: Floats, starts: Any) -> tuple[Floats, float, b
 
     best = None
     for a, d in starts:
-        begin = [min(float(y.max()) + 1, 99.9), 1.0, 1.0, min(a, STEEPEST * 0.99), min(d, STEEPEST * 0.99)]
-        low, high = [0.0, 0.0, 0.0, 0.0, 0.0], [100.0, 1e4, 1e4, STEEPEST, STEEPEST]
-        found = least_squares(residual, begin, jacobian, bounds=(low, high), x_scale=[10, 1, 1, 0.1, 0.1])
-        if best is None or found.cost < best.cost - 1e-12:
-            best = found
+        begin = [
+            min(float(y.max()) + 1, 99.9),
+            1.0,
+            1.0,
+            min(a, LARGEST_EXPONENT * 0.99),
+            min(d, LARGEST_EXPONENT * 0.99),
+        ]
+        low, high = [0.0, 0.0, 0.0, 0.0, 0.0], [100.0, 1e4, 1e4, LARGEST_EXPONENT, LARGEST_EXPONENT]
+        solution = least_squares(residual, begin, jacobian, bounds=(low, high), x_scale=[10, 1, 1, 0.1, 0.1])
+        if best is None or solution.cost < best.cost - 1e-12:
+            best = solution
     assert best is not None
     return np.asarray(best.x), float(best.cost), bool(best.success)
 

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from robudget.errors import InputError
-from robudget.laws import forms
 from robudget.laws.envelope import Envelope
-from robudget.laws.forms import FormName, Shape
+from robudget.laws.forms import FormName, Shape, form_named
 from robudget.laws.least_squares import Space
 from robudget.laws.plain import fields, plain
 from robudget.tables.usable import Floats, is_percent
@@ -19,7 +18,7 @@ from robudget.tables.usable import Floats, is_percent
 On = Literal["value", "error", "logit"]
 Interval = tuple[float, float]
 
-FARTHEST = 30.0  # decades beyond the data after which a target counts as unreachable
+FARTHEST_DECADES = 30.0  # beyond the data; a target farther off counts as unreachable
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,10 @@ class Law:
 
     A resample can only lose a bin's best run, never find a better one, so resampled envelopes lie lower than the real
     one, which lies lower than that of ever more runs by more than as much again; or, where runs differ by the noise of
-    their evaluations, higher (`laws.curse`; known where the table has `n_eval`). `shift` (resamples,), in the units of
-    y, takes each of the `draws` to the frontier's level, and is in everything that is said from them about a level
-    (predictions, ceiling, cost at a target); exponents need none. It is 0 where every run is a point. An interval that
-    would not hold the law's own value because of it is widened until it does.
+    their evaluations, higher (`envelope.winners_curse`; known where the table has `n_eval`). `shift` (resamples,), in
+    the units of y, takes each of the `draws` to the frontier's level, and is in everything that is computed from them
+    about a level (predictions, ceiling, cost at a target); exponents need none. It is 0 where every run is a point.
+    An interval that would not hold the law's own value because of it is widened until it does.
     """
 
     form: FormName
@@ -100,31 +99,36 @@ class Law:
     @property
     def C(self) -> float:  # noqa: N802
         """The coefficient before the power: C of a power law, A of a saturating one."""
-        return self.params[forms.get(self.form).coefficient]
+        return self.params[form_named(self.form).coefficient]
 
     @property
     def alpha(self) -> float:
-        return self.params[forms.get(self.form).exponent]
+        return self.params[form_named(self.form).exponent]
 
     @property
     def alpha_interval(self) -> Interval:
-        return self.intervals[forms.get(self.form).exponent]
+        return self.intervals[form_named(self.form).exponent]
 
     @property
     def ceiling(self) -> float:
         """The limit of y at infinite x, in the units of y; NaN where the form has none."""
-        name = forms.get(self.form).ceiling
+        name = form_named(self.form).ceiling
         return float(from_scale(np.float64(self.params[name]), self.on)) if name else float("nan")
 
     @property
     def ceiling_interval(self) -> Interval:
-        name = forms.get(self.form).ceiling
+        name = form_named(self.form).ceiling
         if not name:
             return (float("nan"), float("nan"))
-        limits = forms.get(self.form).natural(self.draws, self.x_ref, self.shape)[name]
+        limits = form_named(self.form).natural(self.draws, self.x_ref, self.shape)[name]
         ends = quantiles(from_scale(limits, self.on) + self.shift, self.level)
         low, high = (float(end) for end in np.minimum(ends, 100.0 if is_percent(self.y) else np.inf))
         return float(np.minimum(low, self.ceiling)), float(np.maximum(high, self.ceiling))
+
+    @property
+    def name(self) -> str:
+        """The form and, where it is not fitted on y itself, the scale: `power`, `power on error`."""
+        return form_on(self.form, self.on)
 
     @property
     def n_runs(self) -> int:
@@ -136,7 +140,7 @@ class Law:
 
     @property
     def n_params(self) -> int:
-        return forms.get(self.form).n_params
+        return form_named(self.form).n_params
 
     def predict(self, x: ArrayLike) -> Floats:
         """y at each x, in the units of the column y. Same shape as x."""
@@ -145,7 +149,7 @@ class Law:
     def band(self, x: ArrayLike, level: float | None = None) -> tuple[Floats, Floats]:
         """The interval of the law itself (not of a single run) at each x: (low, high), the shape of x."""
         at = np.asarray(x, dtype=np.float64)
-        low, high = quantiles(self.values(at.ravel()), self.level if level is None else level)
+        low, high = quantiles(self.resampled_values(at.ravel()), self.level if level is None else level)
         middle = self.predict(at)
         return np.minimum(low.reshape(at.shape), middle), np.maximum(high.reshape(at.shape), middle)
 
@@ -154,7 +158,7 @@ class Law:
         if is_percent(self.y) and not 0 < target < 100:
             raise InputError(f"target = {target:g} for {self.y} (allowed: more than 0 and less than 100, in percent)")
         value = float(self._inverse(self.theta[None], target)[0])
-        draws = self.costs(target)
+        draws = self.resampled_costs(target)
         edge = (1 - self.level) / 2
         low, high = np.quantile(draws, [edge, 1 - edge], method="higher") if len(draws) else (np.nan, np.nan)
         return Reach(
@@ -162,11 +166,11 @@ class Law:
             float(np.isinf(draws).mean()) if len(draws) else float("nan"), self.decades_beyond(value), self.level,
         )  # fmt: skip
 
-    def values(self, x: Floats) -> Floats:
+    def resampled_values(self, x: Floats) -> Floats:
         """y at each x (n,) by every resampled law, its bias corrected: (resamples, n)."""
         return self._values(self.draws, x) + self.shift[:, None]
 
-    def costs(self, target: float) -> Floats:
+    def resampled_costs(self, target: float) -> Floats:
         """The x at which every resampled law reaches `target`: (resamples,), inf where it never does."""
         costs = np.full(len(self.draws), np.inf)
         for shift in np.unique(self.shift):
@@ -219,23 +223,27 @@ class Law:
     def _values(self, theta: Floats, x: Floats) -> Floats:
         """(p,) and any x, or (d, p) and x (n,) → (d, n), in the units of y."""
         u = np.log(x / self.x_ref)
-        value, _ = forms.get(self.form).value(theta, np.atleast_1d(u), self.shape)
+        value, _ = form_named(self.form).value(theta, np.atleast_1d(u), self.shape)
         return from_scale(value.reshape(u.shape) if theta.ndim == 1 else value, self.on)
 
     def _inverse(self, theta: Floats, target: float) -> Floats:
-        """First x at which each law of θ (d, p) reaches the target: (d,), inf where none is within FARTHEST decades.
+        """First x at which each law of θ (d, p) reaches the target: (d,), inf where none is within FARTHEST_DECADES.
 
         A law that runs the wrong way reaches at its cheapest run what it reaches at all.
         """
-        form, goal = forms.get(self.form), float(to_scale(np.float64(target), self.on))
+        form, goal = form_named(self.form), float(to_scale(np.float64(target), self.on))
         first, last = np.log(self.envelope.xs[[0, -1]] / self.x_ref)
         u = form.inverse(theta, goal, self.shape)
         sign = self.shape.sign
         at_first = form.value(theta, np.full((len(theta), 1), first), self.shape)[0][:, 0]
         u = np.where(np.isnan(u), np.where(sign * (at_first - goal) >= 0, first, np.inf), u)
-        far = FARTHEST * np.log(10)
+        far = FARTHEST_DECADES * np.log(10)
         u = np.where(u > last + far, np.inf, np.maximum(u, first - far))
         return np.where(np.isinf(u), np.inf, self.x_ref * np.exp(np.minimum(u, last + far)))
+
+
+def form_on(form: FormName, on: On) -> str:
+    return form if on == "value" else f"{form} on {on}"
 
 
 def to_scale(y: Floats | np.float64, on: On) -> Floats:

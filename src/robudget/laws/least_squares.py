@@ -1,7 +1,8 @@
-"""The fitter: damped Gauss-Newton (Levenberg-Marquardt) over many problems at once, apart from any formula.
+"""Least squares over many problems at once: Levenberg-Marquardt (Marquardt 1963) in a batch, apart from any formula.
 
-Bootstrapping refits a law thousands of times, so the solver takes a batch of problems and of starting points and steps
+Bootstrapping refits a law thousands of times, so the fitter takes a batch of problems and of starting points and steps
 them all together; each keeps its own damping. It uses the forms' analytic gradients and no random numbers.
+`scipy.optimize.least_squares` is kept out: it takes one problem a call, hundreds of times slower for 2,000 resamples.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from robudget.tables.usable import Floats
 Space = Literal["linear", "log", "huber"]
 SPACES: tuple[Space, ...] = get_args(Space)
 
-HUBER = 1e-3  # in ln y (Hoffmann 2022)
+HUBER_DELTA_LN = 1e-3  # in ln y (Hoffmann 2022)
 MOST_STEPS = 200
-TINY = 1e-9  # relative fall of the loss in one step below which a problem has converged
-FLOOR = 1e-6  # values below this are clipped before a logarithm, so that a bad trial step is expensive, not undefined
+TOLERANCE = 1e-9  # relative fall of the loss in one step below which a problem has converged
+SMALLEST = 1e-6  # values are clipped here before a logarithm, so that a bad trial step is expensive, not undefined
 
 
 @dataclass(frozen=True)
-class Solved:
+class Solution:
     """θ (b, p), the loss (b,) (half the weighted sum of squares, or of Huber's function) and whether each converged."""
 
     theta: Floats
@@ -33,7 +34,7 @@ class Solved:
     converged: NDArray[np.bool_]
 
 
-def solve(
+def levenberg_marquardt(
     form: Form,
     shape: Shape,
     space: Space,
@@ -42,8 +43,8 @@ def solve(
     weight: Floats,
     starts: Floats,
     steps: int = MOST_STEPS,
-    tolerance: float = TINY,
-) -> Solved:
+    tolerance: float = TOLERANCE,
+) -> Solution:
     """Fit every problem from every start and keep each one's best.
 
     u, y, weight: (b, n), weight 0 hides a point; starts (s, p), or (b, s, p) for starts of their own.
@@ -53,19 +54,18 @@ def solve(
     starts = np.broadcast_to(starts, (b, *starts.shape[-2:]))
     s = starts.shape[1]
     theta = starts.reshape(b * s, p).copy()
-    owner = np.repeat(np.arange(b), s)
-    loss, converged = _descend(form, shape, space, u, y, weight, theta, owner, steps, tolerance)
+    problem = np.repeat(np.arange(b), s)
+    loss, converged = _descend(form, shape, space, u, y, weight, theta, problem, steps, tolerance)
     loss = np.where(np.isfinite(loss), loss, np.inf).reshape(b, s)
-    best = loss.argmin(axis=1)
-    rows = np.arange(b)
-    return Solved(theta.reshape(b, s, p)[rows, best], loss[rows, best], converged.reshape(b, s)[rows, best])
+    best = np.arange(b), loss.argmin(axis=1)
+    return Solution(theta.reshape(b, s, p)[best], loss[best], converged.reshape(b, s)[best])
 
 
 def _descend(
     form: Form, shape: Shape, space: Space, u: Floats, y: Floats, weight: Floats, theta: Floats,
-    owner: NDArray[np.int64], steps: int, tolerance: float,
+    problem: NDArray[np.int64], steps: int, tolerance: float,
 ) -> tuple[Floats, NDArray[np.bool_]]:  # fmt: skip
-    """Levenberg-Marquardt in place on `theta` (r, p), row i solving problem owner[i]. Returns loss (r,), converged
+    """Levenberg-Marquardt in place on `theta` (r, p), row i solving problem problem[i]. Returns loss (r,), converged
     (r,).
     """
     r, p = theta.shape
@@ -73,13 +73,13 @@ def _descend(
     converged = np.zeros(r, dtype=np.bool_)
     loss = np.empty(r)
     live = np.arange(r)
-    residual, slope, loss = _evaluate(form, shape, space, u[owner], y[owner], weight[owner], theta)
+    residual, slope, loss = _evaluate(form, shape, space, u[problem], y[problem], weight[problem], theta)
     diagonal = np.arange(p)
     for _ in range(steps):
         if not len(live):
             break
-        push = weight[owner[live]] * _robust(residual[live], space)
-        weighted = slope[live] * push[..., None]
+        huber = weight[problem[live]] * _huber_weight(residual[live], space)
+        weighted = slope[live] * huber[..., None]
         normal = np.swapaxes(weighted, -1, -2) @ slope[live]
         gradient = np.einsum("rnp,rn->rp", weighted, residual[live])
         scale = normal[:, diagonal, diagonal]
@@ -88,14 +88,14 @@ def _descend(
         step = -np.linalg.solve(normal, gradient[..., None])[..., 0]
         step = np.clip(step, -5, 5)
         trial = theta[live] + step
-        mine = owner[live]
-        new_residual, new_slope, new_loss = _evaluate(form, shape, space, u[mine], y[mine], weight[mine], trial)
+        of = problem[live]
+        new_residual, new_slope, new_loss = _evaluate(form, shape, space, u[of], y[of], weight[of], trial)
         better = new_loss < loss[live]  # NaN is not better
         fall = np.where(better, loss[live] - new_loss, 0.0)
-        won = live[better]
+        improved = live[better]
         small = better & (fall <= tolerance * (new_loss + 1e-300))
-        theta[won], loss[won] = trial[better], new_loss[better]
-        residual[won], slope[won] = new_residual[better], new_slope[better]
+        theta[improved], loss[improved] = trial[better], new_loss[better]
+        residual[improved], slope[improved] = new_residual[better], new_slope[better]
         damping[live] = np.where(better, damping[live] * 0.3, damping[live] * 4)
         stuck = ~better & (damping[live] > 1e8)
         done = small | stuck | (loss[live] <= 1e-22)
@@ -112,19 +112,25 @@ def _evaluate(
     if space == "linear":
         residual = value - y
     else:
-        safe = np.maximum(value, FLOOR)
-        residual = np.log(safe) - np.log(np.maximum(y, FLOOR))
-        gradient = np.where((value > FLOOR)[..., None], gradient / safe[..., None], 0.0)
+        safe = np.maximum(value, SMALLEST)
+        residual = np.log(safe) - np.log(np.maximum(y, SMALLEST))
+        gradient = np.where((value > SMALLEST)[..., None], gradient / safe[..., None], 0.0)
     if space == "huber":
         size = np.abs(residual)
-        each = np.where(size <= HUBER, 0.5 * residual**2, HUBER * (size - 0.5 * HUBER))
+        each = np.where(size <= HUBER_DELTA_LN, 0.5 * residual**2, HUBER_DELTA_LN * (size - 0.5 * HUBER_DELTA_LN))
     else:
         each = 0.5 * residual**2
     return residual, gradient, (weight * each).sum(axis=-1)
 
 
-def _robust(residual: Floats, space: Space) -> Floats:
+def _huber_weight(residual: Floats, space: Space) -> Floats:
     """Weights that turn least squares into Huber's loss at this residual."""
     if space != "huber":
         return np.ones_like(residual)
-    return HUBER / np.maximum(np.abs(residual), HUBER)
+    return HUBER_DELTA_LN / np.maximum(np.abs(residual), HUBER_DELTA_LN)
+
+
+def r_squared(residual: Floats, y: Floats) -> float:
+    """The share of the variance of y (n,) that leaves `residual` (n,): 1 − Σr² / Σ(y − ȳ)²; NaN where y is constant."""
+    total = float(((y - y.mean()) ** 2).sum())
+    return 1 - float((residual**2).sum()) / total if total > 0 else float("nan")

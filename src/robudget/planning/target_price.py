@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from robudget.errors import InputError
-from robudget.laws.averaging import average, fit_forms
 from robudget.laws.envelope import envelope_of
 from robudget.laws.fit import auto_bins
+from robudget.laws.form_selection import average, fit_forms
 from robudget.laws.law import Reach
 from robudget.tables.usable import column, points
 

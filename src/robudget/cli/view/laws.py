@@ -11,7 +11,6 @@ from rich.text import Text
 from robudget.analysis import Analysis
 from robudget.cli.view.terminal import TextTable
 from robudget.laws import Law, Reach
-from robudget.laws.averaging import name_of
 from robudget.prediction import Prediction
 from robudget.prediction.predictor import Predictor
 from robudget.report import labels
@@ -94,10 +93,10 @@ def _quality(predictor: Predictor) -> list[str]:
 
 
 def _form_row(found: Analysis, law: Law) -> dict[str, str]:
-    hidden = found.holdouts[0].miss(name_of(law)) if found.holdouts else None
+    hidden = found.holdouts[0].miss(law.name) if found.holdouts else None
     low, high = law.ceiling_interval
     return {
-        "form": name_of(law),
+        "form": law.name,
         "C": number(law.C, 4),
         "α [interval]": _alpha(law),
         "ceiling": f"{fixed(law.ceiling)} [{fixed(low)}, {fixed(high)}]" if math.isfinite(law.ceiling) else "",

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from robudget.analysis import Analysis
 from robudget.laws import Reach
-from robudget.laws.averaging import name_of
 from robudget.report.figures import forecast as figures_forecast
 from robudget.report.figures import laws as figures_laws
 from robudget.report.figures import predictor as figures_predictor
@@ -113,8 +112,8 @@ def _prices(analysis: Analysis) -> tuple[list[str], list[list[Reach]]]:
         return [], []
     start = math.floor(float(env.ys.max())) + 1
     targets = [t for t in range(start, start + POINTS) if t < 100]
-    chosen = [law for law in analysis.forms if name_of(law) in ("power", "saturating")]
-    names = [name_of(law) for law in chosen]
+    chosen = [law for law in analysis.forms if law.name in ("power", "saturating")]
+    names = [law.name for law in chosen]
     series = [[law.cost_at(t) for t in targets] for law in chosen]
     if analysis.average is not None:
         names.append(POOLED)

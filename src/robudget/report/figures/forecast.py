@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from robudget.laws import Law, Reach
-from robudget.laws.averaging import Average, name_of
+from robudget.laws.form_selection import Average
 from robudget.report import labels
 from robudget.report.figures import style
 from robudget.report.figures.laws import LINES, best_bars, stretch
@@ -39,10 +39,10 @@ def fan(law: Law, forms: Sequence[Law], average: Average | None, table: pd.DataF
     bars = best_bars(env, table)
     seen = np.concatenate([env.ys - bars[0], env.ys + bars[1]])
     bottom, top = _room(seen, *bands[0], percent=is_percent(law.y))
-    weights = {name_of(o): w for o, w in zip(average.laws, average.weights, strict=True)} if average else {}
-    lines = [o for o in forms if name_of(o) == name_of(law) or weights.get(name_of(o), 0) >= LIGHTEST]
+    weights = {o.name: w for o, w in zip(average.laws, average.weights, strict=True)} if average else {}
+    lines = [o for o in forms if o.name == law.name or weights.get(o.name, 0) >= LIGHTEST]
     for form in lines:
-        tint, dashes, _ = LINES[name_of(form)]
+        tint, dashes, _ = LINES[form.name]
         ax.plot(xs, form.predict(xs), color=tint, ls=dashes, lw=1.1)
     ax.errorbar(env.xs, env.ys, yerr=bars, fmt="o", ms=3.2, color=INK, mec=PAPER, mew=0.4, elinewidth=0.7, zorder=4)
     ax.axvline(env.xs[-1], color=MUTED, lw=0.7, ls=(0, (2, 2)), zorder=0)
@@ -52,8 +52,8 @@ def fan(law: Law, forms: Sequence[Law], average: Average | None, table: pd.DataF
     )  # fmt: skip
     groups: list[list[Line2D | Patch]] = [[Patch(color=BLUE, alpha=0.35, lw=0, label="50, 80, 95% bands")]]
     for form in lines:
-        tint, dashes, _ = LINES[name_of(form)]
-        groups[-1].append(Line2D([], [], color=tint, ls=dashes, lw=1.1, label=name_of(form)))
+        tint, dashes, _ = LINES[form.name]
+        groups[-1].append(Line2D([], [], color=tint, ls=dashes, lw=1.1, label=form.name))
     ceiling = ""
     limited = next((o for o in forms if o.form == "saturating" and np.isfinite(o.ceiling)), None)
     if limited is not None:
@@ -69,7 +69,7 @@ def fan(law: Law, forms: Sequence[Law], average: Average | None, table: pd.DataF
     ax.set_ylabel(quantity(law.y).axis)
     style.grid(ax)
     style.legend_above(figure, groups)
-    whose = "all forms weighed together" if average else f"the {name_of(law)} law"
+    whose = "all forms weighed together" if average else f"the {law.name} law"
     caption = (
         f"Carried {10**FAR:,.0f} times beyond the costliest of {env.n_bins} best runs ({env.n_runs} usable runs), with "
         f"bootstrap bands of {whose}.{ceiling} Forms fitted to the same points are lines: where they part, the data do "

@@ -10,8 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from robudget.laws import Envelope, Law
-from robudget.laws.averaging import Average, name_of
-from robudget.laws.holdout import Holdout
+from robudget.laws.form_selection import Average, Holdout
 from robudget.report import labels
 from robudget.report.figures import style
 from robudget.report.figures.runs import MANY, wilson_bars
@@ -97,7 +96,7 @@ def best_runs(law: Law, table: pd.DataFrame) -> tuple[Figure, str]:
         ],
     )
     caption = (
-        f"Best run in each of {env.n_bins} bins of {phrase(law.x)} and the {name_of(law)} law fitted to "
+        f"Best run in each of {env.n_bins} bins of {phrase(law.x)} and the {law.name} law fitted to "
         f"them ({labels.formula(law.formula)}; α = {number(law.alpha)}, {law.level:.0%} interval "
         f"{labels.interval(*law.alpha_interval, 4)}, bootstrap over runs, {law.resamples:,} resamples; "
         f"R² = {law.r2:.2f}). {env.counts.sentence()}. Bars are 95% Wilson intervals of each run."
@@ -156,7 +155,7 @@ def forms(average: Average, table: pd.DataFrame) -> tuple[Figure, str]:
     figure, (left, right) = style.new(PAGE, 2.5, 1, 2, width_ratios=[1.6, 1])
     xs = stretch(env.xs[0], env.xs[-1])
     for law in average.laws:
-        colour, dashes, _ = LINES[name_of(law)]
+        colour, dashes, _ = LINES[law.name]
         left.plot(xs, law.predict(xs), color=colour, ls=dashes, lw=1.2)
     bars = best_bars(env, table)
     left.errorbar(env.xs, env.ys, yerr=bars, fmt="o", ms=3.2, color=INK, mec=PAPER, mew=0.4, elinewidth=0.6, zorder=4)
@@ -164,20 +163,20 @@ def forms(average: Average, table: pd.DataFrame) -> tuple[Figure, str]:
     left.set_title("fits")
     ranked = sorted(zip(average.laws, average.weights, strict=True), key=lambda pair: pair[0].rmse, reverse=True)
     for at, (law, weight) in enumerate(ranked):
-        colour, _, marker = LINES[name_of(law)]
+        colour, _, marker = LINES[law.name]
         right.plot([0, law.rmse], [at, at], color=style.GRID, lw=1.2, zorder=1)
         right.plot(law.rmse, at, marker=marker, color=colour, ls="", ms=4.5, clip_on=False)
         right.annotate(
             f"w = {weight:.2f}", (1, at), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=6.3,
             color=MUTED,
         )  # fmt: skip
-    right.set_yticks(range(len(ranked)), [name_of(law) for law, _ in ranked])
+    right.set_yticks(range(len(ranked)), [law.name for law, _ in ranked])
     right.set_xlim(0, 1.5 * max(law.rmse for law, _ in ranked))
     right.set_ylim(-0.6, len(ranked) - 0.4)
     right.tick_params(axis="y", length=0)
     right.set_xlabel("RMS miss on the best runs (points)")
     right.set_title("misfit and Akaike weight")
-    style.legend_above(figure, [[_line(name_of(law))] for law in average.laws])
+    style.legend_above(figure, [[_line(law.name)] for law in average.laws])
     caption = (
         f"{len(average.laws)} forms fitted to the same {env.n_bins} best runs of {env.n_runs} usable ones. Right: root "
         f"mean square miss, and the Akaike weight w (AICc), which charges each form for its parameters."

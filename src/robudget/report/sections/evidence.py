@@ -8,8 +8,7 @@ from typing import Any
 
 from robudget.analysis import Analysis
 from robudget.laws import Law, Reach
-from robudget.laws.averaging import name_of
-from robudget.laws.holdout import BASELINES, Holdout
+from robudget.laws.form_selection import BASELINES, Holdout
 from robudget.prediction.effects import Effect, Effects
 from robudget.prediction.predictor import Predictor
 from robudget.report import labels
@@ -186,21 +185,21 @@ def _design(name: str) -> str:
 
 def forms(analysis: Analysis) -> dict[str, Any]:
     average = analysis.average
-    weights = {name_of(o): w for o, w in zip(average.laws, average.weights, strict=True)} if average else {}
+    weights = {o.name: w for o, w in zip(average.laws, average.weights, strict=True)} if average else {}
     hidden = analysis.holdouts[0] if analysis.holdouts else None
 
     def out_of_sample(law: Law) -> str:
-        miss = hidden.miss(name_of(law)) if hidden else None
+        miss = hidden.miss(law.name) if hidden else None
         return fixed(miss.rmse, 2) if miss else "not fitted"
 
     rows: list[Sequence[Cell]] = [
         (
-            name_of(law),
+            law.name,
             (labels.formula(law.formula), ", ".join(f"{_symbol(k)} = {number(v)}" for k, v in law.params.items())),
             (number(law.alpha), span(law.alpha_interval)),
             (percent(law.ceiling), interval(*law.ceiling_interval)) if math.isfinite(law.ceiling) else "none",
             fixed(law.rmse, 2),
-            fixed(weights.get(name_of(law)), 2),
+            fixed(weights.get(law.name), 2),
             out_of_sample(law),
         )
         for law in analysis.forms

@@ -11,8 +11,7 @@ import pandas as pd
 
 from robudget.analysis import Analysis
 from robudget.laws import Law
-from robudget.laws.averaging import Average, name_of
-from robudget.laws.holdout import BASELINES
+from robudget.laws.form_selection import BASELINES, Average
 from robudget.report.figures.draw import POOLED
 from robudget.report.labels import capital, fixed, interval, number, percent, phrase, write
 from robudget.report.sections import evidence
@@ -61,7 +60,7 @@ def answer(analysis: Analysis | None) -> dict[str, Any]:
 
 def _support(average: Average) -> str:
     best, weight = average.best, max(average.weights)
-    return f"Of {len(average.laws)} forms these runs support {name_of(best)} most (Akaike weight {weight:.2f})."
+    return f"Of {len(average.laws)} forms these runs support {best.name} most (Akaike weight {weight:.2f})."
 
 
 def _hero_warnings(analysis: Analysis) -> list[str]:
@@ -77,8 +76,8 @@ def _hero_warnings(analysis: Analysis) -> list[str]:
     if not analysis.holdouts:
         return kept
     hidden = analysis.holdouts[0]
-    losers = [m.name for m in hidden.misses if m.name in {name_of(f) for f in analysis.forms} and not m.beats_baseline]
-    if name_of(law) in losers:
+    losers = [m.name for m in hidden.misses if m.name in {f.name for f in analysis.forms} and not m.beats_baseline]
+    if law.name in losers:
         kept.append(
             f"do not extrapolate this law: with the top {hidden.hidden} hidden it misses by more than repeating the "
             f"last seen value does ({len(losers)} of {len(hidden.misses) - len(BASELINES)} forms do)"
@@ -116,7 +115,7 @@ def _facts(analysis: Analysis) -> list[dict[str, str]]:
     elif limited is not None:
         facts.append(_fact("Ceiling", "none in sight", "the saturating form puts it at 100%"))
     for hidden in analysis.holdouts[:1]:
-        mine, baseline = hidden.miss(name_of(law)), hidden.miss("last value")
+        mine, baseline = hidden.miss(law.name), hidden.miss("last value")
         if mine is not None and baseline is not None:
             against = f"top {hidden.hidden} hidden; last value misses by {fixed(baseline.rmse, 2)}"
             facts.append(_fact("Missed out of sample", f"{fixed(mine.rmse, 2)} points", against))
@@ -250,7 +249,7 @@ def curves(analysis: Analysis | None) -> dict[str, Any] | None:
     for cost in analysis.costs:
         if cost.alpha > 0:
             grids[cost.y], seen[cost.y] = _points(cost.predict(xs)), _points(cost.predict(ends))
-    speakers: list[tuple[str, Law | Average]] = [(f"{name_of(law)} law", law) for law in analysis.forms]
+    speakers: list[tuple[str, Law | Average]] = [(f"{law.name} law", law) for law in analysis.forms]
     if analysis.average is not None:
         speakers.append((f"all forms, {POOLED}", analysis.average))
     lines = []
