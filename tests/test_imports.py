@@ -27,7 +27,7 @@ ALLOWED = {
     "energy_log": {"meter", "store"},
     "runner": {"data", "models", "training", "evaluation", "meter", "store", "energy_log"},
     "judge": {"data", "models", "training", "evaluation", "meter", "store", "runner"},
-    "sweep": {"store", "runner", "meter", "forecast"},
+    "sweep": {"attacks", "store", "runner", "meter", "forecast"},
     "interop": {"attacks", "evaluation", "meter", "models", "store"},
     "tables": {"store", "meter"},
     "laws": {"tables"},
@@ -95,6 +95,7 @@ def test_every_room_has_its_rule() -> None:
     "statement",
     [
         "import robudget",
+        "import robudget.attacks.ensemble, robudget.forecast.passes",
         "import robudget.recipe, robudget.store, robudget.sweep.local, robudget.sweep.study",
         "import robudget.laws, robudget.report, robudget.tables.published",
         "import robudget.cli, robudget.demo",

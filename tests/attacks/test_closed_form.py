@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robudget.attacks.alone import alone
-from robudget.attacks.apgd import apgd
-from robudget.attacks.fab import Fab, fab, to_plane
+from robudget.attacks.build import attack, build, rows_of
+from robudget.attacks.driver import drive
+from robudget.attacks.ensemble import Member
+from robudget.attacks.fab import to_plane
 from robudget.attacks.geometry import GEOMETRY, within
-from robudget.attacks.pgd import pgd
-from robudget.attacks.rng import Noise
-from robudget.attacks.square import square
+from robudget.attacks.noise import Noise
+from robudget.attacks.victim import Victim
 from robudget.threat import Threat
 
 NORMS = ["linf", "l2", "l1"]
@@ -116,7 +116,7 @@ def test_fab_finds_the_nearest_of_several_classes(norm, targets):
 
 
 def check_nearest(model: nn.Module, x: Tensor, y: Tensor, norm: str, targets: int) -> None:
-    x_adv = fab(model, x, y, EVERYTHING[norm], targets=targets)
+    x_adv = attack(model, x, y, EVERYTHING[norm], Member("fab-t", targets=targets) if targets else Member("fab"))
     assert (model(x_adv).argmax(1) != y).all()
     ratio = GEOMETRY[norm].distance(x_adv, x) / nearest(model, x, y, norm)
     assert float(ratio.min()) > 0.999
@@ -131,7 +131,7 @@ def test_fab_t_reaches_its_own_target(norm):
         y = model(x).argmax(1)
         second = model(x).sort(1).indices[:, -2]
         distance = model.distances(x, y, norm)
-    x_adv = fab(model, x, y, EVERYTHING[norm], targets=1)
+    x_adv = attack(model, x, y, EVERYTHING[norm], Member("fab-t", targets=1))
     wanted = distance.gather(1, second[:, None]).squeeze(1)
     direct = wanted <= distance.amin(1) * 1.0001
     assert direct.sum() >= 8
@@ -140,15 +140,15 @@ def test_fab_t_reaches_its_own_target(norm):
 
 
 GRADIENT = {
-    "pgd": lambda m, x, y, t: pgd(m, x, y, t, steps=100, step_size=t.eps / 10),
-    "pgd-cw": lambda m, x, y, t: pgd(m, x, y, t, steps=100, step_size=t.eps / 10, loss="cw"),
-    "pgd-dlr": lambda m, x, y, t: pgd(m, x, y, t, steps=100, step_size=t.eps / 10, loss="dlr", restarts=2),
-    "apgd-ce": lambda m, x, y, t: apgd(m, x, y, t),
-    "apgd-dlr": lambda m, x, y, t: apgd(m, x, y, t, loss="dlr"),
-    "apgd-t": lambda m, x, y, t: apgd(m, x, y, t, loss="dlr-targeted", targets=9),
-    "apgd-ce-t": lambda m, x, y, t: apgd(m, x, y, t, loss="ce-targeted", targets=9),
-    "fab": lambda m, x, y, t: fab(m, x, y, t),
-    "fab-t": lambda m, x, y, t: fab(m, x, y, t, targets=9),
+    "pgd": lambda t: Member("pgd", steps=100, step_size=t.eps / 10),
+    "pgd-cw": lambda t: Member("pgd", steps=100, step_size=t.eps / 10, loss="cw"),
+    "pgd-dlr": lambda t: Member("pgd", steps=100, step_size=t.eps / 10, loss="dlr", restarts=2),
+    "apgd-ce": lambda t: Member("apgd-ce"),
+    "apgd-dlr": lambda t: Member("apgd-dlr"),
+    "apgd-t": lambda t: Member("apgd-t"),
+    "apgd-ce-t": lambda t: Member("apgd-t", loss="ce-targeted"),
+    "fab": lambda t: Member("fab"),
+    "fab-t": lambda t: Member("fab-t"),
 }
 
 
@@ -164,10 +164,10 @@ def test_broken_just_beyond_the_boundary_and_never_before(case, norm, name):
     for i, distance in enumerate(nearest(model, x, y, norm).tolist()[::6]):
         one, label = x[6 * i : 6 * i + 1], y[6 * i : 6 * i + 1]
         outside, inside = Threat(norm, distance * slack), Threat(norm, distance * 0.99)
-        x_adv = GRADIENT[name](model, one, label, outside)
+        x_adv = attack(model, one, label, outside, GRADIENT[name](outside))
         assert within(x_adv, one, outside.eps, norm).all()
         assert int(model(x_adv).argmax(1)) != int(label)
-        assert torch.equal(GRADIENT[name](model, one, label, inside), one)
+        assert torch.equal(attack(model, one, label, inside, GRADIENT[name](inside)), one)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -178,9 +178,9 @@ def test_targeted_attacks_find_the_nearest_of_several_classes(norm, name):
         y = model(x).argmax(1)
     for i, distance in enumerate(nearest(model, x, y, norm).tolist()):
         one, label = x[i : i + 1], y[i : i + 1]
-        x_adv = GRADIENT[name](model, one, label, Threat(norm, distance * 1.15))
+        x_adv = attack(model, one, label, Threat(norm, distance * 1.15), name)
         assert int(model(x_adv).argmax(1)) != int(label)
-        assert torch.equal(GRADIENT[name](model, one, label, Threat(norm, distance * 0.99)), one)
+        assert torch.equal(attack(model, one, label, Threat(norm, distance * 0.99), name), one)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -190,11 +190,10 @@ def test_square_breaks_what_is_well_inside_and_nothing_outside(case, norm):
     for i, distance in enumerate(nearest(model, x, y, norm).tolist()[:6]):
         one, label = x[i : i + 1], y[i : i + 1]
         factor = {"linf": 2.0, "l2": 3.0, "l1": 6.0}[norm]
-        x_adv = square(
-            model, one, label, Threat(norm, min(distance * factor, 1.0 if norm == "linf" else 99)), steps=500
-        )
+        wide = Threat(norm, min(distance * factor, 1.0 if norm == "linf" else 99))
+        x_adv = attack(model, one, label, wide, "square:steps=500")
         assert int(model(x_adv).argmax(1)) != int(label)
-        assert torch.equal(square(model, one, label, Threat(norm, distance * 0.99), steps=200), one)
+        assert torch.equal(attack(model, one, label, Threat(norm, distance * 0.99), "square:steps=200"), one)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -247,10 +246,21 @@ def test_fab_first_stops_at_the_first_point_within_eps():
     with torch.no_grad():
         y = model(x).argmax(1)
     threat = Threat("linf", float(nearest(model, x, y, "linf").max()) * 1.3)
-    quick = alone(
-        lambda victim: Fab(victim, threat, first=True), model, x, y, threat, targets=4, noise=Noise(), batch_size=99
+    member, quick = Member("fab-t", targets=4), x.clone()
+    with torch.no_grad():
+        rows = rows_of(member, torch.arange(len(x)), model(x))
+    drive(
+        build(member, Victim(model), threat, seed=0),
+        rows,
+        x,
+        y,
+        threat,
+        noise=Noise(),
+        verify=lambda at, label: model(at).argmax(1) != label,
+        batch_size=99,
+        found=lambda at, examples: quick.index_copy_(0, at, examples),
     )
-    full = fab(model, x, y, threat, targets=4)
+    full = attack(model, x, y, threat, member)
     assert (model(quick).argmax(1) != y).all()
     far, near = GEOMETRY["linf"].distance(quick, x), GEOMETRY["linf"].distance(full, x)
     assert (near <= far + 1e-6).all()

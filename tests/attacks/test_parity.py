@@ -13,10 +13,9 @@ from robudget.attacks.apgd import Apgd
 from robudget.attacks.driver import Rows, State, plan
 from robudget.attacks.fab import Fab
 from robudget.attacks.geometry import GEOMETRY
-from robudget.attacks.objective import dlr, dlr_targeted, margin
-from robudget.attacks.rng import Noise
+from robudget.attacks.noise import Noise
 from robudget.attacks.square import Square, bits
-from robudget.attacks.victim import Victim
+from robudget.attacks.victim import Victim, dlr, dlr_targeted, margin
 from robudget.threat import Threat
 
 pytest.importorskip("pyautoattack", reason="the authors' implementation is a development dependency")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from robudget.attacks.build import build, rows_of
 from robudget.attacks.driver import Look, Outcome, drive, plan
-from robudget.attacks.ensemble import Member, build, rows_of
-from robudget.attacks.objective import ce
+from robudget.attacks.ensemble import Member, Passes, ensemble, fit_to_classes
+from robudget.attacks.noise import Noise
 from robudget.attacks.pgd import Pgd
-from robudget.attacks.rng import Noise
-from robudget.attacks.victim import Victim, frozen
+from robudget.attacks.victim import Victim, ce, frozen
 from robudget.threat import Threat
 
 
@@ -217,3 +219,32 @@ def test_frozen_restores_mixed_modes(small):
     assert not small.body[1].training
     assert small.body[0].training
     small.eval()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("version", ["standard", "plus", "rand"])
+def test_the_passes_that_a_member_announces_are_those_that_it_makes(version, norm):
+    """On a model that nothing breaks; with Square's queries a multiple of its block and its start on top."""
+
+    def constant(x: Tensor) -> Tensor:
+        return torch.tensor([0.0, 1.0, 2.0, 5.0, 3.0]) + 0 * x.sum((1, 2, 3)).unsqueeze(1)
+
+    x, y = torch.rand(3, 1, 6, 6), torch.full((3,), 3)
+    logits, threat = constant(x), Threat(norm, 0.5)
+    for member in [*ensemble(version, norm), Member("pgd", restarts=2, eot=3)]:
+        member, _ = fit_to_classes(replace(member, steps=128 if member.name == "square" else 11), 5)
+        victim = Victim(constant)
+        out = drive(
+            build(member, victim, threat, seed=0),
+            rows_of(member, torch.arange(3), logits),
+            x,
+            y,
+            threat,
+            noise=Noise(0),
+            verify=lambda at, label: constant(at).argmax(1) != label,
+            batch_size=7,
+            found=lambda at, x_adv: pytest.fail("nothing breaks this model"),
+        )
+        assert out.finished.all()
+        each = member.passes(5, norm)
+        assert victim.passes == Passes(3 * each.forward, 3 * each.backward), member

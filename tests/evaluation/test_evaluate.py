@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.accuracy import wilson
+from robudget.attacks.build import attack
 from robudget.attacks.ensemble import Member
 from robudget.errors import InputError
 from robudget.evaluation import Progress, Verdicts, evaluate
@@ -285,6 +286,28 @@ def test_images_keep_their_noise_wherever_they_are(small, images):
     assert part.frame["index"].tolist() == index.tolist()
     columns = ["broken_by", "when", "restart", "target", "clean_margin", "worst_margin"]
     assert part.frame[columns].equals(whole.frame.loc[20:39, columns].reset_index(drop=True))
+
+
+def test_the_whole_ensemble_is_at_least_as_strong_as_its_members(small, images):
+    x, y, threat = images[0][:20], images[1][:20], Threat("linf", 0.08)
+    verdicts = evaluate(small, x, y, threat, checks=False)
+    with torch.no_grad():
+        for member in ("apgd-ce:steps=15", "fab-t:steps=15,targets=3", "square:steps=150"):
+            alone = small(attack(small, x, y, threat, member)).argmax(1) == y
+            assert verdicts.robust.sum() <= alone.sum()
+
+
+def test_two_classes_are_attacked_by_cross_entropy():
+    g = torch.Generator().manual_seed(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(2, 16, generator=g))
+        model[1].bias.zero_()
+    x = torch.rand(8, 1, 4, 4, generator=g)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    verdicts = evaluate(model, x, y, Threat("linf", 0.5), checks=False, examples=True)
+    assert (model(torch.from_numpy(verdicts.examples.x_adv)).argmax(1) != y).all()
 
 
 def test_a_custom_list_may_be_names_or_members(small, images):

@@ -13,13 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robudget.attacks.alone import alone
 from robudget.attacks.driver import Rows, State, fresh
 from robudget.attacks.geometry import GEOMETRY, l1_project, per_row
-from robudget.attacks.objective import margin, objective
-from robudget.attacks.rng import Noise, Stream
-from robudget.attacks.victim import Model, Victim
-from robudget.errors import InputError
+from robudget.attacks.noise import Stream
+from robudget.attacks.victim import Victim, margin, objective
 from robudget.threat import Threat
 
 
@@ -203,36 +200,3 @@ class Apgd:
             s.gap = s.gap.masked_fill(over, self._gap(next_steps))
             s.density = torch.where(over, moved / s.x[0].numel() / 1.5, s.density)
             s.nonzero = torch.where(over, moved, s.nonzero)
-
-
-def apgd(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    *,
-    steps: int = 100,
-    restarts: int = 1,
-    loss: str = "ce",
-    targets: int = 0,
-    eot: int = 1,
-    large_eps: bool = False,
-    noise: Noise | None = None,
-    batch_size: int = 500,
-) -> Tensor:
-    """APGD alone: x_adv as `robudget.attacks.alone` describes.
-
-    `targets` > 0 attacks the classes ranked 2 … targets + 1, with `loss` dlr-targeted or ce-targeted; `large_eps` is
-    the L1 schedule 3ε, 2ε, ε.
-    """
-    if loss.endswith("-targeted") != (targets > 0):
-        raise InputError(
-            f"apgd: loss = {loss!r} with targets = {targets} (allowed: a -targeted loss with targets >= 1)"
-        )
-    name = {"ce": "apgd-ce", "dlr": "apgd-dlr"}.get(loss, "apgd-t")
-
-    def machine(victim: Victim) -> Apgd:
-        return Apgd(victim, threat, name, loss, steps, eot, large_eps=large_eps)
-
-    noise = noise or Noise()
-    return alone(machine, model, x, y, threat, targets=targets, restarts=restarts, noise=noise, batch_size=batch_size)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robudget.attacks.geometry import seal
-from robudget.attacks.rng import Noise, Stream
+from robudget.attacks.noise import Noise, Stream
 from robudget.threat import Threat
 
 

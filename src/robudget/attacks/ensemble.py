@@ -1,4 +1,4 @@
-"""AutoAttack: which attacks an ensemble is made of (Croce & Hein 2020), and the ensemble as a function."""
+"""What an ensemble is, as pure data: its attacks with their settings (Croce & Hein 2020), and the passes they make."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import Tensor
-
-from robudget.attacks.alone import check_images, clean_logits, keep_in
-from robudget.attacks.apgd import Apgd
-from robudget.attacks.driver import Attack, Rows, drive, plan
-from robudget.attacks.fab import Fab
-from robudget.attacks.pgd import Pgd
-from robudget.attacks.rng import Noise
-from robudget.attacks.square import Square
-from robudget.attacks.victim import Model, Victim, frozen
 from robudget.errors import InputError, unknown
-from robudget.threat import Norm, Threat, parse_number
+from robudget.threat import Norm, parse_number
 
 VERSIONS = ("standard", "plus", "rand")
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pgd")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Image passes through a model: forward, and backward to the image."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
+    def __sub__(self, other: Passes) -> Passes:
+        return Passes(self.forward - other.forward, self.backward - other.backward)
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,26 @@ class Member:
             return self.steps
         return {"square": 5000, "pgd": 40}.get(self.name, 100)
 
+    def passes(self, classes: int, norm: Norm) -> Passes:
+        """The passes for an image that survives this attack, against a model with so many classes.
+
+        APGD and PGD evaluate each iterate and the start (of each of its three phases where `large_eps` applies); FAB
+        linearises and then looks where it came to; Square asks once for its start and once per query. What Square asks
+        beyond that, because it proposes several queries at a time, is not in it.
+        """
+        member, _ = fit_to_classes(self, classes)
+        rows = member.restarts * (member.targets if member.targeted else 1)
+        n = member.length
+        if self.name == "square":
+            return Passes(rows * (n + 1), 0)
+        if self.name == "fab-t":
+            return Passes(2 * rows * n, rows * n)
+        if self.name == "fab":  # the gradient of every class
+            return Passes(2 * rows * n, classes * rows * n)
+        starts = 3 if self.large_eps and norm == "l1" and self.name != "pgd" else 1
+        evaluations = rows * (n + starts) * self.eot
+        return Passes(evaluations, evaluations)
+
 
 _LOSSES = {
     "pgd": ("ce", "cw", "dlr"),
@@ -152,59 +176,3 @@ def fit_to_classes(member: Member, classes: int) -> tuple[Member, str | None]:
         )
         member = replace(member, targets=max(classes - 1, 1))
     return member, "; ".join(notes) or None
-
-
-def build(member: Member, victim: Victim, threat: Threat, seed: int, *, first: bool = True) -> Attack[Any]:
-    """The state machine of a member."""
-    n = member.length
-    if member.name == "square":
-        return Square(victim, threat, seed, steps=n, p=member.p)
-    if member.name in ("fab", "fab-t"):
-        return Fab(victim, threat, member.name, targeted=member.targeted, steps=n, first=first)
-    if member.name == "pgd":
-        size = 2.5 * threat.eps / max(n, 1) if member.step_size is None else member.step_size
-        return Pgd(victim, threat, n, size, loss=member.loss or "ce", eot=member.eot)
-    loss = member.loss or {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted"}[member.name]
-    return Apgd(victim, threat, member.name, loss, n, member.eot, large_eps=member.large_eps)
-
-
-def rows_of(member: Member, images: Tensor, logits: Tensor) -> Rows:
-    """The rows of a member over `images` (positions); `logits` (N, classes) are those of all clean images."""
-    return plan(images, logits, targets=member.targets if member.targeted else 0, restarts=member.restarts)
-
-
-def autoattack(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    *,
-    version: str = "standard",
-    noise: Noise | None = None,
-    batch_size: int = 500,
-) -> Tensor:
-    """The whole ensemble: x_adv as `robudget.attacks.alone` describes. `robudget.evaluation` tells much more."""
-    check_images(x, y)
-    noise = noise or Noise()
-    with frozen(model):
-        victim = Victim(model)
-        logits = clean_logits(victim, x, batch_size)
-        x_adv, standing = x.clone(), logits.argmax(1) == y
-        for member in ensemble(version, threat.norm):
-            images = standing.nonzero().squeeze(1)
-            if not len(images) or threat.eps == 0:
-                break
-            member, _ = fit_to_classes(member, logits.shape[1])
-            out = drive(
-                build(member, victim, threat, noise.seed),
-                rows_of(member, images, logits),
-                x,
-                y,
-                threat,
-                noise=noise,
-                verify=lambda at, label: victim.logits(at).argmax(1) != label,
-                batch_size=batch_size,
-                found=keep_in(x_adv),
-            )
-            standing &= ~out.broken
-    return x_adv

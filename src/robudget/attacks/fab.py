@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robudget.attacks.alone import alone
 from robudget.attacks.driver import Rows, State, fresh
 from robudget.attacks.geometry import GEOMETRY, per_row
-from robudget.attacks.objective import difference, margin
-from robudget.attacks.rng import Noise, Stream
-from robudget.attacks.victim import Model, Victim
+from robudget.attacks.noise import Stream
+from robudget.attacks.victim import Victim, difference, margin
 from robudget.threat import Norm, Threat
 
 
@@ -157,37 +155,3 @@ def _fill_by_weight(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
     left = (need.unsqueeze(1) - before).clamp_(min=0)
     take = torch.where(heavy > 0, torch.minimum(space, left / heavy.clamp(min=1e-38)), 0.0)
     return torch.zeros_like(weight).scatter_(1, order, take)
-
-
-def fab(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    *,
-    steps: int = 100,
-    restarts: int = 1,
-    targets: int = 0,
-    noise: Noise | None = None,
-    batch_size: int = 500,
-) -> Tensor:
-    """FAB (`targets` 0) or FAB-T alone: x_adv as `robudget.attacks.alone` describes, the nearest point found.
-
-    For minimum-norm points without a bound, give a threat that allows everything (L∞: ε = 1).
-    """
-
-    def machine(victim: Victim) -> Fab:
-        return Fab(victim, threat, "fab-t" if targets else "fab", targeted=targets > 0, steps=steps, first=False)
-
-    return alone(
-        machine,
-        model,
-        x,
-        y,
-        threat,
-        targets=targets,
-        restarts=restarts,
-        noise=noise or Noise(),
-        batch_size=batch_size,
-        nearest=True,
-    )

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robudget.attacks.alone import alone
 from robudget.attacks.driver import Rows, State, fresh
 from robudget.attacks.geometry import GEOMETRY, l1_project, per_row
-from robudget.attacks.objective import margin
-from robudget.attacks.rng import Noise, Stream, below
-from robudget.attacks.victim import Model, Victim
+from robudget.attacks.noise import Stream, below
+from robudget.attacks.victim import Victim, margin
 from robudget.threat import Norm, Threat
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -263,24 +261,3 @@ def _padded_bump(s: int, norm: Norm, h: int, w: int, turned: bool) -> Tensor:
     out = torch.zeros(h, w)
     out[:s, :s] = _bump(s, norm, turned)
     return out
-
-
-def square(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    *,
-    steps: int = 5000,
-    restarts: int = 1,
-    p: float = 0.8,
-    noise: Noise | None = None,
-    batch_size: int = 500,
-) -> Tensor:
-    """Square alone: x_adv as `robudget.attacks.alone` describes, after at most `steps` queries besides the start."""
-    noise = noise or Noise()
-
-    def machine(victim: Victim) -> Square:
-        return Square(victim, threat, noise.seed, steps=steps, p=p)
-
-    return alone(machine, model, x, y, threat, restarts=restarts, noise=noise, batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""The model as an attack sees it: rows in, logits or gradients out, whatever the physical batch."""
+"""The model as an attack sees it: rows in, logits or gradients of an objective (CE, DLR, margin) out."""
 
 from __future__ import annotations
 
@@ -9,11 +9,75 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from robudget.attacks.objective import Objective
+from robudget.attacks.ensemble import Passes
+from robudget.errors import unknown
 
 Model = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in [0, 1] → logits (N, classes). Usually an `nn.Module`; any function will do."""
+
+
+# -- what an attack raises --------------------------------------------------------------------------------------------
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits (N, classes), label (N,), target (N,)) → (N,). Untargeted objectives ignore the target."""
+
+
+def margin(logits: Tensor, label: Tensor) -> Tensor:
+    """(N,) z_y − max over the other classes; ≤ 0 where misclassified (or tied)."""
+    true = logits.gather(1, label.unsqueeze(1))
+    return (true - logits.scatter(1, label.unsqueeze(1), -torch.inf).amax(1, keepdim=True)).squeeze(1)
+
+
+def ce(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    return cross_entropy(logits, label, reduction="none")
+
+
+def ce_targeted(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    return -cross_entropy(logits, target, reduction="none")
+
+
+def cw(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """−margin (Carlini & Wagner 2017, without the confidence clamp)."""
+    return -margin(logits, label)
+
+
+def dlr(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020, eq. 6); needs 3 classes. Invariant to scale and shift."""
+    top = logits.topk(3, dim=1).values
+    # Where the label is the largest logit its rival is the second; `margin` finds it either way.
+    return -margin(logits, label) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def dlr_targeted(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """Targeted DLR (Croce & Hein 2020, eq. 7); needs 4 classes."""
+    top = logits.topk(4, dim=1).values
+    return difference(logits, label, target) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+
+def difference(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
+    """z_t − z_y, whose zero is the decision boundary that FAB-T projects onto."""
+    chosen = logits.gather(1, torch.stack((target, label), dim=1))
+    return chosen[:, 0] - chosen[:, 1]
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "ce": ce,
+    "ce-targeted": ce_targeted,
+    "cw": cw,
+    "dlr": dlr,
+    "dlr-targeted": dlr_targeted,
+}
+
+
+def objective(name: str) -> Objective:
+    if name not in OBJECTIVES:
+        raise unknown("loss", name, OBJECTIVES)
+    return OBJECTIVES[name]
+
+
+# -- calling the model -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -34,19 +98,11 @@ def frozen(model: Model) -> Iterator[None]:
 
 
 @dataclass
-class Passes:
-    """Image passes through a model, padding included: what was really computed."""
-
-    forward: int = 0
-    backward: int = 0
-
-
-@dataclass
 class Victim:
-    """Calls a model in physical batches of `least` to `most` images and counts the passes.
+    """Calls a model in batches of `least` to `most` images and counts the passes.
 
-    A smaller call is padded with zeros, a larger one is cut (`most` 0: never). Out of memory, `most` is halved and the
-    call is made again; `halved` then says so.
+    A smaller call is padded with zeros (the padding counts as passes, since it is computed), a larger one is cut
+    (`most` 0: never). Out of memory, `most` is halved and the call is made again; `halved` lists the new sizes.
     """
 
     model: Model
@@ -61,7 +117,7 @@ class Victim:
         def call(part: Tensor, n: int, _: int) -> tuple[Tensor, ...]:
             with torch.no_grad():
                 z = self.model(part)
-            self.passes.forward += len(part)
+            self.passes += Passes(len(part))
             return (z[:n].float(),)
 
         return self._in_parts(x, call)[0]
@@ -76,8 +132,7 @@ class Victim:
                 z = self.model(leaf)[:n].float()
                 value = objective(z, y[rows], target[rows])
                 (grad,) = torch.autograd.grad(value.sum(), leaf)
-            self.passes.forward += len(part)
-            self.passes.backward += len(part)
+            self.passes += Passes(len(part), len(part))
             return z.detach(), value.detach(), grad[:n]
 
         z, value, grad = self._in_parts(x, call)
@@ -95,8 +150,7 @@ class Victim:
                     torch.autograd.grad(z[:, c].sum(), leaf, retain_graph=c + 1 < classes)[0][:n]
                     for c in range(classes)
                 ]
-            self.passes.forward += len(part)
-            self.passes.backward += classes * len(part)
+            self.passes += Passes(len(part), classes * len(part))
             return z[:n].detach(), torch.stack(grads, dim=1)
 
         z, grads = self._in_parts(x, call)

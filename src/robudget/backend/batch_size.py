@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robudget.attacks.objective import ce
-from robudget.attacks.victim import Model, Victim
+from robudget.attacks.victim import Model, Victim, ce
 
 
 def least_size(victim: Victim, x: Tensor, y: Tensor | None, batch_size: int) -> int:

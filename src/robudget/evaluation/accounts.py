@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-from robudget.attacks.victim import Passes
+from robudget.attacks.ensemble import Passes
 from robudget.evaluation.verdicts import Spent
 
 

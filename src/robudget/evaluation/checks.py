@@ -16,9 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from robudget.attacks.apgd import Apgd
 from robudget.attacks.driver import drive, plan
 from robudget.attacks.geometry import GEOMETRY
-from robudget.attacks.objective import ce, dlr
-from robudget.attacks.rng import Noise
-from robudget.attacks.victim import Model, Victim
+from robudget.attacks.noise import Noise
+from robudget.attacks.victim import Model, Victim, ce, dlr
 from robudget.errors import InputError
 from robudget.evaluation.verdicts import Finding, Verdicts
 from robudget.threat import Threat

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robudget.attacks.alone import check_images
+from robudget.attacks.build import build, check_images, rows_of
 from robudget.attacks.driver import Look, Outcome, drive
-from robudget.attacks.ensemble import Member, build, ensemble, fit_to_classes, rows_of
-from robudget.attacks.objective import margin
-from robudget.attacks.rng import Noise
-from robudget.attacks.victim import Model, Passes, Victim, frozen
+from robudget.attacks.ensemble import Member, Passes, ensemble, fit_to_classes
+from robudget.attacks.noise import Noise
+from robudget.attacks.victim import Model, Victim, frozen, margin
 from robudget.backend.batch_size import call_size, keep_freed_memory, least_size, tile
 from robudget.backend.crafting_copy import crafting_copy, resolve
 from robudget.errors import InputError
@@ -188,10 +187,15 @@ class _Run:
         }
         self.state = self._resumed() or State.blank(len(x), keep_examples=examples)
         self.notes = [note for _, note in fitted if note]
-        self.stages = [Stage(m.name, m, self.precision == "float32") for m in self.members]
+        self.stages = [Stage(m.name, m, self._cost(m), self.precision == "float32") for m in self.members]
         self.pace = Pace(self.stages, len(x), progress)
         self.saved = time.monotonic()
         self.victims: dict[bool, Victim] = {}
+
+    def _cost(self, member: Member) -> int:
+        """Passes of a surviving image, a backward pass counted as a forward one."""
+        passes = member.passes(self.classes, self.threat.norm)
+        return passes.forward + passes.backward
 
     def _resumed(self) -> State | None:
         return None if self.folder is None else State.load(self.folder, self.about)
@@ -277,7 +281,7 @@ class _Run:
     # -- one stage --------------------------------------------------------------------------------------------------
 
     def _clean_pass(self, spent: Spent) -> None:
-        s, passes = self.state, replace(self.judge.passes)
+        s, passes = self.state, self.judge.passes
         for i in range(0, len(self.x), self.batch_size):
             part = slice(i, i + self.batch_size)
             y = self.y[part].to(self.device)
@@ -309,7 +313,7 @@ class _Run:
 
     def _attack(self, stage: Stage, entering: Tensor, later: list[Stage], spent: Spent) -> None:
         s, victim, total = self.state, self.victim(stage.precise), len(entering)
-        ours, theirs = replace(victim.passes), replace(self.judge.passes)
+        ours, theirs = victim.passes, self.judge.passes
         base = replace(spent)
         # On resume, what the stage had finished for an image stays finished; the rest of it is done from its start.
         images = entering[torch.from_numpy(~s.finished[entering.numpy()])].to(self.device)

@@ -34,23 +34,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Stage:
-    """One attack of the run; `precise`: in float32; `round_`: 0 the ensemble, 1 the nearest again, 2 all again."""
+    """One attack of the run; `cost`: passes of a surviving image; `precise`: in float32; `round_`: 0 the ensemble, 1
+    the nearest again, 2 all again."""
 
     name: str
     member: Member
+    cost: int
     precise: bool
     round_: int = 0
-
-    @property
-    def cost(self) -> float:
-        """Forward passes of one surviving image, a backward pass counted as one."""
-        m, n = self.member, self.member.length
-        if m.name == "square":
-            return float(m.restarts * (n + 1))
-        if m.name == "fab":
-            return float(m.restarts * n * 11)
-        rows = m.restarts * (m.targets if m.targeted else 1)
-        return float(rows * (3 * n if m.name == "fab-t" else 2 * (n + 1) * m.eot))
 
     def again(self, round_: int) -> Stage:
         """This attack in float32, as a stage of the confirmation."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from robudget.attacks.ensemble import ensemble
 from robudget.errors import InputError, unknown
 from robudget.meter.conventions import passes
 from robudget.recipe import Recipe
@@ -99,35 +100,12 @@ def evaluation(recipe: Recipe, sizes: Sizes, *, clean: float, robust: float) -> 
     breaks nearly all that will fall, so it is charged the survivors in full and a tenth of the iterations for the rest.
     """
     images = min(sizes.test, recipe.evaluation.images or sizes.test)
-    targets = min(9, sizes.classes - 1)
-    per_survivor = _passes_per_survivor(recipe.evaluation.version, recipe.evaluation_threat.norm, targets)
+    norm = recipe.evaluation_threat.norm
     calls: dict[str, float] = {"clean_forward": images}
     fallen = max(clean - robust, 0.0)
-    for index, (attack, (forward, backward)) in enumerate(per_survivor.items()):
+    for index, member in enumerate(ensemble(recipe.evaluation.version, norm)):
+        survivor = member.passes(sizes.classes, norm)
         rows = images * (robust + (0.1 * fallen if index == 0 else 0.0))
-        calls[f"{attack}_forward"] = rows * forward
-        calls[f"{attack}_backward"] = rows * backward
+        calls[f"{member.name}_forward"] = rows * survivor.forward
+        calls[f"{member.name}_backward"] = rows * survivor.backward
     return calls
-
-
-def _passes_per_survivor(version: str, norm: str, targets: int) -> dict[str, tuple[float, float]]:
-    """(forward, backward) passes of an image that survives, by attack (Croce & Hein 2020; specification of the
-    ensemble): APGD one of each per iteration and one at the start, FAB two forwards and one backward, Square a forward
-    per query."""
-    restarts, goals = (5, min(5, targets)) if norm == "l1" else (1, targets)
-    apgd_ce = (101.0 * restarts, 101.0 * restarts)
-    apgd_t, fab_t = (101.0 * goals, 101.0 * goals), (200.0 * targets, 100.0 * targets)
-    if version == "rand":  # expectation over 20 passes
-        return {"apgd-ce": (2020.0, 2020.0), "apgd-dlr": (2020.0, 2020.0)}
-    if version == "plus":
-        five = (505.0, 505.0)
-        fab = (1000.0, 500.0 * targets)
-        return {
-            "apgd-ce": five,
-            "apgd-dlr": five,
-            "fab": fab,
-            "square": (5001.0, 0.0),
-            "apgd-t": apgd_t,
-            "fab-t": fab_t,
-        }
-    return {"apgd-ce": apgd_ce, "apgd-t": apgd_t, "fab-t": fab_t, "square": (5001.0, 0.0)}

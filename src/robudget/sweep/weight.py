@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
+from robudget.attacks.ensemble import ensemble
 from robudget.forecast.passes import KNOWN
 from robudget.meter.conventions import exact_factor, wrn_forward_flops
 from robudget.recipe import Recipe
 
-# Passes of one evaluated image through the model, robust images counted in full: 101 APGD-CE steps, 9 × 101 APGD-T
-# steps (2F each), 900 FAB-T steps (3F) and 5,001 queries of Square; about half of the images leave early.
-_EVALUATION = 0.5 * (2 * 101 * 10 + 3 * 900 + 5001)
+# Of the passes that surviving images make through the ensemble; the others leave early.
+_SURVIVING_SHARE = 0.5
 # A small model is bound by overhead: the work below which a pass of one image costs the same.
 _OVERHEAD = 5e5
 
@@ -28,4 +28,7 @@ def weight(recipe: Recipe) -> float:
     real = recipe.data.amount or sizes.train
     images = recipe.epochs * (recipe.epoch_images or real)
     evaluated = recipe.evaluation.images or sizes.test
-    return forward * (images * exact_factor(recipe.loss, max(recipe.craft.steps, 1)) + evaluated * _EVALUATION)
+    norm = recipe.evaluation_threat.norm
+    passes = [member.passes(sizes.classes, norm) for member in ensemble(recipe.evaluation.version, norm)]
+    attacked = _SURVIVING_SHARE * sum(each.forward + each.backward for each in passes)
+    return forward * (images * exact_factor(recipe.loss, max(recipe.craft.steps, 1)) + evaluated * attacked)

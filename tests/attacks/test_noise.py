@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robudget.attacks.rng import ATTACK_IDS, Noise, Stream, below, philox, symmetric, unit
+from robudget.attacks.noise import ATTACK_IDS, Noise, Stream, below, philox, symmetric, unit
 
 # Random123's kat_vectors for philox4x32-10: counter, key, answer.
 KNOWN = [
