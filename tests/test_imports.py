@@ -12,7 +12,7 @@ import robudget
 SOURCE = Path(robudget.__file__).parent
 
 # Every room, with the rooms it may import. Pure data (errors, files, threat, recipe, …) may be imported by all.
-PURE = {"errors", "files", "config", "threat", "recipe", "columns", "execution", "accuracy", "formats", ""}
+PURE = {"errors", "files", "config", "threat", "recipe", "columns", "execution", "accuracy", "datasets", "formats", ""}
 ALLOWED = {
     "data": set(),
     "models": set(),
@@ -31,7 +31,7 @@ ALLOWED = {
     "interop": {"attacks", "evaluation", "meter", "models", "store"},
     "tables": {"store", "meter"},
     "laws": {"tables"},
-    "prediction": {"tables", "laws", "meter", "forecast"},
+    "prediction": {"tables", "laws", "meter"},
     "planning": {"tables", "laws", "prediction"},
     "analysis": {"tables", "laws", "prediction", "planning"},
     "report": {"analysis", "tables", "laws", "prediction", "planning", "store"},

@@ -12,12 +12,12 @@ import pandas as pd
 
 from robudget.columns import COLUMNS, MAIN_COSTS
 from robudget.errors import InputError
+from robudget.files import fields
 from robudget.laws.envelope import Envelope, How, envelope_of
 from robudget.laws.fit import LEVEL, RESAMPLES, auto_bins, fit_envelope, fit_power_law
 from robudget.laws.form_selection import Average, Hidden, Holdout, average, fit_forms, holdout
 from robudget.laws.forms import FormName, form_named
 from robudget.laws.law import Law, Reach
-from robudget.laws.plain import fields
 from robudget.prediction.effects import Effects, effects
 from robudget.prediction.predictor import PaperGBR, Predictor
 from robudget.tables.read import as_table

@@ -1,14 +1,16 @@
-"""Writing files so that a reader never sees half of one, whatever kills the writer."""
+"""Writing files whole or not at all, whatever kills the writer; plain JSON from any result."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from robudget.formats import known
 
 
 def replace(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
@@ -41,15 +43,32 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def to_plain(data: Any) -> Any:
-    """Plain JSON types; NaN and ±∞ become None; numpy scalars and paths become what they stand for."""
+    """`data` as plain JSON. What is unknown or unreachable (NaN, ±∞, pandas' NA) becomes None; numpy values and paths
+    become what they stand for, tables a list of rows, and objects with `to_dict` or dataclasses a dict.
+
+    Raises TypeError for what has no plain form.
+    """
+    if not known(data):
+        return None
+    if isinstance(data, Path):
+        return str(data)
     if isinstance(data, Mapping):
         return {str(key): to_plain(value) for key, value in data.items()}
     if isinstance(data, (list, tuple, set, frozenset)):
         return [to_plain(value) for value in data]
-    if isinstance(data, Path):
-        return str(data)
-    if hasattr(data, "tolist") and not isinstance(data, (str, bytes)):  # numpy scalars and arrays
+    if hasattr(data, "itertuples"):  # a pandas table: this module does not import pandas
+        return to_plain(data.to_dict("records"))
+    if hasattr(data, "tolist"):  # numpy's scalars and arrays
         return to_plain(data.tolist())
-    if isinstance(data, float) and not math.isfinite(data):
-        return None
+    if callable(getattr(data, "to_dict", None)) and not isinstance(data, type):
+        return to_plain(data.to_dict())
+    if dataclasses.is_dataclass(data) and not isinstance(data, type):
+        return fields(data)
+    if not isinstance(data, (str, bool, int, float)):
+        raise TypeError(f"no plain form for {type(data).__name__}")
     return data
+
+
+def fields(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass as plain JSON, in their order, without those marked repr=False."""
+    return {field.name: to_plain(getattr(record, field.name)) for field in dataclasses.fields(record) if field.repr}

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from robudget.data import load, names
+from robudget.datasets import PUBLISHED, Sizes, sizes_of
 from robudget.errors import InputError
 from robudget.forecast import passes as schedule
 from robudget.forecast.forecast import Forecast, forecast, forecast_study, total
@@ -31,27 +32,27 @@ SMALL = {"model.base": 4, "epochs": 2, "epoch_images": 128, "validation.steps": 
 def test_what_is_planned_is_what_happens(change: dict) -> None:
     recipe = Recipe.load("digits").with_(SMALL | change)
     last = list(Trainer(recipe, load("digits")))[-1]
-    planned = schedule.training(recipe, schedule.sizes_of("digits"))
+    planned = schedule.training(recipe, sizes_of("digits"))
     assert (planned.steps, planned.images) == (last.steps, last.images)
     for name, number in last.calls.items():
         if name.startswith("validation"):
             # Only what is classified correctly is attacked: between none and all of it.
-            least = schedule.training(recipe, schedule.sizes_of("digits"), right=0.0).calls.get(name, 0)
-            most = schedule.training(recipe, schedule.sizes_of("digits"), right=1.0).calls[name]
+            least = schedule.training(recipe, sizes_of("digits"), right=0.0).calls.get(name, 0)
+            most = schedule.training(recipe, sizes_of("digits"), right=1.0).calls[name]
             assert least <= number <= most
         else:
             assert planned.calls.get(name, 0) == number
 
 
 def test_known_sizes_are_the_datasets() -> None:
-    assert schedule.sizes_of("digits") == schedule.Sizes.of(load("digits"))
+    assert sizes_of("digits") == Sizes.of(load("digits"))
     with pytest.raises(InputError, match="unknown dataset 'cifar1'; did you mean 'cifar10'"):
-        schedule.sizes_of("cifar1")
+        sizes_of("cifar1")
 
 
 def test_an_evaluation_costs_what_the_specification_says_of_survivors() -> None:
     recipe = Recipe.load("paper")
-    sizes = schedule.sizes_of("cifar10")
+    sizes = sizes_of("cifar10")
     calls = schedule.evaluation(recipe, sizes, clean=0.5, robust=0.5)
     assert calls["apgd-ce_forward"] == 5000 * 101
     assert calls["apgd-t_backward"] == 5000 * 9 * 101
@@ -129,14 +130,14 @@ def test_sizes_of_a_data_set_that_only_its_files_tell() -> None:
     )
     with pytest.raises(InputError, match=r"unknown dataset 'folder'.*data\.root"):
         forecast(recipe, device="a100")
-    mine = {"folder": schedule.Sizes(2000, 100, (3, 48, 48), 7)}
+    mine = {"folder": Sizes(2000, 100, (3, 48, 48), 7)}
     small = forecast(recipe, device="a100", sizes=mine)
-    large = forecast(recipe, device="a100", sizes={"folder": schedule.Sizes(4000, 100, (3, 48, 48), 7)})
+    large = forecast(recipe, device="a100", sizes={"folder": Sizes(4000, 100, (3, 48, 48), 7)})
     assert large.train_flops_exact == pytest.approx(2 * small.train_flops_exact, rel=0.1)
 
 
 def test_every_data_set_of_the_catalog_but_any_folder_is_known() -> None:
-    assert {name for name in names() if name != "folder"} == set(schedule.KNOWN)
+    assert {name for name in names() if name != "folder"} == set(PUBLISHED)
 
 
 def test_what_does_not_fit_is_said() -> None:

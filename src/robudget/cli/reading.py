@@ -23,7 +23,7 @@ def runs(
 
     table = load_runs(store, prices=PriceList.load(prices) if prices else None)
     if json:
-        terminal.print_json(terminal.records(table))
+        terminal.print_json(table)
     elif table.empty:
         terminal.out.print(f"no finished runs in {store!r} yet")
     else:
@@ -69,9 +69,9 @@ def cost(
     from robudget import data
     from robudget.cli.view import terminal
     from robudget.config import parse_overrides
+    from robudget.datasets import PUBLISHED, Sizes
     from robudget.execution import Site
     from robudget.forecast.forecast import forecast_study, total
-    from robudget.forecast.passes import KNOWN, Sizes
     from robudget.meter.prices import Prices as PriceList
     from robudget.runner import resolve_device
     from robudget.sweep import recipes_of
@@ -80,7 +80,7 @@ def cost(
     if site.threads:
         torch.set_num_threads(site.threads)
     recipes = recipes_of(what, changes)
-    others = {recipe.data.name for recipe in recipes} - KNOWN.keys()
+    others = {recipe.data.name for recipe in recipes} - PUBLISHED.keys()
     forecasts = forecast_study(
         recipes,
         sizes={name: Sizes.of(data.load(name, root=site.data_root)) for name in others},

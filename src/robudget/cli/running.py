@@ -35,7 +35,7 @@ def run(
         return
     table = load_runs(result.folder.path)
     if json:
-        terminal.print_json(terminal.records(table)[0])
+        terminal.print_json(table[0])
     else:
         terminal.out.print(terminal.leaderboard(table))
         terminal.out.print(f"\n{result.summary}\n{result.folder.path}")
@@ -77,7 +77,7 @@ def sweep(
     table = load_runs(store) if home.root.is_dir() else None
     table = table[table.run_id.isin(mine)] if table is not None else None
     if table is not None and json:
-        terminal.print_json(terminal.records(table))
+        terminal.print_json(table)
     elif table is not None:
         terminal.out.print(terminal.leaderboard(table))
     if state.failed:

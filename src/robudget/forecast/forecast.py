@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from robudget.datasets import Sizes, sizes_of
 from robudget.forecast import passes as schedule
 from robudget.forecast import step_timing as calibration
-from robudget.forecast.passes import Sizes, sizes_of
 from robudget.meter.conventions import paper_flops
 from robudget.meter.devices import Device, find
 from robudget.meter.energy import JOULES_PER_KWH

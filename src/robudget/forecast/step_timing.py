@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from robudget.data.dataset import Dataset, Split, to_unit
-from robudget.forecast.passes import Schedule, Sizes
+from robudget.datasets import Sizes
+from robudget.forecast.passes import Schedule
 from robudget.meter.conventions import exact_factor
 from robudget.meter.cpu import machine_seconds, process_seconds
 from robudget.meter.energy import JOULES_PER_KWH, Meter

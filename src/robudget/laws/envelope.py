@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robudget.errors import InputError, unknown
-from robudget.laws.plain import fields
+from robudget.files import fields
 from robudget.tables.usable import Counts, Floats, Points, is_error, points
 
 How = Literal["log", "linear", "quantile", "pareto", "all"]

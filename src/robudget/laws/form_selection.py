@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from robudget.errors import InputError
+from robudget.files import fields
 from robudget.laws.envelope import Envelope, bootstrap_envelopes, envelope_of
 from robudget.laws.fit import LEVEL, RESAMPLES, fit_envelope
 from robudget.laws.forms import FormName, form_named
 from robudget.laws.law import Law, On, Reach, form_on
-from robudget.laws.plain import fields
 from robudget.tables.usable import Counts, Floats, Points, is_percent
 
 Hidden = Literal["decade", "bin"]

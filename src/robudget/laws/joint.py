@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq, least_squares, minimize_scalar
 
 from robudget.errors import InputError
-from robudget.laws.plain import fields
+from robudget.files import fields
 from robudget.tables.read import as_table
 from robudget.tables.usable import Floats, column, points
 

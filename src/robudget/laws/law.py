@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from robudget.errors import InputError
+from robudget.files import fields, to_plain
 from robudget.laws.envelope import Envelope
 from robudget.laws.forms import FormName, Shape, form_named
 from robudget.laws.least_squares import Space
-from robudget.laws.plain import fields, plain
 from robudget.tables.usable import Floats, is_percent
 
 On = Literal["value", "error", "logit"]
@@ -193,11 +193,11 @@ class Law:
     def to_dict(self) -> dict[str, Any]:
         """Plain data with form, C, alpha, alpha_interval, r2, n_runs, n_bins, x, y first."""
         first = ("form", "C", "alpha", "alpha_interval", "r2", "n_runs", "n_bins", "x", "y")
-        head = {name: plain(getattr(self, name)) for name in first}
+        head = {name: to_plain(getattr(self, name)) for name in first}
         span = self.envelope
         tail = {
-            "ceiling": plain(self.ceiling),
-            "ceiling_interval": plain(self.ceiling_interval),
+            "ceiling": to_plain(self.ceiling),
+            "ceiling_interval": to_plain(self.ceiling_interval),
             "envelope": {
                 "how": span.how,
                 "bins": span.bins,

@@ -8,7 +8,7 @@ from typing import Any
 
 from robudget.columns import COLUMNS
 from robudget.errors import InputError, unknown
-from robudget.laws.plain import fields
+from robudget.files import fields
 
 # unit → (column of the table, how many of its units one is)
 UNITS = {unit.lower(): (c.name, size) for c in COLUMNS.values() for unit, size in c.budget}

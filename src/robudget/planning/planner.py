@@ -13,8 +13,8 @@ import pandas as pd
 from robudget import columns
 from robudget.columns import COSTS
 from robudget.errors import InputError, unknown
+from robudget.files import fields
 from robudget.laws.law import Reach
-from robudget.laws.plain import fields, level_of
 from robudget.planning.budget import Budget, parse_budget
 from robudget.planning.candidates import grid
 from robudget.planning.cost_model import CostModel
@@ -22,7 +22,7 @@ from robudget.planning.target_price import Span, difference, reaches_of
 from robudget.prediction.features import rows_of
 from robudget.prediction.predictor import Predictor, Rows
 from robudget.tables.read import as_table
-from robudget.tables.usable import Floats, where
+from robudget.tables.usable import Floats, level_of, where
 
 COST_LEVEL = 1.645  # standard deviations of a 90% interval, the predictor's level
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robudget.laws.plain import fields
+from robudget.files import fields
 from robudget.prediction.regressors import MODELS, Bools, Fitted, Kernels, ModelName, Outlook
 from robudget.tables.usable import Floats
 

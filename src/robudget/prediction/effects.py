@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from robudget.columns import NONE_IF_MISSING
-from robudget.laws.plain import fields, level_of
+from robudget.files import fields
 from robudget.prediction.features import Features
 from robudget.prediction.predictor import usable
 from robudget.prediction.regressors import Bools
-from robudget.tables.usable import Floats, standard
+from robudget.tables.usable import Floats, level_of, standard
 
 RESAMPLES = 2_000
 LEVEL = 0.95

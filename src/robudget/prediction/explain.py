@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from robudget.errors import unknown
-from robudget.laws.plain import fields
+from robudget.files import fields
 from robudget.prediction.cross_validation import FOLDS, OutOfFold
 from robudget.prediction.features import Column, Features
 from robudget.prediction.regressors import Bools, Fitted, ModelName

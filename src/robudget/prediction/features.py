@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robudget.columns import COLUMNS, FEATURES, NONE_IF_MISSING, Scale
+from robudget.datasets import PUBLISHED
 from robudget.errors import InputError
-from robudget.forecast.passes import KNOWN
-from robudget.laws.plain import fields
+from robudget.files import fields
 from robudget.meter.conventions import wrn_parameters
 from robudget.recipe import Recipe
 from robudget.tables.usable import Floats
@@ -175,7 +175,7 @@ def _parameters(recipe: Recipe, table: pd.DataFrame | None) -> float:
         found = table.loc[same, "parameters"].dropna()
         if len(found):
             return float(found.iloc[0])
-    match, sizes = re.fullmatch(r"wrn-(\d+)-(\d+)", recipe.model.name), KNOWN.get(recipe.data.name)
+    match, sizes = re.fullmatch(r"wrn-(\d+)-(\d+)", recipe.model.name), PUBLISHED.get(recipe.data.name)
     if not match or sizes is None:
         return math.nan
     depth, width, base = int(match[1]), int(match[2]), recipe.model.base
@@ -189,8 +189,8 @@ def _images(recipe: Recipe, table: pd.DataFrame | None) -> float:
         whole = table[(table["dataset"] == recipe.data.name) & table["epoch_images"].isna()]
         found = (whole["images_seen"] / whole["epochs"]).dropna()
         each = float(found.median()) if len(found) else each
-    if math.isnan(each) and recipe.data.name in KNOWN:
-        each = float(KNOWN[recipe.data.name].train)
+    if math.isnan(each) and recipe.data.name in PUBLISHED:
+        each = float(PUBLISHED[recipe.data.name].train)
     return recipe.epochs * each
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from robudget.columns import PAPER_FEATURES
 from robudget.errors import InputError, unknown
-from robudget.laws.plain import fields
+from robudget.files import fields
 from robudget.prediction.conformal import Calibration
 from robudget.prediction.cross_validation import GROUPS, REPEATS, Score, at_random, by_group, choose
 from robudget.prediction.explain import CollapseMap, Importance, Partial, collapse_map, importances, partial

@@ -26,7 +26,7 @@ from robudget.report.labels import quantity, word
 from robudget.report.sections import laws as said
 from robudget.report.sections import runs as sections
 from robudget.report.sections.others import beside, standing
-from robudget.report.table import COLUMNS, choices, name, plain, ranked, varying
+from robudget.report.table import COLUMNS, choices, name, ranked, varying
 
 X_AXES = (*COSTS, *stored("size"))
 Y_AXES = ("aa_acc", "clean_acc", "val_acc")
@@ -121,7 +121,7 @@ def payload(rows: pd.DataFrame, analysis: Analysis | None) -> dict[str, Any]:
     words = {c: [word(v) for v in frame[c]] for c in dict.fromkeys([*colours, *sections.FILTERS])}
     return {
         "n": len(frame),
-        "runs": {c: [plain(v) for v in frame[c]] for c in COLUMNS},
+        "runs": {c: files.to_plain(frame[c].tolist()) for c in COLUMNS},
         "names": [name(row) for _, row in frame.iterrows()],
         "choices": [" · ".join(choices(row)) for _, row in frame.iterrows()],
         "words": words,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,10 +103,3 @@ def total(rows: pd.DataFrame, *columns: str) -> tuple[float, int]:
     values = rows[list(columns)]
     n = int(values.iloc[:, 0].notna().sum())
     return (float(np.nansum(values.to_numpy(dtype=np.float64))) if n else math.nan), n
-
-
-def plain(value: Any) -> Any:
-    """A cell as JSON: NaN and None are null."""
-    if not known(value):
-        return None
-    return value.item() if hasattr(value, "item") else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from robudget.attacks.ensemble import ensemble
-from robudget.forecast.passes import KNOWN
+from robudget.datasets import PUBLISHED
 from robudget.meter.conventions import exact_factor, wrn_forward_flops
 from robudget.recipe import Recipe
 
@@ -20,7 +20,7 @@ def weight(recipe: Recipe) -> float:
 
     Other models than WideResNets count as a WRN-28-10: without building them nothing better is known.
     """
-    sizes = KNOWN.get(recipe.data.name, KNOWN["cifar10"])
+    sizes = PUBLISHED.get(recipe.data.name, PUBLISHED["cifar10"])
     channels, size, _ = sizes.image_shape
     match = re.fullmatch(r"wrn-(\d+)-(\d+)", recipe.model.name)
     depth, width = (int(match[1]), int(match[2])) if match else (28, 10)

@@ -18,11 +18,11 @@ from typing import Any
 import pandas as pd
 
 from robudget.accuracy import wilson
+from robudget.datasets import PUBLISHED
 from robudget.errors import InputError, unknown
 from robudget.meter.conventions import wrn_forward_flops, wrn_parameters
 from robudget.threat import parse_eps
 
-CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}  # evaluated
 NORMS = {"Linf": "linf", "L2": "l2"}
 # Parameters before the last layer, which has 512 inputs (CIFAR variants).
@@ -73,7 +73,7 @@ def _row(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{str(file)!r} is no RobustBench entry: {' '.join(str(error).split())}") from None
     dataset, norm = _where(file, entry)
-    n = IMAGES[dataset]
+    n, classes = IMAGES[dataset], PUBLISHED[dataset].classes
     low, high = wilson(robust / 100 * n, n)
     depth, width = _wrn(entry.get("architecture", ""))
     amount = _synthetic(entry.get("footnote") or "")
@@ -86,7 +86,7 @@ def _row(file: Path) -> dict[str, Any]:
         "eps": 8 / 255 if abs(published * 255 / 8 - 1) < NEAR else published,
         "model": f"wrn-{depth}-{width}" if depth else str(entry.get("architecture", "")),
         "parameters": _parameters(entry, dataset),
-        "forward_flops": float(wrn_forward_flops(depth, width, classes=CLASSES[dataset])) if depth else math.nan,
+        "forward_flops": float(wrn_forward_flops(depth, width, classes=classes)) if depth else math.nan,
         "loss": "standard" if file.stem == "Standard" else None,
         "collapsed": False,  # nothing is known of how an entry was trained, nor why it fell
         "synthetic": amount > 0,
@@ -106,8 +106,8 @@ def _where(file: Path, entry: Mapping[str, Any]) -> tuple[str, str]:
     folders = [part.name for part in list(file.resolve().parents)[:2]]
     norm = NORMS.get(folders[0])
     dataset = folders[1] if norm else str(entry.get("dataset", ""))
-    if dataset not in CLASSES:
-        raise unknown(f"dataset of {file.name}", dataset, CLASSES)
+    if dataset not in IMAGES:
+        raise unknown(f"dataset of {file.name}", dataset, IMAGES)
     return dataset, norm or ("l2" if parse_eps(entry["eps"]) == 0.5 else "linf")
 
 
@@ -119,7 +119,7 @@ def _wrn(architecture: str) -> tuple[int, int]:
 
 
 def _parameters(entry: Mapping[str, Any], dataset: str) -> float:
-    architecture, classes = str(entry.get("architecture", "")), CLASSES[dataset]
+    architecture, classes = str(entry.get("architecture", "")), PUBLISHED[dataset].classes
     depth, width = _wrn(architecture)
     if dataset == "imagenet":
         return math.nan

@@ -96,6 +96,12 @@ def column(frame: pd.DataFrame, name: str, role: str = "column") -> Floats:
     return np.asarray(values, dtype=np.float64)
 
 
+def level_of(value: Any) -> Any:
+    """A choice's level as Python has it: no numpy scalars, and whole numbers without a point."""
+    level = value.item() if isinstance(value, np.generic) else value
+    return int(level) if isinstance(level, float) and level.is_integer() else level
+
+
 def collapsed(frame: pd.DataFrame) -> NDArray[np.bool_]:
     """Catastrophic overfitting per row: the column `collapsed` where known, else from loss, aa_acc and clean_acc.
 

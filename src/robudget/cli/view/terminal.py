@@ -36,10 +36,6 @@ def print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(to_plain(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
-
-
 @dataclass(frozen=True)
 class TextTable:
     """A plain table of ready-made strings; columns in `left` are aligned left, numbers right.
