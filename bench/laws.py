@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 from robudget.analysis import analyse
 from robudget.laws import fit_law
 from robudget.laws.forms import BEND_WIDTH_LN, FORMS
+from robudget.laws.least_squares import r_squared
 from robudget.prediction import Predictor
 from robudget.prediction.predictor import PaperGBR
 from robudget.prediction.regressors import MODELS
@@ -132,28 +134,25 @@ def predictor(seeds: int) -> None:
         test = frame.iloc[gbr.rows]
         train = frame.drop(index=test.index).reset_index(drop=True)
         model = Predictor.fit(train)
-        outlook = model.fitted.outlook(model.features.matrix(test))
-        made = model.predict(test)
-        truth, predicted = gbr.truth, np.array([p.aa_acc for p in made])
-        inside = np.array([p.low - 1e-9 <= t <= p.high + 1e-9 for p, t in zip(made, truth, strict=True)])
-        fallen = test["collapsed"].to_numpy()
-        p = pd.Series(outlook.p_collapse).rank().to_numpy()
-        n = fallen.sum()
-        auc = (p[fallen].sum() - n * (n + 1) / 2) / (n * (len(fallen) - n))
-        each = {m: _r2_mae(truth, outlook.by_model[m]) for m in MODELS}
+        outcomes = model.fitted.outcomes(model.features.matrix(test))
+        predictions = model.predict(test)
+        truth, predicted = gbr.truth, np.array([p.aa_acc for p in predictions])
+        inside = np.array([p.low - 1e-9 <= t <= p.high + 1e-9 for p, t in zip(predictions, truth, strict=True)])
+        auc = roc_auc_score(test["collapsed"], outcomes.p_collapse)
+        each = {m: _r2_mae(truth, outcomes.by_model[m]) for m in MODELS}
         r2, mae = _r2_mae(truth, predicted)
         rows.append(
             {"R² paper's GBR": gbr.r2, "MAE paper's GBR": gbr.mae, "R²": r2, "MAE": mae, "AUC": float(auc)}
-            | {"coverage": float(inside.mean()), "width": float(np.mean([q.high - q.low for q in made]))}
+            | {"coverage": float(inside.mean()), "width": float(np.mean([q.high - q.low for q in predictions]))}
             | {f"chose {m}": float(model.model == m) for m in MODELS}
             | {f"MAE {m}": each[m][1] for m in MODELS}
             | {f"R² {m}": each[m][0] for m in MODELS}
         )
-    found = pd.DataFrame(rows)
+    splits = pd.DataFrame(rows)
     print(f"{seeds} random 70:30 splits of {len(frame)} runs: mean ± standard deviation over splits")
-    for name in found:
-        print(f"  {name:18} {found[name].mean():8.4f} ± {found[name].std():.4f}")
-    ratio = found["MAE"] / found["MAE paper's GBR"]
+    for name in splits:
+        print(f"  {name:18} {splits[name].mean():8.4f} ± {splits[name].std():.4f}")
+    ratio = splits["MAE"] / splits["MAE paper's GBR"]
     print(f"  ratio of MAE, default to the paper's: {ratio.mean():.3f}")
     print("left out whole (fitted on all other runs):")
     for score in Predictor.fit(frame).scores:
@@ -162,8 +161,7 @@ def predictor(seeds: int) -> None:
 
 
 def _r2_mae(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    miss = predicted - truth
-    return 1 - float((miss**2).sum() / ((truth - truth.mean()) ** 2).sum()), float(np.abs(miss).mean())
+    return r_squared(predicted - truth, truth), float(np.abs(predicted - truth).mean())
 
 
 def large(n: int = 100_000) -> pd.DataFrame:
@@ -177,9 +175,9 @@ def large(n: int = 100_000) -> pd.DataFrame:
             "activation": rng.choice(["relu", "silu"], n), "epochs": rng.choice([100, 200, 400], n), "clean_acc": 85.0,
         }
     )  # fmt: skip
-    fell = (frame.steps == 1) & (rng.random(n) < 0.7)
-    stood = 57 + 5 * frame.synthetic - 4 * (x / 1e19) ** -0.3 - rng.exponential(4, n)
-    frame["aa_acc"] = np.where(fell, rng.exponential(1, n), stood).clip(0, 100)
+    collapsed = (frame.steps == 1) & (rng.random(n) < 0.7)
+    survivor = 57 + 5 * frame.synthetic - 4 * (x / 1e19) ** -0.3 - rng.exponential(4, n)
+    frame["aa_acc"] = np.where(collapsed, rng.exponential(1, n), survivor).clip(0, 100)
     frame["train_energy_kwh"] = x * 1e-17 * np.exp(rng.normal(0, 0.2, n))
     frame["cost_usd"], frame["co2_kg"] = frame.train_energy_kwh * 0.19, frame.train_energy_kwh * 0.57
     return frame
@@ -213,11 +211,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--form", action="append", default=[], choices=list(TRUTH))
     parser.add_argument("--short", action="append", default=[], choices=list(SHORT))
-    asked = parser.parse_args()
-    if asked.what == "coverage":
-        coverage(asked.repeats, asked.resamples, asked.form, asked.short)
-    elif asked.what == "predictor":
-        predictor(asked.seeds)
+    options = parser.parse_args()
+    if options.what == "coverage":
+        coverage(options.repeats, options.resamples, options.form, options.short)
+    elif options.what == "predictor":
+        predictor(options.seeds)
     else:
         speed()
 

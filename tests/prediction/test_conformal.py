@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from robudget.prediction.conformal import Calibration
-from robudget.prediction.regressors import Outlook
+from robudget.prediction.cross_validation import Calibration
+from robudget.prediction.regressors import Outcomes
 
 
 def world(n, rng, bias=0.0):
@@ -15,7 +15,7 @@ def world(n, rng, bias=0.0):
     survivor = 50 + 5 * X[:, 1]
     y = np.where(fell, rng.exponential(1, n), survivor + rng.normal(0, 1 + (X[:, 1] > 0), n))
     made = dict.fromkeys(("gbr", "forest", "mixture", "blend"), survivor)
-    return X, np.clip(y, 0, 100), fell, Outlook(made, p, survivor + bias, np.ones(n))
+    return X, np.clip(y, 0, 100), fell, Outcomes(made, p, survivor + bias, np.ones(n))
 
 
 @pytest.mark.parametrize("bias", [0.0, 4.0])

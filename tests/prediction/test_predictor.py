@@ -7,7 +7,7 @@ import pytest
 
 from robudget.errors import InputError
 from robudget.prediction import PaperGBR, Predictor, predict
-from robudget.prediction.cross_validation import Score, choose
+from robudget.prediction.cross_validation import Score, choose_model
 from robudget.recipe import Recipe
 
 SEEDS = (0, 7)  # of the 20 in bench/laws.py
@@ -188,5 +188,5 @@ def test_the_blend_stays_unless_clearly_beaten():
 
     close = [score("gbr", 3.0), score("forest", 2.5), score("mixture", 2.30), score("blend", 2.35)]
     clear = [score("gbr", 3.0), score("forest", 2.5), score("mixture", 1.9), score("blend", 2.35)]
-    assert choose(close) == "blend"
-    assert choose(clear) == "mixture"
+    assert choose_model(close) == "blend"
+    assert choose_model(clear) == "mixture"

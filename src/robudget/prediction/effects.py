@@ -1,7 +1,11 @@
-"""How much each choice buys: pairs of runs that differ in one choice only (the paper's Figure 2 as numbers)."""
+"""How much each choice buys: pairs of runs that differ in one choice only (the paper's Figure 2 as numbers).
+
+Means of matched pairs; intervals are percentile bootstraps over pairs, by `scipy.stats.bootstrap`.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -12,16 +16,16 @@ import pandas as pd
 
 from robudget.columns import NONE_IF_MISSING
 from robudget.files import fields
-from robudget.prediction.features import Features
-from robudget.prediction.predictor import usable
+from robudget.prediction.features import Features, finished_runs
 from robudget.prediction.regressors import Bools
 from robudget.tables.usable import Floats, level_of, standard
 
 RESAMPLES = 2_000
 LEVEL = 0.95
-FEWEST = 3  # pairs
+FEWEST_PAIRS = 3
 MOST_LEVELS = 12  # of more, only the first and the last are compared
-MOST_DRAWS, CHUNK = 20_000_000, 2_000_000  # numbers drawn at most, and held at once
+MOST_NUMBERS, NUMBERS_AT_ONCE = 20_000_000, 2_000_000  # drawn at most in a bootstrap, and held at once
+FEWEST_RESAMPLES = 200  # of very many values
 
 
 @dataclass(frozen=True)
@@ -99,59 +103,80 @@ def effects(
 ) -> Effects:  # fmt: skip
     """Matched-pair effects on `aa_acc` of every choice that varies among the runs trained against an adversary; repeats
     (seeds) of a recipe are averaged first. Raises InputError where there are too few runs or nothing varies."""
-    runs, y, fallen = usable(frame[~standard(frame)])
-    seen = Features.of(runs, features)
-    names = [c.name for c in seen.columns]
-    aliases = {c.name: c.aliases for c in seen.columns}
+    runs, y, collapsed = finished_runs(frame[~standard(frame)])
+    columns = Features.of(runs, features).columns
+    names = [c.name for c in columns]
     rng = np.random.default_rng(seed)
-    every = _cells(runs, names, y, fallen)
-    alive = every[every["fallen"] == 0]
-    found: list[Effect] = []
-    for name in names:
-        levels = sorted(set(every[name]))
+    recipes = _means_of_repeats(runs, names, y, collapsed)
+    survivors = recipes[recipes["collapsed"] == 0]
+    by_choice: list[Effect] = []
+    for name, aliases in ((c.name, c.aliases) for c in columns):
+        levels = sorted(set(recipes[name]))
         steps = list(pairwise(levels)) + ([(levels[0], levels[-1])] if len(levels) > 2 else [])
         others = [n for n in names if n != name]
-        pairs, all_pairs = _by_level(alive, name, others), _by_level(every, name, others)
+        pairs, all_pairs = _by_level(survivors, name, others), _by_level(recipes, name, others)
         for before, after in steps if len(levels) <= MOST_LEVELS else steps[-1:]:
             gains = _differences(pairs, before, after, "y")
-            if len(gains) < FEWEST:
+            if len(gains) < FEWEST_PAIRS:
                 continue
-            change = _differences(all_pairs, before, after, "fallen")
-            low, high = _interval(gains, level, resamples, rng)
-            found.append(Effect(
+            change = _differences(all_pairs, before, after, "collapsed")
+            low, high = mean_interval(gains, level, resamples, rng)
+            by_choice.append(Effect(
                 name, level_of(before), level_of(after), float(gains.mean()), low, high, float(gains.std(ddof=1)),
-                float((gains > 0).mean()), len(gains), float(change.mean()), len(change), aliases[name],
+                float((gains > 0).mean()), len(gains), float(change.mean()), len(change), aliases,
             ))  # fmt: skip
-    found.sort(key=lambda e: -abs(e.gain))
-    binary = [c.name for c in seen.columns if every[c.name].nunique() == 2]
+    by_choice.sort(key=lambda e: -abs(e.gain))
+    binary = [name for name in names if recipes[name].nunique() == 2]
     spreads = [
-        _spread(table, name, survivors, level, resamples, rng)
+        _spread(table, name, without_collapsed, level, resamples, rng)
         for name in binary
-        for table, survivors in ((every, False), (alive, True))
-        if table[name].nunique() == 2 and table[name].value_counts().min() >= FEWEST
+        for table, without_collapsed in ((recipes, False), (survivors, True))
+        if table[name].nunique() == 2 and table[name].value_counts().min() >= FEWEST_PAIRS
     ]
-    crossings = [_interaction(alive, a, b, names, level, resamples, rng) for a, b in combinations(binary, 2)]
-    crossed = sorted((i for i in crossings if i is not None), key=lambda i: -abs(i.gain))
-    return Effects("aa_acc", tuple(found), tuple(spreads), tuple(crossed), level)
+    crossings = [_interaction(survivors, a, b, names, level, resamples, rng) for a, b in combinations(binary, 2)]
+    interactions = sorted((i for i in crossings if i is not None), key=lambda i: -abs(i.gain))
+    return Effects("aa_acc", tuple(by_choice), tuple(spreads), tuple(interactions), level)
 
 
-def _cells(runs: pd.DataFrame, names: list[str], y: Floats, fallen: Bools) -> pd.DataFrame:
+def mean_interval(values: Floats, level: float, resamples: int, rng: np.random.Generator) -> tuple[float, float]:
+    """The percentile bootstrap interval of the mean of `values` (n,)."""
+    interval = _bootstrap((values,), np.mean, level, resamples, rng).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _bootstrap(
+    samples: tuple[Floats, ...], statistic: Callable[..., Any], level: float, resamples: int, rng: np.random.Generator
+) -> Any:
+    """scipy's percentile bootstrap of `statistic(*samples, axis)`; fewer resamples of very many values."""
+    from scipy.stats import DegenerateDataWarning, bootstrap
+
+    n = max(map(len, samples))
+    resamples = min(resamples, max(FEWEST_RESAMPLES, MOST_NUMBERS // n))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # some resample has no statistic; its NaN says so
+        return bootstrap(
+            samples, statistic, n_resamples=resamples, batch=max(1, min(resamples, NUMBERS_AT_ONCE // n)),
+            vectorized=True, confidence_level=level, method="percentile", rng=rng,
+        )  # fmt: skip
+
+
+def _means_of_repeats(runs: pd.DataFrame, names: list[str], y: Floats, collapsed: Bools) -> pd.DataFrame:
     """One row per recipe: the mean of y and the share of collapse over its repeats."""
     table = runs[names].copy()
     for name in set(names) & set(NONE_IF_MISSING):
         table[name] = table[name].fillna(0.0)
-    table["y"], table["fallen"] = y, fallen.astype(float)
-    return table.groupby(names, sort=True)[["y", "fallen"]].mean().reset_index()
+    table["y"], table["collapsed"] = y, collapsed.astype(float)
+    return table.groupby(names, sort=True)[["y", "collapsed"]].mean().reset_index()
 
 
-def _by_level(cells: pd.DataFrame, name: str, others: list[str]) -> dict[Any, pd.DataFrame]:
+def _by_level(recipes: pd.DataFrame, name: str, others: list[str]) -> dict[Any, pd.DataFrame]:
     """The recipes at each level of `name`, indexed by their other choices, so that equal indices are matched pairs."""
-    match = cells.groupby(others, sort=False).ngroup() if others else pd.Series(0, index=cells.index)
-    table = cells[["y", "fallen"]].set_index(match)
-    levels = sorted(set(cells[name]))
+    match = recipes.groupby(others, sort=False).ngroup() if others else pd.Series(0, index=recipes.index)
+    table = recipes[["y", "collapsed"]].set_index(match)
+    levels = sorted(set(recipes[name]))
     if len(levels) > MOST_LEVELS:
         levels = [levels[0], levels[-1]]
-    return {level: table[(cells[name] == level).to_numpy()] for level in levels}
+    return {level: table[(recipes[name] == level).to_numpy()] for level in levels}
 
 
 def _differences(pairs: dict[Any, pd.DataFrame], before: Any, after: Any, value: str) -> Floats:
@@ -162,35 +187,17 @@ def _differences(pairs: dict[Any, pd.DataFrame], before: Any, after: Any, value:
     return np.asarray(second.loc[both].to_numpy() - first.loc[both].to_numpy(), dtype=np.float64)
 
 
-def _resampled(
-    values: Floats, statistic: Callable[[Floats], Floats], resamples: int, rng: np.random.Generator
-) -> Floats:
-    """`statistic` (over the last axis) of bootstrap samples, (resamples,); fewer of them for very many values."""
-    n = len(values)
-    resamples = min(resamples, max(200, MOST_DRAWS // n))
-    chunk = max(1, CHUNK // n)
-    return np.concatenate([
-        statistic(values[rng.integers(n, size=(min(chunk, resamples - start), n))])
-        for start in range(0, resamples, chunk)
-    ])  # fmt: skip
-
-
-def _interval(values: Floats, level: float, resamples: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Percentile bootstrap of the mean."""
-    means = _resampled(values, lambda drawn: drawn.mean(axis=-1), resamples, rng)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def _spread(
-    cells: pd.DataFrame, name: str, survivors: bool, level: float, resamples: int, rng: np.random.Generator
+    recipes: pd.DataFrame, name: str, survivors: bool, level: float, resamples: int, rng: np.random.Generator
 ) -> Spread:
-    before, after = sorted(set(cells[name]))
-    first, second = (cells.loc[cells[name] == v, "y"].to_numpy(dtype=np.float64) for v in (before, after))
-    one, two = (_resampled(v, lambda drawn: drawn.std(axis=-1, ddof=1), resamples, rng) for v in (first, second))
-    same = min(len(one), len(two))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = two[:same] / one[:same]
+    before, after = sorted(set(recipes[name]))
+    first, second = (recipes.loc[recipes[name] == v, "y"].to_numpy(dtype=np.float64) for v in (before, after))
+
+    def ratio(one: Floats, two: Floats, axis: int) -> Any:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return two.std(axis=axis, ddof=1) / one.std(axis=axis, ddof=1)
+
+    ratios = _bootstrap((first, second), ratio, level, resamples, rng).bootstrap_distribution
     low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     sd_before, sd_after = float(first.std(ddof=1)), float(second.std(ddof=1))
     return Spread(
@@ -201,19 +208,19 @@ def _spread(
 
 
 def _interaction(
-    cells: pd.DataFrame, first: str, second: str, names: list[str], level: float, resamples: int,
+    recipes: pd.DataFrame, first: str, second: str, names: list[str], level: float, resamples: int,
     rng: np.random.Generator,
 ) -> Interaction | None:  # fmt: skip
-    """From quadruples that differ in the two choices only; None where fewer than FEWEST are complete."""
+    """From quadruples that differ in the two choices only; None where fewer than FEWEST_PAIRS are complete."""
     others = [n for n in names if n not in (first, second)]
-    if any(cells[name].nunique() != 2 for name in (first, second)):
+    if any(recipes[name].nunique() != 2 for name in (first, second)):
         return None
-    match = cells.groupby(others, sort=False).ngroup() if others else pd.Series(0, index=cells.index)
-    a, b = (cells[name] == max(cells[name]) for name in (first, second))
-    sign = pd.Series(np.where(a == b, 1.0, -1.0), index=cells.index)
+    match = recipes.groupby(others, sort=False).ngroup() if others else pd.Series(0, index=recipes.index)
+    a, b = (recipes[name] == max(recipes[name]) for name in (first, second))
+    sign = pd.Series(np.where(a == b, 1.0, -1.0), index=recipes.index)
     complete = match.map(match.value_counts()) == 4
-    extra = (sign * cells["y"])[complete].groupby(match[complete]).sum().to_numpy(dtype=np.float64)
-    if len(extra) < FEWEST:
+    extra = (sign * recipes["y"])[complete].groupby(match[complete]).sum().to_numpy(dtype=np.float64)
+    if len(extra) < FEWEST_PAIRS:
         return None
-    low, high = _interval(extra, level, resamples, rng)
+    low, high = mean_interval(extra, level, resamples, rng)
     return Interaction(first, second, float(extra.mean()), low, high, len(extra))

@@ -1,4 +1,4 @@
-"""What a predictor leans on: importances, partial dependence, and where training collapses."""
+"""What a predictor depends on: importances, partial dependence, and where training collapses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robudget.errors import unknown
 from robudget.files import fields
 from robudget.prediction.cross_validation import FOLDS, OutOfFold
-from robudget.prediction.features import Column, Features
-from robudget.prediction.regressors import Bools, Fitted, ModelName
+from robudget.prediction.effects import mean_interval
+from robudget.prediction.features import Feature, Features
+from robudget.prediction.regressors import Bools, FittedModels, ModelName
 from robudget.tables.usable import Floats
 
 SHUFFLES = 5
@@ -23,7 +23,7 @@ MOST_LEVELS = 12
 
 @dataclass(frozen=True)
 class Importance:
-    """How much the predictor leans on a feature. `by_model`: the trees' own share of impurity, summing to 1.
+    """How much the predictor depends on a feature. `by_model`: the trees' own share of impurity, summing to 1.
     `by_permutation`: points of mean absolute error added on runs that the model was not fitted on when the feature is
     shuffled among them, with the 95% interval `low` to `high` (bootstrap over runs). `aliases` vary only together with
     the feature in this table.
@@ -69,77 +69,74 @@ class CollapseMap:
 
 
 def importances(
-    model: ModelName, out: OutOfFold, fitted: Fitted, seen: Features, X: Floats, y: Floats, seed: int
+    model: ModelName, out: OutOfFold, fitted: FittedModels, features: Features, X: Floats, y: Floats, seed: int
 ) -> tuple[Importance, ...]:
-    """By the model and by permutation, the most important by permutation first. `out`: folds over the whole table."""
+    """By the model and by permutation (Breiman 2001), the most important by permutation first. `out`: folds over the
+    whole table.
+
+    By hand: scikit-learn's permutation_importance shuffles one matrix column at a time, where a category takes several,
+    and predicts each copy by itself, which takes six times as long.
+    """
     rng = np.random.default_rng(seed)
-    names = np.array(seen.names)
+    names = np.array(features.names)
     shares = fitted.shares["gbr" if model == "gbr" else "forest"]
-    worse = np.zeros((len(seen.columns), len(y)))
-    for rows, other in out.folds[: min(FOLDS, len(y))]:
+    added = np.zeros((len(features.columns), len(y)))
+    for rows, fold in out.folds[: min(FOLDS, len(y))]:
         copies = []
-        for c in seen.columns:
-            mine = np.flatnonzero(names == c.name)
+        for feature in features.columns:
+            columns = np.flatnonzero(names == feature.name)
             for _ in range(SHUFFLES):
                 shuffled = X[rows].copy()
-                shuffled[:, mine] = X[rng.permutation(rows)][:, mine]
+                shuffled[:, columns] = X[rng.permutation(rows)][:, columns]
                 copies.append(shuffled)
         # One call for all copies: predicting has a fixed cost that would dominate otherwise.
-        predicted = other.outlook(np.concatenate([X[rows], *copies])).by_model[model]
-        miss = np.abs(predicted.reshape(1 + len(copies), len(rows)) - y[rows])
-        added = (miss[1:] - miss[0]).reshape(len(seen.columns), SHUFFLES, len(rows)).mean(axis=1)
-        worse[:, rows] = added
-    found = []
-    for i, c in enumerate(seen.columns):
-        means = worse[i][rng.integers(len(y), size=(RESAMPLES, len(y)))].mean(axis=1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        share = float(shares[names == c.name].sum())
-        found.append(Importance(c.name, share, float(worse[i].mean()), float(low), float(high), c.aliases))
-    return tuple(sorted(found, key=lambda importance: -importance.by_permutation))
+        predicted = fold.outcomes(np.concatenate([X[rows], *copies])).by_model[model]
+        error = np.abs(predicted.reshape(1 + len(copies), len(rows)) - y[rows])
+        added[:, rows] = (error[1:] - error[0]).reshape(len(features.columns), SHUFFLES, len(rows)).mean(axis=1)
+    parts = []
+    for feature, errors in zip(features.columns, added, strict=True):
+        low, high = mean_interval(errors, 0.95, RESAMPLES, rng)
+        share = float(shares[names == feature.name].sum())
+        parts.append(Importance(feature.name, share, float(errors.mean()), low, high, feature.aliases))
+    return tuple(sorted(parts, key=lambda importance: -importance.by_permutation))
 
 
-def partial(model: ModelName, fitted: Fitted, seen: Features, table: pd.DataFrame, feature: str) -> Partial:
-    """Raises InputError for a feature that the predictor does not know."""
-    c = _column(seen, feature)
-    values = _levels(c, table)
+def partial(model: ModelName, fitted: FittedModels, features: Features, table: pd.DataFrame, name: str) -> Partial:
+    """The partial dependence on one feature (Friedman 2001). Raises InputError for an unknown one.
+
+    By hand: scikit-learn's partial_dependence answers with one number a value, here it is two from one pass."""
+    feature = features.named(name)
+    values = _levels(feature, table)
     accuracy, collapse = [], []
     base = _sample(table)
     for value in values:
-        out = fitted.outlook(seen.matrix(base.assign(**{c.name: value})))
+        out = fitted.outcomes(features.matrix(base.assign(**{feature.name: value})))
         accuracy.append(float(out.by_model[model].mean()))
         collapse.append(float(out.p_collapse.mean()))
-    return Partial(c.name, values, tuple(accuracy), tuple(collapse))
+    return Partial(feature.name, values, tuple(accuracy), tuple(collapse))
 
 
 def collapse_map(
-    fitted: Fitted, seen: Features, table: pd.DataFrame, fallen: Bools, first: str, second: str
+    fitted: FittedModels, features: Features, table: pd.DataFrame, collapsed: Bools, first: str, second: str
 ) -> CollapseMap:
     """Raises InputError for a feature that the predictor does not know."""
-    one, two = _column(seen, first), _column(seen, second)
+    one, two = features.named(first), features.named(second)
     rows, columns = _levels(one, table), _levels(two, table)
     shape = (len(rows), len(columns))
     predicted, observed, n = np.empty(shape), np.full(shape, np.nan), np.zeros(shape, dtype=np.int64)
     base = _sample(table)
     for i, a in enumerate(rows):
         for j, b in enumerate(columns):
-            X = seen.matrix(base.assign(**{one.name: a, two.name: b}))
-            predicted[i, j] = fitted.outlook(X).p_collapse.mean()
+            X = features.matrix(base.assign(**{one.name: a, two.name: b}))
+            predicted[i, j] = fitted.outcomes(X).p_collapse.mean()
             here = ((table[one.name] == a) & (table[two.name] == b)).to_numpy(dtype=np.bool_)
             n[i, j] = here.sum()
-            observed[i, j] = fallen[here].mean() if here.any() else np.nan
+            observed[i, j] = collapsed[here].mean() if here.any() else np.nan
     return CollapseMap(one.name, two.name, rows, columns, predicted, observed, n)
 
 
-def _column(seen: Features, feature: str) -> Column:
-    """The column of that name, or the one that stands for it."""
-    found = next((c for c in seen.columns if feature == c.name or feature in c.aliases), None)
-    if found is None:
-        raise unknown("feature", feature, [c.name for c in seen.columns])
-    return found
-
-
-def _levels(c: Column, table: pd.DataFrame) -> tuple[Any, ...]:
-    values = sorted(set(table[c.name].dropna()))
+def _levels(feature: Feature, table: pd.DataFrame) -> tuple[Any, ...]:
+    values = sorted(set(table[feature.name].dropna()))
     if len(values) > MOST_LEVELS:
         values = list(np.quantile(np.array(values, dtype=np.float64), np.linspace(0, 1, MOST_LEVELS)))
     return tuple(v.item() if isinstance(v, np.generic) else v for v in values)

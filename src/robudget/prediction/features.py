@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 
 from robudget.columns import COLUMNS, FEATURES, NONE_IF_MISSING, Scale
 from robudget.datasets import PUBLISHED
-from robudget.errors import InputError
+from robudget.errors import InputError, unknown
 from robudget.files import fields
 from robudget.meter.conventions import wrn_parameters
 from robudget.recipe import Recipe
-from robudget.tables.usable import Floats
+from robudget.tables.usable import Floats, check_scope, collapsed, column, failed
 
-MOST_UNKNOWN = 0.2  # a column with more unknown values than this is no feature
+MOST_UNPUBLISHED = 0.2  # a column with more unknown values than this is no feature
+FEWEST_RUNS = 10
+MOST_RUNS = 1_000  # a predictor is fitted on; of more, so many are drawn
 
 
 @dataclass(frozen=True)
-class Column:
-    """One feature, as found in the table: `levels` of a category or flag (ascending), `low` and `high` of a number."""
+class Feature:
+    """One feature of a table: `levels` of a category or flag (ascending), `low` and `high` of a number."""
 
     name: str
     kind: Scale
@@ -45,7 +47,7 @@ class Column:
 class Features:
     """The features of a table; `matrix` turns rows into numbers and `names` says what each matrix column is of."""
 
-    columns: tuple[Column, ...]
+    columns: tuple[Feature, ...]
 
     @classmethod
     def of(cls, frame: pd.DataFrame, names: Sequence[str] | None = None) -> Features:
@@ -56,86 +58,97 @@ class Features:
         for name in names or ():
             if name not in frame.columns:
                 near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=1, cutoff=0.4)
-                raise InputError(f"the table has no column {name!r} for a feature{_hint(near)}")
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise InputError(f"the table has no column {name!r} for a feature{hint}")
         wanted = [name for name in (names or FEATURES) if name in frame.columns]
-        kept: list[Column] = []
+        features: list[Feature] = []
         codes: list[tuple[str, NDArray[np.int64]]] = []
         for name in wanted:
             kind = _scale(frame, name)
             values = _values(frame[name], name, kind)
             code = pd.factorize(values)[0]
-            if len(set(code[code >= 0])) < 2 or (code < 0).mean() > MOST_UNKNOWN:
+            if len(set(code[code >= 0])) < 2 or (code < 0).mean() > MOST_UNPUBLISHED:
                 continue
-            twin = next((i for i, (_, other) in enumerate(codes) if _same(code, other)), None)
+            twin = next((i for i, (_, other) in enumerate(codes) if _same_split(code, other)), None)
             if twin is not None:
-                kept[twin] = _with_alias(kept[twin], name)
+                features[twin] = replace(features[twin], aliases=(*features[twin].aliases, name))
                 continue
             codes.append((name, code))
             if kind in ("log", "number"):
                 numbers = values.astype(float)
-                kept.append(Column(name, kind, low=float(numbers.min()), high=float(numbers.max())))
+                features.append(Feature(name, kind, low=float(numbers.min()), high=float(numbers.max())))
             else:
-                kept.append(Column(name, kind, levels=tuple(sorted({str(v) for v in values.dropna()}))))
-        if not kept:
+                features.append(Feature(name, kind, levels=tuple(sorted({str(v) for v in values.dropna()}))))
+        if not features:
             raise InputError("no choice varies in the table: there is nothing to predict from")
-        return cls(tuple(kept))
+        return cls(tuple(features))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The feature behind each matrix column, (p,)."""
-        return tuple(column.name for column in self.columns for _ in range(column.width))
+        return tuple(feature.name for feature in self.columns for _ in range(feature.width))
+
+    def named(self, name: str) -> Feature:
+        """The feature of that name, or the one that stands for it. Raises InputError where there is none."""
+        feature = next((c for c in self.columns if name == c.name or name in c.aliases), None)
+        if feature is None:
+            raise unknown("feature", name, [c.name for c in self.columns])
+        return feature
 
     def matrix(self, rows: pd.DataFrame) -> Floats:
-        """Rows (n,) as (n, p) numbers. Raises InputError for a missing column, an unknown level or a missing value."""
+        """Rows (n,) as (n, p) numbers. Raises InputError for a missing column, an unknown level or a missing value.
+
+        By hand: scikit-learn's ColumnTransformer with a OneHotEncoder gives the same numbers in four times the time,
+        and its errors do not name the level."""
         parts = []
-        for column in self.columns:
-            if column.name not in rows.columns:
-                raise InputError(f"a prediction needs {column.name!r} (a feature of the table it was fitted on)")
-            values = _values(rows[column.name], column.name, column.kind)
+        for feature in self.columns:
+            if feature.name not in rows.columns:
+                raise InputError(f"a prediction needs {feature.name!r} (a feature of the table it was fitted on)")
+            values = _values(rows[feature.name], feature.name, feature.kind)
             if values.isna().any():
-                raise InputError(f"{column.name} is unknown for {int(values.isna().sum())} of {len(rows)} recipes")
-            if column.kind in ("log", "number"):
+                raise InputError(f"{feature.name} is unknown for {int(values.isna().sum())} of {len(rows)} recipes")
+            if feature.kind in ("log", "number"):
                 numbers = values.to_numpy(dtype=np.float64)
-                parts.append((np.log(np.maximum(numbers, 0.5)) if column.kind == "log" else numbers)[:, None])
+                parts.append((np.log(np.maximum(numbers, 0.5)) if feature.kind == "log" else numbers)[:, None])
                 continue
             texts = values.astype(str)
-            new = sorted(set(texts) - set(column.levels))
+            new = sorted(set(texts) - set(feature.levels))
             if new:
                 raise InputError(
-                    f"{column.name} = {new[0]} is in no run of the table (found: {', '.join(column.levels)})"
+                    f"{feature.name} = {new[0]} is in no run of the table (found: {', '.join(feature.levels)})"
                 )
-            table = np.stack([(texts == level).to_numpy(dtype=np.float64) for level in column.levels], axis=1)
-            parts.append(table[:, 1:] if column.width == 1 else table)
+            table = np.stack([(texts == level).to_numpy(dtype=np.float64) for level in feature.levels], axis=1)
+            parts.append(table[:, 1:] if feature.width == 1 else table)
         return np.concatenate(parts, axis=1)
 
     def known(self, rows: pd.DataFrame) -> NDArray[np.bool_]:
         """Rows of which every feature is known, (n,)."""
         ok = np.ones(len(rows), dtype=np.bool_)
-        for column in self.columns:
-            ok &= _values(rows[column.name], column.name, column.kind).notna().to_numpy()
+        for feature in self.columns:
+            ok &= _values(rows[feature.name], feature.name, feature.kind).notna().to_numpy()
         return ok
 
     def outside(self, rows: pd.DataFrame) -> list[tuple[str, ...]]:
         """For each row, the numeric features that lie outside the fitted table's range: extrapolations."""
         out: list[list[str]] = [[] for _ in range(len(rows))]
-        for column in self.columns:
-            if column.kind in ("log", "number"):
-                numbers = _values(rows[column.name], column.name, column.kind).to_numpy(dtype=np.float64)
-                far = (numbers < column.low * (1 - 1e-9)) | (numbers > column.high * (1 + 1e-9))
+        for feature in self.columns:
+            if feature.kind in ("log", "number"):
+                numbers = _values(rows[feature.name], feature.name, feature.kind).to_numpy(dtype=np.float64)
+                far = (numbers < feature.low * (1 - 1e-9)) | (numbers > feature.high * (1 + 1e-9))
                 for i in np.flatnonzero(far):
-                    out[i].append(column.name)
+                    out[i].append(feature.name)
         return [tuple(names) for names in out]
 
     def unseen(self, rows: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, ...]]:
         """For each row, the aliases whose value never came with this value of their feature in `table`: the feature
         stands for both there, so that nothing is known of this combination. Unknown values are passed over."""
         out: list[list[str]] = [[] for _ in range(len(rows))]
-        for column in self.columns:
-            for name in column.aliases:
+        for feature in self.columns:
+            for name in feature.aliases:
                 if name not in rows.columns or name not in table.columns:
                     continue
-                known = set(zip(_keys(table[column.name]), _keys(table[name]), strict=True))
-                pairs = zip(_keys(rows[column.name]), _keys(rows[name]), strict=True)
+                known = set(zip(_comparable(table[feature.name]), _comparable(table[name]), strict=True))
+                pairs = zip(_comparable(rows[feature.name]), _comparable(rows[name]), strict=True)
                 for i, (value, other) in enumerate(pairs):
                     if other is not None and (value, other) not in known:
                         out[i].append(name)
@@ -172,14 +185,14 @@ def _parameters(recipe: Recipe, table: pd.DataFrame | None) -> float:
         same = (table["model"] == recipe.model.name).to_numpy()
         if "base" in table.columns:
             same = same & (table["base"] == recipe.model.base).to_numpy()
-        found = table.loc[same, "parameters"].dropna()
-        if len(found):
-            return float(found.iloc[0])
-    match, sizes = re.fullmatch(r"wrn-(\d+)-(\d+)", recipe.model.name), PUBLISHED.get(recipe.data.name)
-    if not match or sizes is None:
+        sizes = table.loc[same, "parameters"].dropna()
+        if len(sizes):
+            return float(sizes.iloc[0])
+    match, dataset = re.fullmatch(r"wrn-(\d+)-(\d+)", recipe.model.name), PUBLISHED.get(recipe.data.name)
+    if not match or dataset is None:
         return math.nan
     depth, width, base = int(match[1]), int(match[2]), recipe.model.base
-    return wrn_parameters(depth, width, classes=sizes.classes, base=base, channels=sizes.image_shape[0])
+    return wrn_parameters(depth, width, classes=dataset.classes, base=base, channels=dataset.image_shape[0])
 
 
 def _images(recipe: Recipe, table: pd.DataFrame | None) -> float:
@@ -187,8 +200,8 @@ def _images(recipe: Recipe, table: pd.DataFrame | None) -> float:
     each = float(recipe.epoch_images or math.nan)
     if math.isnan(each) and table is not None and {"dataset", "images_seen", "epochs", "epoch_images"} <= set(table):
         whole = table[(table["dataset"] == recipe.data.name) & table["epoch_images"].isna()]
-        found = (whole["images_seen"] / whole["epochs"]).dropna()
-        each = float(found.median()) if len(found) else each
+        images = (whole["images_seen"] / whole["epochs"]).dropna()
+        each = float(images.median()) if len(images) else each
     if math.isnan(each) and recipe.data.name in PUBLISHED:
         each = float(PUBLISHED[recipe.data.name].train)
     return recipe.epochs * each
@@ -209,7 +222,7 @@ def _values(series: pd.Series[Any], name: str, kind: Scale) -> pd.Series[Any]:
     return series
 
 
-def _keys(series: pd.Series[Any]) -> list[Any]:
+def _comparable(series: pd.Series[Any]) -> list[Any]:
     """Values that compare across tables: rounded numbers, plain booleans and texts, None where unknown."""
     out: list[Any] = []
     for value in series:
@@ -224,15 +237,34 @@ def _keys(series: pd.Series[Any]) -> list[Any]:
     return out
 
 
-def _same(a: NDArray[np.int64], b: NDArray[np.int64]) -> bool:
+def _same_split(a: NDArray[np.int64], b: NDArray[np.int64]) -> bool:
     """Whether two factorised columns split the rows alike."""
     pairs = len(np.unique(a.astype(np.int64) * (b.max() + 2) + b))
     return pairs == len(np.unique(a)) == len(np.unique(b))
 
 
-def _with_alias(column: Column, name: str) -> Column:
-    return Column(column.name, column.kind, column.levels, column.low, column.high, (*column.aliases, name))
+# -- the runs to predict from ------------------------------------------------------------------------------------------
 
 
-def _hint(near: list[str]) -> str:
-    return f"; did you mean {near[0]!r}?" if near else ""
+def finished_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, Floats, NDArray[np.bool_]]:
+    """Finished runs with a known robust accuracy, their accuracy (n,) in percent, and which collapsed (n,)."""
+    check_scope(frame)
+    keep = ~failed(frame) & ~np.isnan(column(frame, "aa_acc", "the target"))
+    runs = frame[keep]
+    if len(runs) < FEWEST_RUNS:
+        raise InputError(f"{len(runs)} finished runs are too few for a predictor (allowed: {FEWEST_RUNS} or more)")
+    return runs, column(runs, "aa_acc"), collapsed(runs)
+
+
+def runs_with_features(
+    frame: pd.DataFrame, names: Sequence[str] | None, seed: int = 0
+) -> tuple[pd.DataFrame, Floats, NDArray[np.bool_], Features, NDArray[np.int64]]:
+    """As `finished_runs`, but no row of an unknown feature and at most MOST_RUNS; and their positions in `frame`."""
+    runs, _, _ = finished_runs(frame.assign(_position=np.arange(len(frame))))
+    features = Features.of(runs, names)
+    runs = runs[features.known(runs)]
+    if len(runs) > MOST_RUNS:
+        runs = runs.iloc[np.sort(np.random.default_rng(seed).choice(len(runs), MOST_RUNS, replace=False))]
+    runs, y, is_collapsed = finished_runs(runs)
+    positions = runs["_position"].to_numpy()
+    return runs.drop(columns="_position"), y, is_collapsed, features, positions

@@ -13,20 +13,26 @@ import pandas as pd
 from robudget.columns import PAPER_FEATURES
 from robudget.errors import InputError, unknown
 from robudget.files import fields
-from robudget.prediction.conformal import Calibration
-from robudget.prediction.cross_validation import GROUPS, REPEATS, Score, at_random, by_group, choose
+from robudget.laws.least_squares import r_squared
+from robudget.prediction.cross_validation import (
+    GROUPS,
+    REPEATS,
+    Calibration,
+    Score,
+    choose_model,
+    leave_group_out,
+    random_folds,
+)  # fmt: skip
 from robudget.prediction.explain import CollapseMap, Importance, Partial, collapse_map, importances, partial
-from robudget.prediction.features import Features, rows_of
-from robudget.prediction.regressors import MODELS, Bools, Fitted, ModelName, paper_gbr
+from robudget.prediction.features import MOST_RUNS, Features, rows_of, runs_with_features
+from robudget.prediction.regressors import MODELS, FittedModels, ModelName, paper_gbr
 from robudget.recipe import Recipe
 from robudget.tables.read import as_table
-from robudget.tables.usable import Floats, check_scope, collapsed, column, failed
+from robudget.tables.usable import Floats, collapsed, column
 
 Rows = Recipe | Sequence[Recipe] | pd.DataFrame | Mapping[str, Any]
 LEVEL = 0.9
-FEWEST = 10  # runs
-MOST = 1_000  # runs a predictor is fitted on; of more, so many are drawn
-NEAREST = 3
+NEAREST_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Prediction:
 
     `p_collapse` is the probability of catastrophic overfitting and `survivor` the accuracy without it. `nearest` are
     the real runs most like it: (run_id, aa_acc, distance in standard deviations of the features). `outside` names the
-    features beyond the fitted table's range or in a combination it never had, where nothing vouches for the interval.
+    features beyond the fitted table's range or in a combination it never had: nothing supports the interval there.
     """
 
     aa_acc: float
@@ -83,19 +89,18 @@ class PaperGBR:
         from sklearn.model_selection import train_test_split
 
         named = features or (PAPER_FEATURES if set(PAPER_FEATURES) <= set(frame.columns) else None)
-        runs, y, _, seen, positions = _usable_with_features(frame, named)
-        X = seen.matrix(runs)
+        runs, y, _, columns, positions = runs_with_features(frame, named)
+        X = columns.matrix(runs)
         train, test = train_test_split(np.arange(len(y)), test_size=0.3, random_state=seed)
         model = paper_gbr(X[train], y[train])
         predicted = np.asarray(model.predict(X[test]))
-        miss = predicted - y[test]
-        total = float(((y[test] - y[test].mean()) ** 2).sum())
+        residual = predicted - y[test]
         shares: dict[str, float] = {}
-        for name, share in zip(seen.names, model.feature_importances_, strict=True):
+        for name, share in zip(columns.names, model.feature_importances_, strict=True):
             shares[name] = shares.get(name, 0.0) + float(share)
         return cls(
-            1 - float((miss**2).sum()) / total if total else float("nan"), float(np.abs(miss).mean()),
-            len(train), len(test), seed, dict(sorted(shares.items(), key=lambda item: -item[1])),
+            r_squared(residual, y[test]), float(np.abs(residual).mean()), len(train), len(test), seed,
+            dict(sorted(shares.items(), key=lambda item: -item[1])),
             y[test], predicted, positions[test],
         )  # fmt: skip
 
@@ -124,7 +129,7 @@ class Predictor:
     warnings: tuple[str, ...]
     calibration: Calibration = field(repr=False)
     table: pd.DataFrame = field(repr=False)
-    fitted: Fitted = field(repr=False)
+    fitted: FittedModels = field(repr=False)
 
     @classmethod
     def fit(
@@ -134,26 +139,26 @@ class Predictor:
         """Fit on the finished runs of one dataset and threat. The model is chosen by `repeats` of five-fold
         cross-validation and by leaving out each level of each of `groups`, unless it is named.
 
-        Raises InputError for fewer than FEWEST runs, mixed threats, or choices that do not vary.
+        Raises InputError for fewer than FEWEST_RUNS runs, mixed threats, or choices that do not vary.
         """
         if model is not None and model not in MODELS:
             raise unknown("model of a predictor", model, MODELS)
         if not 0 < level < 1:
             raise InputError(f"level = {level:g} (allowed: between 0 and 1, e.g. 0.9)")
-        runs, y, fallen, seen, _ = _usable_with_features(frame, features, seed)
-        X = seen.matrix(runs)
-        fitted = Fitted(X, y, fallen, seed)
-        random = at_random(X, y, fallen, seed, fitted.kernels, repeats)
-        scores = list(random.scores(y, fallen))
+        runs, y, is_collapsed, columns, _ = runs_with_features(frame, features, seed)
+        X = columns.matrix(runs)
+        fitted = FittedModels(X, y, is_collapsed, seed)
+        random = random_folds(X, y, is_collapsed, seed, fitted.kernels, repeats)
+        scores = list(random.scores(y, is_collapsed))
         for name in groups:
-            if any(c.name == name or name in c.aliases for c in seen.columns):
-                out = by_group(name, list(runs[name]), X, y, fallen, seed, fitted.kernels)
-                scores += out.scores(y, fallen) if out else ()
-        chosen = model or choose(scores)
+            if any(c.name == name or name in c.aliases for c in columns.columns):
+                out = leave_group_out(name, list(runs[name]), X, y, is_collapsed, seed, fitted.kernels)
+                scores += out.scores(y, is_collapsed) if out else ()
+        model = model or choose_model(scores)
         return cls(
-            chosen, seen, level, len(y), int(fallen.sum()), len(frame) - len(y), tuple(scores),
-            importances(chosen, random, fitted, seen, X, y, seed), _warnings(len(frame), len(y), seen, fallen),
-            Calibration.fit(X, y, fallen, random.once(len(y)), level), runs, fitted,
+            model, columns, level, len(y), int(is_collapsed.sum()), len(frame) - len(y), tuple(scores),
+            importances(model, random, fitted, columns, X, y, seed), _warnings(len(frame), len(y), columns),
+            Calibration.fit(X, y, is_collapsed, random.first_repeat(len(y)), level), runs, fitted,
         )  # fmt: skip
 
     def predict(self, rows: Rows) -> list[Prediction]:
@@ -161,16 +166,16 @@ class Predictor:
 
         Raises InputError for a missing or unknown feature, or a level that no run of the table has.
         """
-        asked = rows_of(rows, self.table)
-        X = self.features.matrix(asked)
-        out = self.fitted.outlook(X)
+        recipes = rows_of(rows, self.table)
+        X = self.features.matrix(recipes)
+        out = self.fitted.outcomes(X)
         accuracy = np.clip(out.by_model[self.model], 0, 100)
         low, high = self.calibration.interval(X, out)
         low, high = np.minimum(low, accuracy), np.maximum(high, accuracy)
         nearest = self._nearest(X)
         outside = [
             tuple(dict.fromkeys(far + new))
-            for far, new in zip(self.features.outside(asked), self.features.unseen(asked, self.table), strict=True)
+            for far, new in zip(self.features.outside(recipes), self.features.unseen(recipes, self.table), strict=True)
         ]
         return [
             Prediction(
@@ -183,7 +188,7 @@ class Predictor:
     def p_above(self, rows: Rows, target: float) -> Floats:
         """The probability that each recipe reaches `target` percent, (n,)."""
         X = self.features.matrix(rows_of(rows, self.table))
-        return self.calibration.above(X, self.fitted.outlook(X), target)
+        return self.calibration.above(X, self.fitted.outcomes(X), target)
 
     def score(self, design: str = "random", model: ModelName | None = None) -> Score | None:
         """The score of the chosen (or named) model in a design: `random`, `by steps`, …; None if it was not tried."""
@@ -201,16 +206,18 @@ class Predictor:
         return fields(self)
 
     def _nearest(self, X: Floats) -> list[tuple[tuple[str, float, float], ...]]:
-        known = self.features.matrix(self.table)
-        scale = np.where(known.std(axis=0) > 0, known.std(axis=0), 1.0)
+        from sklearn.neighbors import NearestNeighbors
+
+        Z = self.fitted.scaler.transform(self.features.matrix(self.table))
+        # A tree takes differences, so that a run's distance to itself is exactly 0; brute force takes scalar products.
+        tree = NearestNeighbors(n_neighbors=NEAREST_RUNS, algorithm="kd_tree").fit(Z)
+        distances, indices = tree.kneighbors(self.fitted.scaler.transform(X))
         names = self.table["run_id"] if "run_id" in self.table else self.table.index.to_series()
         ids, accuracy = names.astype(str).to_numpy(), column(self.table, "aa_acc")
-        out = []
-        for row in X:
-            distance = np.sqrt((((known - row) / scale) ** 2).sum(axis=1))
-            order = np.argsort(distance, kind="stable")[:NEAREST]
-            out.append(tuple((str(ids[i]), float(accuracy[i]), float(distance[i])) for i in order))
-        return out
+        return [
+            tuple((str(ids[i]), float(accuracy[i]), float(d)) for i, d in zip(*row, strict=True))
+            for row in zip(indices, distances, strict=True)
+        ]
 
 
 @overload
@@ -228,41 +235,19 @@ def predict(
 
     One prediction for a recipe or a mapping of features, a list for several. To ask more than once, fit a `Predictor`.
     """
-    made = Predictor.fit(as_table(source), level=level, seed=seed).predict(recipe)
-    return made[0] if isinstance(recipe, Recipe | Mapping) else made
+    predictions = Predictor.fit(as_table(source), level=level, seed=seed).predict(recipe)
+    return predictions[0] if isinstance(recipe, Recipe | Mapping) else predictions
 
 
-def usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, Floats, Bools]:
-    """Finished runs with a known robust accuracy, their accuracy (n,) in percent, and which collapsed (n,)."""
-    check_scope(frame)
-    keep = ~failed(frame) & ~np.isnan(column(frame, "aa_acc", "the target"))
-    runs = frame[keep]
-    if len(runs) < FEWEST:
-        raise InputError(f"{len(runs)} finished runs are too few for a predictor (allowed: {FEWEST} or more)")
-    return runs, column(runs, "aa_acc"), collapsed(runs)
-
-
-def _usable_with_features(
-    frame: pd.DataFrame, names: Sequence[str] | None, seed: int = 0
-) -> tuple[pd.DataFrame, Floats, Bools, Features, Any]:
-    """As `usable`, without rows of unknown features, at most MOST of them; and their positions in `frame`."""
-    runs, _, _ = usable(frame.assign(_position=np.arange(len(frame))))
-    seen = Features.of(runs, names)
-    runs = runs[seen.known(runs)]
-    if len(runs) > MOST:
-        runs = runs.iloc[np.sort(np.random.default_rng(seed).choice(len(runs), MOST, replace=False))]
-    runs, y, fallen = usable(runs)
-    positions = runs["_position"].to_numpy()
-    return runs.drop(columns="_position"), y, fallen, seen, positions
-
-
-def _warnings(n_table: int, n_runs: int, seen: Features, fallen: Bools) -> tuple[str, ...]:
+def _warnings(n_table: int, n_runs: int, features: Features) -> tuple[str, ...]:
     out = []
-    if n_runs < 10 * len(seen.columns):
-        out.append(f"the predictor knows {n_runs} runs for {len(seen.columns)} choices: take its intervals seriously")
-    if n_runs == MOST and n_table > MOST:
-        out.append(f"the predictor was fitted on {MOST} of {n_table} runs, drawn at random")
-    for c in seen.columns:
+    if n_runs < 10 * len(features.columns):
+        out.append(
+            f"the predictor knows {n_runs} runs for {len(features.columns)} choices: take its intervals seriously"
+        )
+    if n_runs == MOST_RUNS and n_table > MOST_RUNS:
+        out.append(f"the predictor was fitted on {MOST_RUNS} of {n_table} runs, drawn at random")
+    for c in features.columns:
         if c.aliases:
             out.append(f"{c.name} varies only together with {', '.join(c.aliases)}: their effects cannot be told apart")
     return tuple(out)
