@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from robudget.recipe import Recipe
     from robudget.runner import run
     from robudget.store import load_runs
-    from robudget.sweep import Study
+    from robudget.sweep.study import Study
     from robudget.threat import Threat
 
 _HOME = {
@@ -47,7 +47,7 @@ _HOME = {
     "run": "runner",
     "Site": "execution",
     "load_runs": "store",
-    "Study": "sweep",
+    "Study": "sweep.study",
     "Threat": "threat",
 }
 

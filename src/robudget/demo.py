@@ -17,7 +17,9 @@ from robudget.errors import RunFailed
 from robudget.execution import Site
 from robudget.files import write_json
 from robudget.store import Store, load_runs, writing
-from robudget.sweep import Study, SweepState, sweep, weight
+from robudget.sweep.local import sweep
+from robudget.sweep.queue import SweepState
+from robudget.sweep.study import Study
 
 STUDY = "digits-30"
 
@@ -73,7 +75,7 @@ def demo(
     chosen = Study.load(study)
     with writing(home.root):
         home.root.mkdir(parents=True, exist_ok=True)
-    state = sweep(chosen.recipes, store=home.root, site=Site(device="cpu"), workers=workers, weight=weight, watch=watch)
+    state = sweep(chosen.recipes, store=home.root, site=Site(device="cpu"), workers=workers, watch=watch)
     if state.failed:
         index, why = next(iter(state.failed.items()))
         raise RunFailed(

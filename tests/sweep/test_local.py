@@ -14,7 +14,8 @@ from pandas.testing import assert_frame_equal
 from robudget.execution import Site
 from robudget.recipe import Recipe
 from robudget.store import Busy, Store, load_runs
-from robudget.sweep import SweepState, sweep
+from robudget.sweep.local import sweep
+from robudget.sweep.queue import SweepState
 
 # What must not depend on when or where a run was interrupted: everything but seconds and what follows from them.
 EXACT = [
@@ -51,7 +52,7 @@ def start(recipes: list[Recipe], store: Path) -> "subprocess.Popen[bytes]":
     """The sweep in a process of its own, that can be killed."""
     code = (
         "import json, sys; from robudget.recipe import Recipe; from robudget.execution import Site;"
-        "from robudget.sweep import sweep;"
+        "from robudget.sweep.local import sweep;"
         "recipes = [Recipe.from_dict(r) for r in json.loads(sys.argv[1])];"
         "sweep(recipes, store=sys.argv[2], site=Site(device='cpu', threads=1), workers=1)"
     )

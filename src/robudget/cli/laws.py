@@ -110,7 +110,7 @@ def plan(
     from robudget.config import parse_overrides
     from robudget.planning import plan as make_plan
     from robudget.planning.budget import column_of
-    from robudget.sweep import recipes_of
+    from robudget.sweep.study import recipes_of
     from robudget.tables import read_table
     from robudget.tables import usable as select
 

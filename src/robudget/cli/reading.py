@@ -38,7 +38,7 @@ def study(
     """List the studies that ship with robudget, or show one."""
     from robudget.cli.view import terminal
     from robudget.config import named
-    from robudget.sweep import Study
+    from robudget.sweep.study import Study
 
     studies = [Study.load(n) for n in ([name] if name else named("studies"))]
     rows = [
@@ -74,7 +74,7 @@ def cost(
     from robudget.forecast.forecast import forecast_study, total
     from robudget.meter.prices import Prices as PriceList
     from robudget.runner import resolve_device
-    from robudget.sweep import recipes_of
+    from robudget.sweep.study import recipes_of
 
     site, changes = Site.take(parse_overrides(overrides or []))
     if site.threads:

@@ -56,8 +56,8 @@ def sweep(
     from robudget.config import parse_overrides
     from robudget.execution import Site
     from robudget.store import Store, load_runs
-    from robudget.sweep import Study, weight
-    from robudget.sweep import sweep as run_sweep
+    from robudget.sweep.local import sweep as run_sweep
+    from robudget.sweep.study import Study
 
     site, changes = Site.take(parse_overrides(overrides or []))
     chosen = Study.load(study, changes)
@@ -72,7 +72,7 @@ def sweep(
             terminal.out.print(terminal.TextTable(rows, title=chosen.question, left=("run", "id", "state")))
         return
     with terminal.SweepDisplay(chosen.name) as display:
-        state = run_sweep(chosen.recipes, store=store, site=site, workers=workers, weight=weight, watch=display.update)
+        state = run_sweep(chosen.recipes, store=store, site=site, workers=workers, watch=display.update)
     mine = {r.id for r in chosen.recipes}
     table = load_runs(store) if home.root.is_dir() else None
     table = table[table.run_id.isin(mine)] if table is not None else None

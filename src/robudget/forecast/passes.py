@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from robudget.attacks.ensemble import ensemble
-from robudget.datasets import Sizes
-from robudget.meter.conventions import passes
+from robudget.datasets import PUBLISHED, Sizes
+from robudget.meter.conventions import passes, wrn_forward_flops
 from robudget.recipe import Recipe
 
 
@@ -74,3 +75,22 @@ def evaluation(recipe: Recipe, sizes: Sizes, *, clean: float, robust: float) -> 
         calls[f"{member.name}_forward"] = rows * survivor.forward
         calls[f"{member.name}_backward"] = rows * survivor.backward
     return calls
+
+
+# A small model is limited by overhead: the FLOPs below which a pass of one image takes the same time.
+_OVERHEAD_FLOPS = 5e5
+
+
+def weight(recipe: Recipe) -> float:
+    """How much work a recipe is beside others, in FLOPs, for the order of a sweep and its time left; not for a bill.
+
+    Other models than WideResNets count as a WRN-28-10: nothing better is known of them without building them.
+    """
+    sizes = PUBLISHED.get(recipe.data.name, PUBLISHED["cifar10"])
+    channels, side, _ = sizes.image_shape
+    match = re.fullmatch(r"wrn-(\d+)-(\d+)", recipe.model.name)
+    depth, width = (int(match[1]), int(match[2])) if match else (28, 10)
+    depth = max(10, depth - (depth - 4) % 6)  # a depth that does not exist is for the run to refuse
+    forward = _OVERHEAD_FLOPS + wrn_forward_flops(depth, width, base=recipe.model.base, channels=channels, size=side)
+    calls = training(recipe, sizes).calls | evaluation(recipe, sizes, clean=0.85, robust=0.5)
+    return forward * sum(2 * number if name == "update_backward" else number for name, number in calls.items())

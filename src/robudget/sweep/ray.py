@@ -1,23 +1,21 @@
 """Many runs on a cluster: one Ray task a run, over a store that every node sees (a shared file system).
 
-As in `local`, nothing is remembered that is not on the disk; a node that dies takes at most an epoch with it. Ray is an
+As in `local`, nothing is remembered that is not on the disk; a node that fails loses at most an epoch. Ray is an
 optional dependency, imported only here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.recipe import Recipe
 from robudget.store import Store
-from robudget.sweep.state import SweepState
+from robudget.sweep.queue import SweepState, job, run_job
 
-RETRIES = 3  # of a task whose node was lost; a run goes on from its checkpoint
+MAX_RETRIES = 3  # of a task whose node was lost; a run goes on from its checkpoint
 
 
 def sweep_on_ray(
@@ -28,27 +26,26 @@ def sweep_on_ray(
     address: str | None = None,
     gpus_per_run: float = 1.0,
     cpus_per_run: float = 1.0,
-    weight: Callable[[Recipe], float] = lambda recipe: 1.0,
     watch: Callable[[SweepState], None] = lambda state: None,
 ) -> SweepState:
     """Run what is not done yet on the Ray cluster at `address` (None: the running one, else this machine).
 
-    `store` must be an absolute path on a file system that all nodes share. Raises InputError where Ray isn't installed.
+    `store` must be an absolute path on a file system that all nodes share; `watch` gets the state every second. Raises
+    InputError where Ray is not installed.
     """
     try:
         import ray
     except ImportError:
         raise InputError("ray is not installed (pip install 'robudget[ray]')") from None
     home = Store(Path(store).absolute())
-    site = site or Site()
-    state = SweepState.begin(recipes, home, weight)
+    state = SweepState.begin(recipes, home)
     watch(state)
     if not state.to_do:
         return state
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    task = ray.remote(num_gpus=gpus_per_run, num_cpus=cpus_per_run, max_retries=RETRIES)(_run)
-    pending = {task.remote(recipes[i].to_dict(), str(home.root), asdict(site)): i for i in state.to_do}
+    task = ray.remote(num_gpus=gpus_per_run, num_cpus=cpus_per_run, max_retries=MAX_RETRIES)(run_job)
+    pending = {task.remote(job(recipes[i], home, site or Site())): i for i in state.to_do}
     while pending:
         ready, _ = ray.wait(list(pending), timeout=1.0)
         for reference in ready:
@@ -61,9 +58,3 @@ def sweep_on_ray(
                 state.fail(index, str(error).strip().splitlines()[0])
         watch(state)
     return state
-
-
-def _run(recipe: dict[str, Any], store: str, site: dict[str, Any]) -> str:
-    from robudget.runner import run
-
-    return run(Recipe.from_dict(recipe), store=store, site=Site(**site)).summary

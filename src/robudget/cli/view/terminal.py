@@ -19,7 +19,7 @@ from rich.text import Text
 
 from robudget.files import to_plain
 from robudget.report.labels import fixed, known, number
-from robudget.sweep.state import SweepState
+from robudget.sweep.queue import SweepState
 
 if TYPE_CHECKING:
     from robudget.evaluation import Progress as EvaluationProgress

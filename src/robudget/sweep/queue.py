@@ -1,13 +1,19 @@
-"""How far a sweep is: what its displays show and what it returns."""
+"""The queue of a sweep: what is to be done, how far it is, and one job of it. Imports no torch."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from robudget.execution import Site
+from robudget.forecast.passes import weight
 from robudget.recipe import Recipe
 from robudget.store import Store
+
+if TYPE_CHECKING:
+    from robudget.runner import Progress
 
 
 @dataclass
@@ -22,7 +28,7 @@ class Status:
 @dataclass
 class SweepState:
     """Runs are named by their index into `recipes`. `to_do` were not done at the start; of these, `running` are in
-    work, `finished` and `failed` hold what was said at their end. `watch` gets this object after every event."""
+    work, `finished` and `failed` hold the summary or the error of the others."""
 
     recipes: Sequence[Recipe]
     weights: Sequence[float]
@@ -33,8 +39,9 @@ class SweepState:
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def begin(cls, recipes: Sequence[Recipe], store: Store, weight: Callable[[Recipe], float]) -> SweepState:
-        """Looks in the store for what is done. Longest first: the last runs are then short and no worker idles long."""
+    def begin(cls, recipes: Sequence[Recipe], store: Store) -> SweepState:
+        """Looks in the store for what is done. Longest first: the last runs are then short, and no worker waits long
+        for the end of the others."""
         weights = [weight(recipe) for recipe in recipes]
         to_do = [i for i, recipe in enumerate(recipes) if not store.folder(recipe).has(recipe)]
         return cls(recipes, weights, sorted(to_do, key=lambda i: -weights[i]))
@@ -44,13 +51,13 @@ class SweepState:
         """Runs that need no more work, those done before the start included."""
         return len(self.recipes) - len(self.to_do) + len(self.finished)
 
-    def finish(self, index: int, note: str) -> None:
+    def finish(self, index: int, summary: str) -> None:
         self.running.pop(index, None)
-        self.finished[index] = note
+        self.finished[index] = summary
 
-    def fail(self, index: int, note: str) -> None:
+    def fail(self, index: int, error: str) -> None:
         self.running.pop(index, None)
-        self.failed[index] = note
+        self.failed[index] = error
 
     @property
     def seconds_left(self) -> float | None:
@@ -61,3 +68,16 @@ class SweepState:
         if done <= 0.02 * total:
             return None
         return (time.monotonic() - self.started) * (total - done) / done
+
+
+def job(recipe: Recipe, store: Store, site: Site) -> dict[str, Any]:
+    """A run as plain data, for another process."""
+    return {"recipe": recipe.to_dict(), "store": str(store.root), "site": asdict(site)}
+
+
+def run_job(job: dict[str, Any], progress: Callable[[Progress], None] = lambda progress: None) -> str:
+    """Do a job and return its summary; raises what `runner.run` raises."""
+    from robudget.runner import run
+
+    recipe, site = Recipe.from_dict(job["recipe"]), Site(**job["site"])
+    return run(recipe, store=job["store"], site=site, progress=progress).summary
