@@ -21,7 +21,7 @@ from robudget.laws.law import Law, Reach
 from robudget.prediction.effects import Effects, effects
 from robudget.prediction.predictor import PaperGBR, Predictor
 from robudget.tables.read import as_table
-from robudget.tables.usable import Counts, column, is_percent, points, standard, where
+from robudget.tables.usable import Counts, is_percent, numbers_of, points, select_rows, standard_rows
 
 COSTS = tuple(name for name in MAIN_COSTS if COLUMNS[name].unit != "FLOP")
 SPLITS = ("steps", "synthetic", "synthetic_amount", "synthetic_fraction", "loss")
@@ -141,7 +141,7 @@ def analyse(
     table that holds no law."""
     form_named(form)
     table = as_table(source)
-    frame = where(table, choose)
+    frame = select_rows(table, choose)
     chosen = points(frame, x, y)
     kind: How = how or ("log" if is_percent(y) else "all")
     env = envelope_of(chosen, auto_bins(chosen.counts.used) if bins == "auto" else bins, kind)
@@ -199,7 +199,7 @@ def _sensitivity(env: Envelope) -> tuple[BinChoice, ...]:
 def _costs(frame: pd.DataFrame, x: str, y: str, resamples: int, level: float, seed: int) -> tuple[Law, ...]:
     out = []
     for name in COSTS:
-        if name in (x, y) or name not in frame.columns or (column(frame, name) > 0).sum() < 3:
+        if name in (x, y) or name not in frame.columns or (numbers_of(frame, name) > 0).sum() < 3:
             continue
         out.append(fit_power_law(frame, x, name, resamples=resamples, level=level, seed=seed))
     return tuple(out)
@@ -216,7 +216,7 @@ def _published(frame: pd.DataFrame, resamples: int, level: float, seed: int) -> 
 
 def _splits(frame: pd.DataFrame, x: str, y: str, level: float, seed: int) -> list[Split]:
     out: list[Split] = []
-    frame = frame[~standard(frame)]  # no robustness law has a point of theirs
+    frame = frame[~standard_rows(frame)]  # no robustness law has a point of theirs
     for name in SPLITS:
         levels = sorted(frame[name].dropna().unique()) if name in frame.columns else []
         # Two amounts of synthetic data, one of them none, are what `synthetic` already says.

@@ -8,8 +8,8 @@ import pytest
 
 from robudget.errors import InputError
 from robudget.planning import plan
-from robudget.planning.candidates import grid as combinations
-from robudget.planning.target_price import difference
+from robudget.planning.cost_model import difference
+from robudget.planning.planner import candidate_recipes
 from robudget.recipe import Recipe
 
 
@@ -130,8 +130,8 @@ def test_real_runs_are_named(table, grid_predictor):
     assert all(o.ran is None for o in interpolated)
 
 
-def test_only_sensible_combinations(grid_predictor):
-    rows = combinations(grid_predictor)
+def test_only_sensible_candidate_recipes(grid_predictor):
+    rows = candidate_recipes(grid_predictor)
     assert len(rows) == 3 * 2 * 5 * 2 * 2  # sizes × losses × steps 1 to 5 × synthetic × EMA
     assert (rows["beta"].isna() == (rows["loss"] == "at")).all()  # columns that follow a choice follow it
     with_standard = pd.concat([
@@ -140,7 +140,7 @@ def test_only_sensible_combinations(grid_predictor):
     ], ignore_index=True)  # fmt: skip
     from robudget.prediction import Predictor
 
-    more = combinations(Predictor.fit(with_standard, repeats=1, groups=[]))
+    more = candidate_recipes(Predictor.fit(with_standard, repeats=1, groups=[]))
     assert ((more["loss"] == "standard") == (more["steps"] == 0)).all()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from robudget.errors import InputError
 from robudget.tables import published as timm_adv
-from robudget.tables import usable as select
+from robudget.tables.usable import collapsed_rows
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_75_runs_collapsed(runs):
     assert runs.collapsed.sum() == 75
     assert runs[runs.steps == 1].collapsed.all()
     assert runs[(runs.steps == 2) & runs.ema].collapsed.sum() == 11
-    assert (select.collapsed(runs.drop(columns="collapsed")) == runs.collapsed).all()
+    assert (collapsed_rows(runs.drop(columns="collapsed")) == runs.collapsed).all()
     assert (runs.aa_acc == 0).sum() == 47
 
 

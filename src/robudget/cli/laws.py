@@ -76,10 +76,10 @@ def predict(
     from robudget.prediction import Predictor
     from robudget.recipe import Recipe
     from robudget.tables import read_table
-    from robudget.tables import usable as select
+    from robudget.tables.usable import select_rows
 
     chosen = Recipe.load(recipe, parse_overrides(overrides or []))
-    seen = select.where(read_table(table), parse_overrides(where or []))
+    seen = select_rows(read_table(table), parse_overrides(where or []))
     prediction = Predictor.fit(seen).predict([chosen])[0]
     if json:
         terminal.print_json(prediction.to_dict())
@@ -112,10 +112,10 @@ def plan(
     from robudget.planning.budget import column_of
     from robudget.sweep.study import recipes_of
     from robudget.tables import read_table
-    from robudget.tables import usable as select
+    from robudget.tables.usable import select_rows
 
     made = make_plan(
-        select.where(read_table(table), parse_overrides(where or [])),
+        select_rows(read_table(table), parse_overrides(where or [])),
         budget=budget,
         target=target,
         candidates=recipes_of(study) if study else None,
@@ -142,8 +142,8 @@ def report(
     from robudget.config import parse_overrides
     from robudget.report import write
     from robudget.tables import read_table
-    from robudget.tables import usable as select
+    from robudget.tables.usable import select_rows
 
-    frame = select.where(read_table(table), parse_overrides(where or []))
+    frame = select_rows(read_table(table), parse_overrides(where or []))
     others = read_table(robustbench) if robustbench else None
     terminal.out.print(str(write(frame, analyse(frame), out, title=title, others=others)))

@@ -19,7 +19,7 @@ from scipy.optimize import brentq, least_squares, minimize_scalar
 from robudget.errors import InputError
 from robudget.files import fields
 from robudget.tables.read import as_table
-from robudget.tables.usable import Floats, column, points
+from robudget.tables.usable import Floats, numbers_of, points
 
 STARTS = ((0.1, 0.1), (0.3, 0.3), (0.5, 0.2), (0.2, 0.5), (1.0, 1.0))
 LEVEL = 0.95
@@ -151,7 +151,7 @@ def fit_joint(
     fewer runs than parameters."""
     frame = as_table(source)
     chosen = points(frame, n, y)
-    D_all = column(frame, d, "d")[chosen.rows]
+    D_all = numbers_of(frame, d, "d")[chosen.rows]
     keep = D_all > 0
     N, D, accuracy = chosen.x[keep], D_all[keep], chosen.y[keep]
     for name, values in ((n, N), (d, D)):

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from robudget import columns
-from robudget.columns import COSTS
+from robudget.columns import COLUMNS, COSTS, NONE_IF_MISSING, column
 from robudget.errors import InputError, unknown
 from robudget.files import fields
+from robudget.laws.envelope import envelope_of
+from robudget.laws.fit import auto_bins
+from robudget.laws.form_selection import average, fit_forms
 from robudget.laws.law import Reach
 from robudget.planning.budget import Budget, parse_budget
-from robudget.planning.candidates import grid
-from robudget.planning.cost_model import CostModel
-from robudget.planning.target_price import Span, difference, reaches_of
+from robudget.planning.cost_model import CostModel, Span, difference
 from robudget.prediction.features import rows_of
 from robudget.prediction.predictor import Predictor, Rows
 from robudget.tables.read import as_table
-from robudget.tables.usable import Floats, level_of, where
+from robudget.tables.usable import Floats, level_of, numbers_of, points, select_rows
 
-COST_LEVEL = 1.645  # standard deviations of a 90% interval, the predictor's level
+COST_SDS = 1.645  # standard deviations of a 90% interval, the predictor's level
+LAW_RESAMPLES = 500
+SAME_UNIT = 1e-4  # relative spread of a ratio of costs below which one is the other in another unit
+MOST_CANDIDATES = 20_000
+# Choices that only go together: a flag or loss, and the number that it switches on.
+TOGETHER = tuple((c.switch, c.name) for c in COLUMNS.values() if c.switch)
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Option:
     `costs` maps the table's cost columns to whole-run totals (NaN: unknown) and `cost_intervals` to their 90%
     intervals, from the scatter of the runs. `p_reach` is the probability of reaching the plan's target (NaN for a
     budget). `ran` is the run_id if the table holds this very recipe; `nearest` are the real runs most like it:
-    (run_id, aa_acc, distance). `outside` names the choices beyond what the table has tried: nothing vouches there.
+    (run_id, aa_acc, distance). `outside` names the choices beyond what the table has tried: no run supports them.
     """
 
     choices: dict[str, Any]
@@ -130,11 +137,13 @@ def plan(
         raise InputError(f"target = {target:g} (allowed: more than 0 and less than 100, in percent)")
     table = as_table(source)
     model = predictor or Predictor.fit(table, seed=seed)
-    costs = {name: found for name in COSTS if (found := CostModel.fit(table, name)) is not None}
+    models = {name: CostModel.fit(table, name) for name in COSTS}
+    costs = {name: model for name, model in models.items() if model is not None}
     counted = column or (spend.column if spend else next((n for n in ("cost_usd", *costs) if n in costs), "cost_usd"))
     if counted not in costs:
         raise _not_known(counted, costs)
-    rows = where(grid(model) if candidates is None else rows_of(candidates, table), choose).reset_index(drop=True)
+    recipes = candidate_recipes(model) if candidates is None else rows_of(candidates, table)
+    rows = select_rows(recipes, choose).reset_index(drop=True)
     options = _options(rows, model, costs, target)
     price = np.array([o.costs[counted] for o in options])
     accuracy = np.array([o.aa_acc for o in options])
@@ -143,7 +152,7 @@ def plan(
         fits = np.flatnonzero(price <= spend.amount)
         order = fits[np.lexsort((price[fits], -accuracy[fits]))]
         if not len(order):
-            warnings.append(_too_dear(spend, price, counted))
+            warnings.append(_nothing_fits(spend, price, counted))
     else:
         able = np.flatnonzero((accuracy >= (target or 0)) & ~np.isnan(price))
         order = able[np.argsort(price[able], kind="stable")]
@@ -155,14 +164,16 @@ def plan(
     # Where nothing reaches the target, what is nearest to it still shows which levers there are.
     best = options[order[0]] if len(order) else (options[int(accuracy.argmax())] if target is not None else None)
     if best is not None and best.outside:
-        warnings.append(f"the table never tried the first one's {', '.join(best.outside)}: nothing vouches for it")
-    following = _next(options, price, accuracy, best)
-    reaches = reaches_of(table, counted, [name for name in costs if name != counted], target, seed, warnings)
+        warnings.append(
+            f"the table never tried the first one's {', '.join(best.outside)}: no run supports its prediction"
+        )
+    next_point = _next_point(options, price, accuracy, best)
+    reaches = _reaches(table, counted, [name for name in costs if name != counted], target, seed, warnings)
     levers = _levers(options, best, counted)
     scatter = {name: cost.scatter for name, cost in costs.items()}
-    marginal = difference(best.costs, following.costs, scatter, COST_LEVEL) if best and following else {}
+    marginal = difference(best.costs, next_point.costs, scatter, COST_SDS) if best and next_point else {}
     return Plan(
-        spend, target, counted, tuple(options[i] for i in order[:top]), best, following, marginal, reaches,
+        spend, target, counted, tuple(options[i] for i in order[:top]), best, next_point, marginal, reaches,
         levers, _instead(levers, best, reaches[0] if reaches else None), len(options), tuple(dict.fromkeys(warnings)),
         predictor=model,
     )  # fmt: skip
@@ -178,7 +189,7 @@ def _not_known(counted: str, costs: Mapping[str, CostModel]) -> InputError:
     return InputError(f"the table knows the {_unit(counted)} of no run{why} (allowed: {units})")
 
 
-def _too_dear(spend: Budget, price: Floats, counted: str) -> str:
+def _nothing_fits(spend: Budget, price: Floats, counted: str) -> str:
     if np.isnan(price).all():
         return f"what the recipes cost in {_unit(counted)} is unknown: their parameters or their images seen are"
     return f"no recipe fits {spend.text}: the cheapest costs {np.nanmin(price):.3g} {_unit(counted)}"
@@ -190,7 +201,7 @@ def _options(
     predictions = model.predict(rows)
     reached = model.p_above(rows, target) if target is not None else np.full(len(rows), np.nan)
     prices = {name: cost.predict(rows) for name, cost in costs.items()}
-    spread = {name: float(np.exp(COST_LEVEL * cost.scatter)) for name, cost in costs.items()}
+    spread = {name: float(np.exp(COST_SDS * cost.scatter)) for name, cost in costs.items()}
     # A model's name says more than its number of parameters, where the one stands for the other.
     names = [
         "model" if c.name == "parameters" and "model" in c.aliases and "model" in rows else c.name
@@ -213,7 +224,7 @@ def _known(value: Any) -> Any:
     return None if pd.isna(value) else level_of(value)
 
 
-def _next(options: list[Option], price: Floats, accuracy: Floats, best: Option | None) -> Option | None:
+def _next_point(options: list[Option], price: Floats, accuracy: Floats, best: Option | None) -> Option | None:
     if best is None:
         return None
     better = np.flatnonzero((accuracy >= best.aa_acc + 1) & ~np.isnan(price))
@@ -232,7 +243,7 @@ def _levers(options: list[Option], best: Option | None, counted: str) -> tuple[L
         if len(changed) == 1:
             out.append(Lever(
                 changed[0], option.choices[changed[0]], option.aa_acc - best.aa_acc,
-                option.costs[counted] / best.costs[counted], option.p_collapse, columns.column(changed[0]).spends,
+                option.costs[counted] / best.costs[counted], option.p_collapse, column(changed[0]).spends,
             ))  # fmt: skip
     return tuple(sorted(out, key=lambda lever: -lever.gain))
 
@@ -241,12 +252,12 @@ def _instead(levers: tuple[Lever, ...], best: Option | None, reach: Reach | None
     """What moves the accuracy most for what it costs, compute set against everything else."""
     if best is None or not levers:
         return ""
-    free = [lever for lever in levers if not lever.spends]
-    up = max(free, key=lambda lever: lever.gain, default=None)
+    others = [lever for lever in levers if not lever.spends]
+    up = max(others, key=lambda lever: lever.gain, default=None)
     parts = []
     if up is not None and up.gain >= 0.5:
         parts.append(f"{up.feature} = {up.value} instead: {up.gain:+.1f} points at {up.cost_ratio:.2g}× the cost")
-    down = min(free, key=lambda lever: lever.gain, default=None)
+    down = min(others, key=lambda lever: lever.gain, default=None)
     if down is not None and down.gain <= -0.5:
         parts.append(f"{down.feature} = {best.choices[down.feature]} is worth {-down.gain:.1f} points here; keep it")
     if reach is not None and not reach.reachable:
@@ -263,4 +274,84 @@ def _instead(levers: tuple[Lever, ...], best: Option | None, reach: Reach | None
 
 
 def _unit(name: str) -> str:
-    return columns.column(name).budget_unit
+    return column(name).budget_unit
+
+
+# -- the recipes to choose from, where none are given ------------------------------------------------------------------
+
+
+def candidate_recipes(model: Predictor) -> pd.DataFrame:
+    """Every sensible combination of the choices in the predictor's table; columns that vary only with one follow it."""
+    table, features = model.table, model.features.columns
+    levels = []
+    for c in features:
+        values = sorted(set(table[c.name].dropna()))
+        if c.name == "steps":  # whole numbers between those that were run are recipes, too
+            low = int(min(v for v in values if v > 0))
+            values = sorted({int(v) for v in values} | set(range(low, int(values[-1]) + 1)))
+        if c.name in NONE_IF_MISSING and table[c.name].isna().any():  # none at all, as β without TRADES
+            values = [np.nan, *values]
+        levels.append(values)
+    if np.prod([len(v) for v in levels], dtype=float) > MOST_CANDIDATES:
+        raise InputError(
+            f"the table's choices make more than {MOST_CANDIDATES} recipes: give candidates (a study's grid)"
+        )
+    rows = pd.DataFrame(list(product(*levels)), columns=[c.name for c in features])
+    for c in features:
+        followers = [a for a in c.aliases if a in table.columns]
+        if followers:
+            rows = rows.join(table.drop_duplicates(c.name).set_index(c.name)[followers], on=c.name)
+    for name in table.columns:
+        if name not in rows.columns and table[name].nunique(dropna=False) == 1:
+            rows[name] = table[name].iloc[0]
+    return rows.loc[_sensible(rows, table)].reset_index(drop=True)
+
+
+def _sensible(rows: pd.DataFrame, table: pd.DataFrame) -> NDArray[np.bool_]:
+    """Rows in which what only goes together does so as in some run: no attack steps without an adversarial loss."""
+    keep = np.ones(len(rows), dtype=np.bool_)
+    for switch, number in TOGETHER:
+        if {switch, number} <= set(rows.columns) & set(table.columns):
+            known = set(zip(table[switch], table[number].fillna(0) > 0, strict=True))
+            keep &= np.array([pair in known for pair in zip(rows[switch], rows[number].fillna(0) > 0, strict=True)])
+    return keep
+
+
+# -- what compute alone would cost -------------------------------------------------------------------------------------
+
+
+def _reaches(
+    table: pd.DataFrame, first: str, others: Sequence[str], target: float | None, seed: int, warnings: list[str]
+) -> tuple[Reach, ...]:
+    """What `target` percent costs by the average over forms, in the column `first` and then in `others`; without a
+    target, what one point more than the best run costs. Columns without a law are left out: said in `warnings` where it
+    is the first, which leaves none."""
+    reaches: dict[str, Reach] = {}
+    for name in (first, *others):
+        ratios = ((known, _ratio(table, known, name)) for known in reaches)
+        known, ratio = next(((known, ratio) for known, ratio in ratios if ratio is not None), ("", None))
+        if ratio is not None:
+            one = reaches[known]
+            scaled = {end: getattr(one, end) * ratio for end in ("value", "low", "high")}
+            reaches[name] = replace(one, x=name, **scaled)
+            continue
+        try:
+            runs = points(table, name, "aa_acc")
+            env = envelope_of(runs, auto_bins(runs.counts.used))
+            forms = average(fit_forms(env, resamples=LAW_RESAMPLES, seed=seed))
+            reaches[name] = forms.cost_at(target or min(float(env.ys.max()) + 1, 99.9))
+        except InputError as error:
+            if name == first:
+                warnings.append(f"no law of {name}: {error}")
+                return ()
+    return tuple(reaches.values())
+
+
+def _ratio(table: pd.DataFrame, one: str, other: str) -> float | None:
+    """How many units of `other` one of `one` is, where that is the same for every run."""
+    a, b = numbers_of(table, one), numbers_of(table, other)
+    if not np.array_equal(a > 0, b > 0) or not (a > 0).any():
+        return None
+    ratios = b[a > 0] / a[a > 0]
+    middle = float(np.median(ratios))
+    return middle if float(np.abs(ratios / middle - 1).max()) < SAME_UNIT else None

@@ -18,7 +18,7 @@ from robudget.columns import NONE_IF_MISSING
 from robudget.files import fields
 from robudget.prediction.features import Features, finished_runs
 from robudget.prediction.regressors import Bools
-from robudget.tables.usable import Floats, level_of, standard
+from robudget.tables.usable import Floats, level_of, standard_rows
 
 RESAMPLES = 2_000
 LEVEL = 0.95
@@ -103,7 +103,7 @@ def effects(
 ) -> Effects:  # fmt: skip
     """Matched-pair effects on `aa_acc` of every choice that varies among the runs trained against an adversary; repeats
     (seeds) of a recipe are averaged first. Raises InputError where there are too few runs or nothing varies."""
-    runs, y, collapsed = finished_runs(frame[~standard(frame)])
+    runs, y, collapsed = finished_runs(frame[~standard_rows(frame)])
     columns = Features.of(runs, features).columns
     names = [c.name for c in columns]
     rng = np.random.default_rng(seed)

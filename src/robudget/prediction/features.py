@@ -19,7 +19,7 @@ from robudget.errors import InputError, unknown
 from robudget.files import fields
 from robudget.meter.conventions import wrn_parameters
 from robudget.recipe import Recipe
-from robudget.tables.usable import Floats, check_scope, collapsed, column, failed
+from robudget.tables.usable import Floats, check_scope, collapsed_rows, failed_rows, numbers_of
 
 MOST_UNPUBLISHED = 0.2  # a column with more unknown values than this is no feature
 FEWEST_RUNS = 10
@@ -249,11 +249,11 @@ def _same_split(a: NDArray[np.int64], b: NDArray[np.int64]) -> bool:
 def finished_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, Floats, NDArray[np.bool_]]:
     """Finished runs with a known robust accuracy, their accuracy (n,) in percent, and which collapsed (n,)."""
     check_scope(frame)
-    keep = ~failed(frame) & ~np.isnan(column(frame, "aa_acc", "the target"))
+    keep = ~failed_rows(frame) & ~np.isnan(numbers_of(frame, "aa_acc", "the target"))
     runs = frame[keep]
     if len(runs) < FEWEST_RUNS:
         raise InputError(f"{len(runs)} finished runs are too few for a predictor (allowed: {FEWEST_RUNS} or more)")
-    return runs, column(runs, "aa_acc"), collapsed(runs)
+    return runs, numbers_of(runs, "aa_acc"), collapsed_rows(runs)
 
 
 def runs_with_features(

@@ -28,7 +28,7 @@ from robudget.prediction.features import MOST_RUNS, Features, rows_of, runs_with
 from robudget.prediction.regressors import MODELS, FittedModels, ModelName, paper_gbr
 from robudget.recipe import Recipe
 from robudget.tables.read import as_table
-from robudget.tables.usable import Floats, collapsed, column
+from robudget.tables.usable import Floats, collapsed_rows, numbers_of
 
 Rows = Recipe | Sequence[Recipe] | pd.DataFrame | Mapping[str, Any]
 LEVEL = 0.9
@@ -200,7 +200,7 @@ class Predictor:
 
     def collapse_map(self, first: str = "steps", second: str = "ema") -> CollapseMap:
         """P(collapse) over two features, beside the share that really collapsed."""
-        return collapse_map(self.fitted, self.features, self.table, collapsed(self.table), first, second)
+        return collapse_map(self.fitted, self.features, self.table, collapsed_rows(self.table), first, second)
 
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
@@ -213,7 +213,7 @@ class Predictor:
         tree = NearestNeighbors(n_neighbors=NEAREST_RUNS, algorithm="kd_tree").fit(Z)
         distances, indices = tree.kneighbors(self.fitted.scaler.transform(X))
         names = self.table["run_id"] if "run_id" in self.table else self.table.index.to_series()
-        ids, accuracy = names.astype(str).to_numpy(), column(self.table, "aa_acc")
+        ids, accuracy = names.astype(str).to_numpy(), numbers_of(self.table, "aa_acc")
         return [
             tuple((str(ids[i]), float(accuracy[i]), float(d)) for i, d in zip(*row, strict=True))
             for row in zip(indices, distances, strict=True)

@@ -11,7 +11,7 @@ import pandas as pd
 from robudget import columns
 from robudget.errors import InputError
 from robudget.report.labels import UNKNOWN, choice, known, quantity, word
-from robudget.tables import usable as select
+from robudget.tables.usable import collapsed_rows, numbers_of
 
 # `path` and whatever else a table holds stays out of the page.
 COLUMNS = tuple(name for name in columns.stored() if name != "path")
@@ -28,11 +28,11 @@ def fill(table: pd.DataFrame) -> pd.DataFrame:
     without `aa_acc`, and for a number column that holds something else."""
     if len(table) == 0:
         raise InputError("the table holds no run: there is nothing to report")
-    select.column(table, "aa_acc", "the report")
+    numbers_of(table, "aa_acc", "the report")
     rows = table.reindex(columns=[*COLUMNS, *(c for c in table.columns if c not in COLUMNS)])
     for name in NUMBERS:
         if name in table.columns:
-            rows[name] = select.column(table, name)
+            rows[name] = numbers_of(table, name)
         rows[name] = rows[name].astype(np.float64).replace([np.inf, -np.inf], np.nan)
     for name in WORDS:
         rows[name] = rows[name].astype(object).where(rows[name].notna(), None)
@@ -40,7 +40,7 @@ def fill(table: pd.DataFrame) -> pd.DataFrame:
         rows["train_seconds_how"] = "measured"  # a store's seconds come from a clock; other tables say so themselves
     if "status" not in table.columns:
         rows["status"] = "done"
-    rows["collapsed"] = select.collapsed(table)
+    rows["collapsed"] = collapsed_rows(table)
     return rows
 
 

@@ -79,10 +79,10 @@ def is_percent(name: str) -> bool:
     return is_accuracy(name) or is_error(name)
 
 
-def column(frame: pd.DataFrame, name: str, role: str = "column") -> Floats:
+def numbers_of(frame: pd.DataFrame, name: str, role: str = "column") -> Floats:
     """A column as float64 (NaN where unknown). Raises InputError naming the nearest column where it is missing."""
     if name not in frame.columns and name in ERRORS and ERRORS[name] in frame.columns:
-        return 100.0 - column(frame, ERRORS[name], role)
+        return 100.0 - numbers_of(frame, ERRORS[name], role)
     if name not in frame.columns:
         numeric = [str(c) for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
         near = difflib.get_close_matches(name, numeric, n=1, cutoff=0.4)
@@ -102,35 +102,35 @@ def level_of(value: Any) -> Any:
     return int(level) if isinstance(level, float) and level.is_integer() else level
 
 
-def collapsed(frame: pd.DataFrame) -> NDArray[np.bool_]:
+def collapsed_rows(frame: pd.DataFrame) -> NDArray[np.bool_]:
     """Catastrophic overfitting per row: the column `collapsed` where known, else from loss, aa_acc and clean_acc.
 
     A row whose clean accuracy is unknown counts as collapsed below the paper's own cut of 10% robust accuracy.
     """
-    robust = column(frame, "aa_acc") if "aa_acc" in frame else np.full(len(frame), np.nan)
-    clean = column(frame, "clean_acc") if "clean_acc" in frame else np.full(len(frame), np.nan)
+    robust = numbers_of(frame, "aa_acc") if "aa_acc" in frame else np.full(len(frame), np.nan)
+    clean = numbers_of(frame, "clean_acc") if "clean_acc" in frame else np.full(len(frame), np.nan)
     low = np.where(np.isnan(clean), robust < 10.0, accuracy.collapsed(robust, clean))
-    guess = low & ~standard(frame)
+    guess = low & ~standard_rows(frame)
     if "collapsed" not in frame:
         return np.asarray(guess, dtype=np.bool_)
     given = frame["collapsed"]
     return np.where(given.isna(), guess, given.fillna(False).astype(bool)).astype(np.bool_)
 
 
-def standard(frame: pd.DataFrame) -> NDArray[np.bool_]:
+def standard_rows(frame: pd.DataFrame) -> NDArray[np.bool_]:
     """Rows trained without an adversary."""
     if "loss" not in frame:
         return np.zeros(len(frame), dtype=np.bool_)
     return (frame["loss"] == "standard").to_numpy(dtype=np.bool_)
 
 
-def failed(frame: pd.DataFrame) -> NDArray[np.bool_]:
+def failed_rows(frame: pd.DataFrame) -> NDArray[np.bool_]:
     if "status" not in frame:
         return np.zeros(len(frame), dtype=np.bool_)
     return (~frame["status"].isin(["done"]) & frame["status"].notna()).to_numpy(dtype=np.bool_)
 
 
-def where(frame: pd.DataFrame, choice: Mapping[str, Any] | None) -> pd.DataFrame:
+def select_rows(frame: pd.DataFrame, choice: Mapping[str, Any] | None) -> pd.DataFrame:
     """The rows whose columns equal `choice`, e.g. {"dataset": "cifar10", "steps": 10}. Raises InputError if none do."""
     for name, value in (choice or {}).items():
         if name == "eps":
@@ -181,7 +181,7 @@ def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None =
     mixed table, or when nothing is left.
     """
     check_scope(frame)
-    xs, ys = column(frame, x, "x"), column(frame, y, "y")
+    xs, ys = numbers_of(frame, x, "x"), numbers_of(frame, y, "y")
     robust = y in ROBUST
     drop = robust if drop_collapsed is None else drop_collapsed
     left = np.ones(len(frame), dtype=np.bool_)
@@ -192,14 +192,14 @@ def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None =
         left = left & ~mask
         return n
 
-    n_failed = leave_out(failed(frame))
+    n_failed = leave_out(failed_rows(frame))
     n_unknown = leave_out(np.isnan(xs) | np.isnan(ys))
     wrong = (xs <= 0) | ~np.isfinite(xs) | (ys < 0) | ~np.isfinite(ys)
     if is_percent(y):
         wrong |= ys > 100
     n_impossible = leave_out(wrong)
-    n_standard = leave_out(standard(frame)) if robust else 0
-    n_collapsed = leave_out(collapsed(frame)) if drop else 0
+    n_standard = leave_out(standard_rows(frame)) if robust else 0
+    n_collapsed = leave_out(collapsed_rows(frame)) if drop else 0
     rows = np.flatnonzero(left)
     counts = Counts(
         total=len(frame), used=len(rows), failed=n_failed, standard=n_standard,
@@ -218,5 +218,5 @@ def _noise(frame: pd.DataFrame, y: str, ys: Floats) -> Floats:
         return np.zeros(len(frame))
     share = np.clip(ys / 100, 0, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        noise = 100 * np.sqrt(share * (1 - share) / column(frame, images))
+        noise = 100 * np.sqrt(share * (1 - share) / numbers_of(frame, images))
     return np.where(np.isfinite(noise), noise, 0.0)

@@ -10,7 +10,7 @@ from rich.text import Text
 from robudget.cli.view.laws import notes, reach_line, titled
 from robudget.cli.view.terminal import duration
 from robudget.planning import Option, Plan
-from robudget.planning.target_price import Span
+from robudget.planning.cost_model import Span
 from robudget.report import labels
 from robudget.report.labels import fixed, number, write
 from robudget.report.sections.evidence import level
