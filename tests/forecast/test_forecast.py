@@ -8,8 +8,8 @@ import pytest
 from robudget.data import load, names
 from robudget.datasets import PUBLISHED, Sizes, sizes_of
 from robudget.errors import InputError
-from robudget.forecast import passes as schedule
 from robudget.forecast.forecast import Forecast, forecast, forecast_study, total
+from robudget.forecast.passes import evaluation_passes, training_passes
 from robudget.meter.prices import Prices
 from robudget.recipe import Recipe
 from robudget.sweep.study import Study
@@ -32,13 +32,13 @@ SMALL = {"model.base": 4, "epochs": 2, "epoch_images": 128, "validation.steps": 
 def test_what_is_planned_is_what_happens(change: dict) -> None:
     recipe = Recipe.load("digits").with_(SMALL | change)
     last = list(Trainer(recipe, load("digits")))[-1]
-    planned = schedule.training(recipe, sizes_of("digits"))
+    planned = training_passes(recipe, sizes_of("digits"))
     assert (planned.steps, planned.images) == (last.steps, last.images)
     for name, number in last.calls.items():
         if name.startswith("validation"):
             # Only what is classified correctly is attacked: between none and all of it.
-            least = schedule.training(recipe, sizes_of("digits"), right=0.0).calls.get(name, 0)
-            most = schedule.training(recipe, sizes_of("digits"), right=1.0).calls[name]
+            least = training_passes(recipe, sizes_of("digits"), right=0.0).calls.get(name, 0)
+            most = training_passes(recipe, sizes_of("digits"), right=1.0).calls[name]
             assert least <= number <= most
         else:
             assert planned.calls.get(name, 0) == number
@@ -53,12 +53,12 @@ def test_known_sizes_are_the_datasets() -> None:
 def test_an_evaluation_costs_what_the_specification_says_of_survivors() -> None:
     recipe = Recipe.load("paper")
     sizes = sizes_of("cifar10")
-    calls = schedule.evaluation(recipe, sizes, clean=0.5, robust=0.5)
+    calls = evaluation_passes(recipe, sizes, clean=0.5, robust=0.5)
     assert calls["apgd-ce_forward"] == 5000 * 101
     assert calls["apgd-t_backward"] == 5000 * 9 * 101
     assert calls["fab-t_forward"] == 2 * calls["fab-t_backward"] == 5000 * 9 * 200
     assert calls["square_forward"] == 5000 * 5001
-    assert schedule.evaluation(recipe, sizes, clean=0.9, robust=0.0).keys() == calls.keys()
+    assert evaluation_passes(recipe, sizes, clean=0.9, robust=0.0).keys() == calls.keys()
 
 
 def test_the_papers_longest_run_takes_more_than_16_days_on_four_v100() -> None:

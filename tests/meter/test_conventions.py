@@ -64,9 +64,9 @@ def test_the_paper_convention_says_something_of_every_loss() -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(InputError, match="did you mean 'trades'"):
-        convention.passes("trade", 1)
+        convention.passes_per_image("trade", 1)
     with pytest.raises(InputError, match="at least 1"):
-        convention.passes("at", 0)
+        convention.passes_per_image("at", 0)
     with pytest.raises(InputError, match="6n \\+ 4"):
         convention.wrn_forward_flops(30, 10)
 

@@ -51,7 +51,7 @@ def test_the_papers_models_on_shapes_alone(name: str) -> None:
     assert counted.parameters == convention.wrn_parameters(depth, width)
     for loss in ("at", "trades"):
         for steps in (1, 2, 5, 7, 10):
-            n = convention.passes(loss, steps)
+            n = convention.passes_per_image(loss, steps)
             calls = {
                 f"{phase}_{kind}": getattr(n, f"{phase}_{kind}")
                 for phase in ("craft", "update")

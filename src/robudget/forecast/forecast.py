@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from robudget.datasets import Sizes, sizes_of
-from robudget.forecast import passes as schedule
-from robudget.forecast import step_timing as calibration
+from robudget.forecast.passes import RIGHT_SHARE, TrainingPasses, evaluation_passes, training_passes
+from robudget.forecast.step_timing import Calibration, calibrate, timing_key
 from robudget.meter.conventions import paper_flops
 from robudget.meter.devices import Device, find
 from robudget.meter.energy import JOULES_PER_KWH
@@ -22,19 +22,18 @@ from robudget.meter.machine import open_meter
 from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
 
-# Shares of the test images that come out right and robust: the evaluation's length depends on them.
-_CLEAN, _ROBUST = (0.5, 0.85, 1.0), (0.1, 0.5, 0.85)
-_RIGHT = (0.4, schedule.VALIDATED_SHARE, 1.0)
-# A GPU at work draws less than its board power; the host around it adds to what is at the plug.
-_LOAD = (0.5, 0.8, 1.2)
-# What a calibration leaves out (the machine's other work, heat, data in other places of the caches).
-_CALIBRATED = (0.85, 1.0, 1.25)
-# Bookkeeping of the ensemble on top of its passes: most for Square on small models, whose forward takes microseconds.
-_ENSEMBLE = (0.7, 1.2, 1.8)
-# Seconds a step below which a device of the table waits for its host: some hundreds of kernels of 10 µs.
-_LAUNCHES = 5e-3
-# A machine of which others use so much is not the one that will run.
-_BUSY = 0.25
+# Each as (low, likely, high).
+# Shares of the test images that are classified correctly and that are robust: the evaluation's length depends on them.
+_CLEAN_SHARES, _ROBUST_SHARES = (0.5, 0.85, 1.0), (0.1, 0.5, 0.85)
+_RIGHT_SHARES = (0.4, RIGHT_SHARE, 1.0)  # of the validation images, over a training
+# Power at the plug ÷ board power: a GPU at work draws less than that, and its host adds to it.
+_POWER_FACTORS = (0.5, 0.8, 1.2)
+# Time ÷ calibrated time: other work on the machine, heat and the contents of the caches are not calibrated.
+_TIME_FACTORS = (0.85, 1.0, 1.25)
+# Time ÷ that of the ensemble's passes: most for Square on small models, whose forward pass takes microseconds.
+_ENSEMBLE_FACTORS = (0.7, 1.2, 1.8)
+_LAUNCH_SECONDS = 5e-3  # a step: below it a device waits for its host to launch some hundreds of kernels of 10 µs
+_BUSY_SHARE = 0.25  # of the cores: where other processes use more, the calibration was disturbed
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Span:
 class Forecast:
     """One recipe's bill before it runs. Seconds are wall time, energy is at the plug of the machine without PUE;
     `synthetic_images`: None = as many as a file holds; `not_counted`: op without a FLOP formula → its share; `basis`
-    says what the times rest on, `notes` what to mind."""
+    says what the times are computed from, `notes` what limits them."""
 
     id: str
     slug: str
@@ -135,14 +134,14 @@ def forecast_study(
     plans = [_Plan.of(recipe, (sizes or {}).get(recipe.data.name) or sizes_of(recipe.data.name)) for recipe in recipes]
     if table is not None:
         return [_on_device(plan, table, gpus, prices) for plan in plans]
-    groups: dict[Any, list[_Plan]] = {}
+    groups: dict[Hashable, list[_Plan]] = {}
     for plan in plans:
-        groups.setdefault(calibration.key(plan.recipe), []).append(plan)
-    found: dict[Any, calibration.Calibration] = {}
+        groups.setdefault(timing_key(plan.recipe), []).append(plan)
+    calibrations: dict[Hashable, Calibration] = {}
     with open_meter(site_device) as meter:
-        for group, members in groups.items():
+        for key, members in groups.items():
             progress(f"calibrating {members[0].recipe.slug}")
-            found[group] = calibration.calibrate(
+            calibrations[key] = calibrate(
                 members[0].recipe,
                 members[0].sizes,
                 meter,
@@ -151,19 +150,19 @@ def forecast_study(
                 attack_steps=max(plan.recipe.craft.steps for plan in members),
                 seconds=seconds / len(groups),
             )
-    return [_calibrated(plan, found[calibration.key(plan.recipe)], prices, site_device) for plan in plans]
+    return [_calibrated(plan, calibrations[timing_key(plan.recipe)], prices, site_device) for plan in plans]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is counted and not estimated."""
+    """What is counted: FLOPs exactly; those of the evaluation within a range."""
 
     recipe: Recipe
     sizes: Sizes
     flops: PassFlops
     exact: float
-    schedule: schedule.Schedule
-    evaluations: Span
+    passes: TrainingPasses
+    evaluation: Span
 
     @classmethod
     def of(cls, recipe: Recipe, sizes: Sizes) -> _Plan:
@@ -171,26 +170,25 @@ class _Plan:
             side = recipe.data.image_size
             sizes = replace(sizes, image_shape=(sizes.image_shape[0], side, side))
         flops = of_recipe(recipe, sizes.classes, sizes.image_shape)
-        plan = schedule.training(recipe, sizes)
-        exact = sum(totals(flops, training_calls(recipe, plan.calls, plan.steps)).values())
-        ends = (
-            sum(totals(flops, schedule.evaluation(recipe, sizes, clean=clean, robust=robust)).values())
-            for clean, robust in zip(_CLEAN, _ROBUST, strict=True)
+        passes = training_passes(recipe, sizes)
+        exact = sum(totals(flops, training_calls(recipe, passes.calls, passes.steps)).values())
+        evaluation = (
+            sum(totals(flops, evaluation_passes(recipe, sizes, clean=clean, robust=robust)).values())
+            for clean, robust in zip(_CLEAN_SHARES, _ROBUST_SHARES, strict=True)
         )
-        return cls(recipe, sizes, flops, exact, plan, Span(*ends))
+        return cls(recipe, sizes, flops, exact, passes, Span(*evaluation))
 
     @property
     def memory_gb(self) -> float:
         """Weights, gradients, momentum and average, and what one update keeps for its backward, in float32."""
         copies = 3 + (self.recipe.ema.decay is not None)
-        passes = 2 if self.recipe.loss in ("trades", "mart") else 1
-        kept = passes * self.recipe.batch_size * self.flops.activation_bytes
-        return (copies * 4 * self.flops.parameters + kept) / 1e9
+        images = self.recipe.batch_size * (2 if self.recipe.loss in ("trades", "mart") else 1)
+        return (copies * 4 * self.flops.parameters + images * self.flops.activation_bytes) / 1e9
 
     def forecast(
         self, device: str, gpus: int, prices: Prices, times: tuple[Span, Span], watts: Span, basis: str, *notes: str
     ) -> Forecast:
-        recipe, (train, judge) = self.recipe, times
+        recipe, (training, evaluation) = self.recipe, times
         kilowatts = Span(*(w / JOULES_PER_KWH for w in (watts.low, watts.likely, watts.high)))
         return Forecast(
             id=recipe.id,
@@ -199,13 +197,13 @@ class _Plan:
             parameters=self.flops.parameters,
             forward_flops=self.flops.forward,
             train_flops_exact=self.exact,
-            train_flops_paper=paper_flops(recipe.loss, recipe.craft.steps, self.flops.forward, self.schedule.images),
-            eval_flops_exact=self.evaluations,
+            train_flops_paper=paper_flops(recipe.loss, recipe.craft.steps, self.flops.forward, self.passes.images),
+            eval_flops_exact=self.evaluation,
             memory_gb=self.memory_gb,
-            train_seconds=train,
-            eval_seconds=judge,
-            train_kwh=train.times(kilowatts),
-            eval_kwh=judge.times(kilowatts),
+            train_seconds=training,
+            eval_seconds=evaluation,
+            train_kwh=training.times(kilowatts),
+            eval_kwh=evaluation.times(kilowatts),
             prices=prices,
             gpus=gpus,
             basis=basis,
@@ -218,44 +216,45 @@ class _Plan:
 def _on_device(plan: _Plan, device: Device, gpus: int, prices: Prices) -> Forecast:
     precision = device.precision(plan.recipe.precision)
     slow, likely, fast = (gpus * speed for speed in device.flops_per_second(precision))
-    train = Span(plan.exact / fast, plan.exact / likely, plan.exact / slow)
-    work = plan.evaluations
-    judge = Span(work.low / fast, work.likely / likely, work.high / slow)
-    watts = Span(*(gpus * device.watts * load for load in _LOAD))
+    training = Span(plan.exact / fast, plan.exact / likely, plan.exact / slow)
+    flops = plan.evaluation
+    evaluation = Span(flops.low / fast, flops.likely / likely, flops.high / slow)
+    watts = Span(*(gpus * device.watts * factor for factor in _POWER_FACTORS))
     per_gpu = plan.memory_gb if gpus == 1 else plan.memory_gb / gpus
     notes = []
     if device.memory_gb is not None and per_gpu > device.memory_gb:
         notes.append(f"needs about {per_gpu:.0f} GB on each, and {device.name} has {device.memory_gb:g} GB")
-    if train.likely / plan.schedule.steps < _LAUNCHES:
+    if training.likely / plan.passes.steps < _LAUNCH_SECONDS:
         notes.append("steps this small take longer to launch than to compute: the times are lower bounds")
     low, mid, high = device.attainable[precision]
     basis = (
         f"{gpus} × {device.name} at {100 * mid:.0f}% ({100 * low:.0f}-{100 * high:.0f}%) of "
         f"{device.peak[precision] / 1e12:g} TFLOP/s in {precision} ({device.source})"
     )
-    return plan.forecast(device.key, gpus, prices, (train, judge), watts, basis, *notes)
+    return plan.forecast(device.key, gpus, prices, (training, evaluation), watts, basis, *notes)
 
 
-def _calibrated(plan: _Plan, found: calibration.Calibration, prices: Prices, site_device: str) -> Forecast:
-    low, mid, high = (
-        factor * found.times.training_seconds(plan.recipe, schedule.training(plan.recipe, plan.sizes, right=right))
-        for factor, right in zip(_CALIBRATED, _RIGHT, strict=True)
+def _calibrated(plan: _Plan, calibration: Calibration, prices: Prices, site_device: str) -> Forecast:
+    recipe, times = plan.recipe, calibration.times
+    training = Span(
+        *(
+            factor * times.training_seconds(recipe, training_passes(recipe, plan.sizes, right=right))
+            for factor, right in zip(_TIME_FACTORS, _RIGHT_SHARES, strict=True)
+        )
     )
     # An attack's passes are those of a validation: a forward and the input's backward of images in eval mode.
-    both = plan.flops.forward + plan.flops.input_backward
-    work = plan.evaluations
-    speed = found.times.per_attack / both
-    judge = Span(work.low * speed * _ENSEMBLE[0], work.likely * speed * _ENSEMBLE[1], work.high * speed * _ENSEMBLE[2])
-    watts = Span(found.watts, found.watts, found.watts)
+    per_flop = times.per_attack / (plan.flops.forward + plan.flops.input_backward)
+    evaluation = plan.evaluation.times(Span(*(per_flop * factor for factor in _ENSEMBLE_FACTORS)))
+    watts = Span(*3 * (calibration.watts,))
     notes = []
-    if found.times.batch < plan.recipe.batch_size:
-        notes.append(f"timed with batches of {found.times.batch}, scaled to {plan.recipe.batch_size}")
+    if times.batch_size < recipe.batch_size:
+        notes.append(f"timed with batches of {times.batch_size}, scaled to {recipe.batch_size}")
     cores = os.cpu_count() or 1
-    if site_device == "cpu" and found.others > _BUSY * cores:
-        notes.append(f"other work took {found.others:.1f} of {cores} cores meanwhile: an idle machine is faster")
+    if site_device == "cpu" and calibration.others > _BUSY_SHARE * cores:
+        notes.append(f"other work took {calibration.others:.1f} of {cores} cores meanwhile: an idle machine is faster")
     threads = f", {torch.get_num_threads()} threads" if site_device == "cpu" else ""
-    basis = f"calibrated on this machine ({site_device}{threads}); energy: {found.how} ({found.method})"
-    return plan.forecast("this machine", 0, prices, (Span(low, mid, high), judge), watts, basis, *notes)
+    basis = f"calibrated on this machine ({site_device}{threads}); energy: {calibration.how} ({calibration.method})"
+    return plan.forecast("this machine", 0, prices, (training, evaluation), watts, basis, *notes)
 
 
 def total(forecasts: Sequence[Forecast]) -> dict[str, Any]:

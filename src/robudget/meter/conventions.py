@@ -18,8 +18,8 @@ PAPER_MODELS = {"wrn-28-10": (28, 10), "wrn-34-10": (34, 10), "wrn-34-20": (34, 
 
 
 @dataclass(frozen=True)
-class Passes:
-    """How often one training image goes through the model: forwards and backwards of craft and of update."""
+class ImagePasses:
+    """Passes of one training image through the model: forward and backward, of craft and of update."""
 
     craft_forward: int
     craft_backward: int
@@ -27,7 +27,7 @@ class Passes:
     update_backward: int
 
 
-def passes(loss: str, steps: int) -> Passes:
+def passes_per_image(loss: str, steps: int) -> ImagePasses:
     """Passes per training image for a loss of `recipe.LOSSES` with K = `steps`.
 
     TRADES and MART update on the clean and the adversarial image; TRADES also needs the clean logits to craft against.
@@ -36,16 +36,16 @@ def passes(loss: str, steps: int) -> Passes:
     if loss not in LOSSES:
         raise unknown("loss", loss, LOSSES)
     if loss == "standard":
-        return Passes(0, 0, 1, 1)
+        return ImagePasses(0, 0, 1, 1)
     if steps < 1:
         raise InputError(f"steps = {steps} with loss = {loss!r} (allowed: at least 1)")
     if loss == "trades":
-        return Passes(steps + 1, steps, 2, 2)
+        return ImagePasses(steps + 1, steps, 2, 2)
     if loss == "mart":
-        return Passes(steps, steps, 2, 2)
+        return ImagePasses(steps, steps, 2, 2)
     if loss == "free-at":
-        return Passes(0, 0, steps, steps)
-    return Passes(steps, steps, 1, 1)  # at, fgsm-rs, n-fgsm
+        return ImagePasses(0, 0, steps, steps)
+    return ImagePasses(steps, steps, 1, 1)  # at, fgsm-rs, n-fgsm
 
 
 def exact_factor(loss: str, steps: int) -> float:
@@ -54,7 +54,7 @@ def exact_factor(loss: str, steps: int) -> float:
     For networks of convolutions and linear layers, where the gradient of the input and that of the weights cost F each.
     Attention has no weights of its own and its backward costs more; `flops.count` counts it.
     """
-    n = passes(loss, steps)
+    n = passes_per_image(loss, steps)
     return n.craft_forward + n.craft_backward + n.update_forward + 2 * n.update_backward
 
 
@@ -68,7 +68,7 @@ class PaperFactor:
 
 def paper_factor(loss: str, steps: int) -> PaperFactor:
     """3(K+2) for at, 3(K+3) for trades (the released code's rule), 3 for standard training; else by the same rule."""
-    n = passes(loss, steps)
+    n = passes_per_image(loss, steps)
     if loss == "standard":
         return PaperFactor(3.0, "forward and backward of one update")
     if loss == "free-at":
