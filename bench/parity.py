@@ -21,7 +21,7 @@ from torch import nn
 
 from robudget import data
 from robudget.data.dataset import Split
-from robudget.data.prepare import prepare
+from robudget.data.stream import prepare
 from robudget.recipe import Recipe
 from robudget.training import Trainer
 from robudget.training.optimisation import lr_at

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from robudget.data.dataset import Dataset, Split
-from robudget.data.prepare import prepare
+from robudget.data.stream import prepare
 from robudget.models import build_for
 from robudget.recipe import Recipe
 from robudget.training import Trainer

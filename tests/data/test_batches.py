@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from robudget import data
-from robudget.data import augment, npz, stream, synthetic
+from robudget.data import augment, stream, synthetic
+from robudget.data.augment import OPERATIONS, randaugment
 from robudget.data.dataset import Dataset, Split, hold_out, stratified_rows, to_unit
-from robudget.data.prepare import prepare
-from robudget.data.randaugment import OPERATIONS, randaugment
-from robudget.data.stream import Passes, Stream
+from robudget.data.stream import Passes, Stream, prepare
 from robudget.errors import InputError
 from robudget.recipe import Recipe
 
@@ -313,7 +312,7 @@ def test_npz_is_mapped_or_unpacked(
 
 def test_npz_with_probabilities(tmp_path: Path, generated: tuple[np.ndarray, np.ndarray]) -> None:
     soft = np.random.default_rng(1).dirichlet(np.ones(10), size=30).astype(np.float32)
-    split = npz.read(write_npz(tmp_path / "g.npz", generated[0], soft), classes=10, cache=None)
+    split = synthetic.read_npz(write_npz(tmp_path / "g.npz", generated[0], soft), classes=10, cache=None)
     assert split.soft is not None
     torch.testing.assert_close(split.soft, torch.from_numpy(soft))
     assert split.labels.tolist() == soft.argmax(1).tolist()

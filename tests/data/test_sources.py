@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 
 from robudget import data
-from robudget.data import cache as cache_module
-from robudget.data import catalog, cifar
+from robudget.data import catalog, decode, official
 from robudget.errors import InputError
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -80,15 +79,15 @@ def md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def small_layout(files: dict[str, bytes], archive: bytes, *, binary: bool) -> cifar.Layout:
+def small_layout(files: dict[str, bytes], archive: bytes, *, binary: bool) -> official.CifarLayout:
     """The official layout with the small files' sizes and checksums in place of the published ones."""
-    official = cifar.CIFAR10[int(binary)]
+    published = official.CIFAR10[int(binary)]
     known = {name: None if binary else md5(content) for name, content in files.items()}
     return replace(
-        official,
+        published,
         archive_md5=md5(archive),
-        train={name: known[name] for name in official.train},
-        test={name: known[name] for name in official.test},
+        train={name: known[name] for name in published.train},
+        test={name: known[name] for name in published.test},
         images_per_file=10,
         test_images=10,
     )
@@ -104,7 +103,7 @@ def pack(files: dict[str, bytes], folder: str) -> bytes:
     return out.getvalue()
 
 
-def use_layouts(monkeypatch: pytest.MonkeyPatch, *layouts: cifar.Layout) -> None:
+def use_layouts(monkeypatch: pytest.MonkeyPatch, *layouts: official.CifarLayout) -> None:
     known = replace(catalog.FILES["cifar10"], own=catalog._cifar(layouts))
     monkeypatch.setitem(catalog.FILES, "cifar10", known)
 
@@ -133,20 +132,20 @@ def test_official_archive_and_its_extracted_folder(
     tmp_path: Path, pictures: tuple[np.ndarray, ...], binary: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = batch_files(pictures, binary=binary)
-    official = cifar.CIFAR10[int(binary)]
-    archive = pack(files, official.folder)
+    published = official.CIFAR10[int(binary)]
+    archive = pack(files, published.folder)
     use_layouts(monkeypatch, small_layout(files, archive, binary=binary))
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / official.archive).write_bytes(archive)
+    (tmp_path / "a" / published.archive).write_bytes(archive)
     (tmp_path / "renamed.tar.gz").write_bytes(archive)
-    extracted = tmp_path / "b" / official.folder
+    extracted = tmp_path / "b" / published.folder
     extracted.mkdir(parents=True)
     for name, content in files.items():
         (extracted / name).write_bytes(content)
     prints = set()
     for root in (
         tmp_path / "a",
-        tmp_path / "a" / official.archive,
+        tmp_path / "a" / published.archive,
         tmp_path / "renamed.tar.gz",
         extracted.parent,
         extracted,
@@ -191,7 +190,7 @@ def test_decoding_happens_once_and_leaves_a_read_only_root_alone(
     root = write_parquet(tmp_path / "d", pictures)
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
     first = data.load("cifar10", root=root, cache=tmp_path / "cache")
-    monkeypatch.setattr(cache_module, "decode", lambda *a, **k: pytest.fail("decoded again"))
+    monkeypatch.setattr(decode, "decode", lambda *a, **k: pytest.fail("decoded again"))
     again = data.load("cifar10", root=root, cache=tmp_path / "cache")
     assert again.fingerprint == first.fingerprint
     assert same(again, pictures)
@@ -209,9 +208,9 @@ def test_the_cache_notices_changed_files(tmp_path: Path, pictures: tuple[np.ndar
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("ROBUDGET_CACHE", raising=False)
-    assert cache_module.default_folder() == tmp_path / "xdg" / "robudget"
+    assert decode.default_folder() == tmp_path / "xdg" / "robudget"
     monkeypatch.setenv("ROBUDGET_CACHE", str(tmp_path / "own"))
-    assert cache_module.default_folder() == tmp_path / "own"
+    assert decode.default_folder() == tmp_path / "own"
 
 
 def refused(match: str, **how: object) -> None:
@@ -266,14 +265,14 @@ def test_labels_out_of_range(tmp_path: Path, pictures: tuple[np.ndarray, ...]) -
 
 def test_corrupt_archives(tmp_path: Path, pictures: tuple[np.ndarray, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     files = batch_files(pictures, binary=False)
-    official = cifar.CIFAR10[0]
-    archive = pack(files, official.folder)
+    published = official.CIFAR10[0]
+    archive = pack(files, published.folder)
     use_layouts(monkeypatch, small_layout(files, archive, binary=False))
     flipped = bytearray(archive)
     flipped[len(archive) // 2] ^= 1
-    (tmp_path / official.archive).write_bytes(bytes(flipped))
+    (tmp_path / published.archive).write_bytes(bytes(flipped))
     refused("is corrupt: its MD5 is", root=tmp_path, cache=tmp_path / "cache")
-    folder = tmp_path / "x" / official.folder
+    folder = tmp_path / "x" / published.folder
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -287,7 +286,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, pictures: tuple[np.n
             return os.mkdir, (str(tmp_path / "hit"),)
 
     with pytest.raises(InputError, match="mkdir has no place in it"):
-        cifar._unpickle("data_batch_1", pickle.dumps({b"data": Bomb()}, protocol=2))
+        official._unpickle("data_batch_1", pickle.dumps({b"data": Bomb()}, protocol=2))
     assert not (tmp_path / "hit").exists()
 
 
@@ -301,12 +300,12 @@ def test_the_hub_layout_of_cifar10_jpeg(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "cifar10-jpeg"
     if not root.exists():
         pytest.skip("the shared folder with cifar10-jpeg is not beside this checkout")
-    from robudget.data import parquet
-    from robudget.data.picture import decode
+    from robudget.data import layouts
+    from robudget.data.decode import decode
 
-    shards = parquet.find(root)
+    shards = layouts.find_shards(root)
     assert shards is not None
-    source = parquet.read("cifar10", root, shards, NAMES)
+    source = layouts.read_shards("cifar10", root, shards, NAMES)
     assert len(source.train.labels) == 50_000
     assert np.bincount(source.test.labels).tolist() == [1000] * 10
     where, picture = next(source.test.pictures())

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from robudget.data import cifar, folders, parquet, svhn, tiny_imagenet
-from robudget.data.cache import decoded
-from robudget.data.dataset import Dataset
-from robudget.data.digits import load_digits
-from robudget.data.source import Source, folder_at
+import numpy as np
+import torch
+
+from robudget.data.dataset import Dataset, Split, fingerprint, hold_out
+from robudget.data.decode import Source, decoded, folder_at
+from robudget.data.layouts import find_shards, has_class_folders, read_class_folders, read_shards
+from robudget.data.official import CIFAR10, CIFAR100, CifarLayout, find_cifar, read_cifar, read_svhn, read_tiny_imagenet
 from robudget.errors import InputError, unknown
 
 
@@ -24,10 +26,10 @@ class Known:
     image_size: int | None = None  # where its images come in all sizes
 
 
-def _cifar(layouts: tuple[cifar.Layout, ...]) -> Callable[[str, Path], Source | None]:
+def _cifar(layouts: tuple[CifarLayout, ...]) -> Callable[[str, Path], Source | None]:
     def own(name: str, root: Path) -> Source | None:
-        found = cifar.find(root, layouts)
-        return cifar.read(name, *found) if found else None
+        place = find_cifar(root, layouts)
+        return read_cifar(name, *place) if place else None
 
     return own
 
@@ -35,10 +37,10 @@ def _cifar(layouts: tuple[cifar.Layout, ...]) -> Callable[[str, Path], Source | 
 _ANY = "parquet shards as on the Hub, or class sub-folders with images"
 _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FILES: dict[str, Known] = {
-    "cifar10": Known(f"the official python or binary archive or folder, {_ANY}", _cifar(cifar.CIFAR10), _CIFAR10_NAMES),
-    "cifar100": Known(f"the official python or binary archive or folder, {_ANY}", _cifar(cifar.CIFAR100)),
-    "svhn": Known(f"train_32x32.mat and test_32x32.mat, {_ANY}", svhn.read, tuple("0123456789")),
-    "tiny-imagenet": Known(f"the official tiny-imagenet-200 folder, {_ANY}", tiny_imagenet.read, image_size=64),
+    "cifar10": Known(f"the official python or binary archive or folder, {_ANY}", _cifar(CIFAR10), _CIFAR10_NAMES),
+    "cifar100": Known(f"the official python or binary archive or folder, {_ANY}", _cifar(CIFAR100)),
+    "svhn": Known(f"train_32x32.mat and test_32x32.mat, {_ANY}", read_svhn, tuple("0123456789")),
+    "tiny-imagenet": Known(f"the official tiny-imagenet-200 folder, {_ANY}", read_tiny_imagenet, image_size=64),
     "imagenet": Known(_ANY, lambda name, root: None, image_size=224),
     "folder": Known(_ANY, lambda name, root: None),
 }
@@ -73,8 +75,23 @@ def load(
 def _find(name: str, known: Known, root: Path) -> Source:
     if (source := known.own(name, root)) is not None:
         return source
-    if (shards := parquet.find(root)) is not None:
-        return parquet.read(name, root, shards, known.class_names)
-    if folders.find(root):
-        return folders.read(name, root)
+    if (shards := find_shards(root)) is not None:
+        return read_shards(name, root, shards, known.class_names)
+    if has_class_folders(root):
+        return read_class_folders(name, root)
     raise InputError(f"data.root = {str(root)!r} holds no {name} that can be read (allowed: {known.layouts})")
+
+
+TEST_SHARE = 400 / 1797  # of each class, rounded
+_SPLIT_SEED = 1998  # fixed: the split is part of what "digits" means
+
+
+def load_digits() -> Dataset:
+    """1,396 training and 401 test images, 8×8×1, stratified. Pixels 0…16 become round(v·255/16)."""
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    raw = sklearn_digits()
+    pixels = np.rint(raw.images * (255 / 16)).astype(np.uint8)[:, None]
+    both = Split(torch.from_numpy(pixels), torch.from_numpy(raw.target.astype(np.int64)))
+    train, test = hold_out(both, TEST_SHARE, 10, seed=_SPLIT_SEED)
+    return Dataset("digits", train, test, tuple(str(d) for d in range(10)), fingerprint(train, test))

@@ -1,22 +1,74 @@
-"""The endless stream of training batches: real and synthetic images, mixed at a fixed share of every batch.
+"""From a recipe and a dataset to the endless stream of training batches.
 
-Batch `t` is a function of (seed, t) alone. Nothing has to be remembered to go on from any step.
+`prepare` chooses the training, held-out and synthetic images; `Stream` mixes real and synthetic ones at a fixed share
+of every batch. Batch `t` is a function of (seed, t) alone. Nothing has to be remembered to go on from any step.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from robudget.data import synthetic
 from robudget.data.augment import WHOLE
-from robudget.data.dataset import Split
+from robudget.data.dataset import HOLDOUT_SEED, Dataset, Split, stratified_rows
 from robudget.data.keyed import generator_for
 from robudget.errors import InputError
+from robudget.recipe import Recipe
+
+# -- which images -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """`real` is the published training split, of which the `rows` (int64) are trained on: a list of rows and no copy,
+    since the images may be memory-mapped and larger than the memory."""
+
+    real: Split
+    rows: Tensor
+    validation: Split
+    synthetic: Split | None
+
+    @cached_property
+    def train(self) -> Split:
+        """The images trained on, copied out."""
+        return self.real[self.rows]
+
+
+def prepare(
+    recipe: Recipe, dataset: Dataset, synthetic_root: str | Path | None = None, cache: str | Path | None = None
+) -> Prepared:
+    """Hold out the validation images, take the first `data.amount` of the rest, then make or read the synthetic ones.
+
+    In this order the validation images are the same for every recipe on this dataset, and a generator fitted here has
+    seen only images that are trained on. `validation: paper` holds out nothing and validates on the test split.
+    """
+    real, images, amount = dataset.train, recipe.validation.images, recipe.data.amount
+    if recipe.validation.split == "paper":
+        rows, held = torch.arange(len(real)), dataset.test.first(images)
+    else:
+        rows, chosen = stratified_rows(real.labels, recipe.validation.fraction, dataset.classes, seed=HOLDOUT_SEED)
+        _enough(images, len(chosen), "validation.images", "are held out")
+        held = real[chosen[:images]]
+    _enough(amount, len(rows), "data.amount", "are left to train on")
+    without = Prepared(real, rows[:amount], held, None)
+    generated = synthetic.make(recipe, lambda: without.train, dataset, synthetic_root, cache)
+    return replace(without, synthetic=generated)
+
+
+def _enough(asked: int | None, there: int, key: str, what: str) -> None:
+    if asked is not None and asked > there:
+        raise InputError(f"{key} = {asked}, but only {there} images {what}")
+
+
+# -- in which order ---------------------------------------------------------------------------------------------------
 
 AHEAD = 3  # batches read ahead from a source that does not fit in memory
 RESIDENT = 1 << 30  # bytes up to which a memory-mapped source is copied into a CPU's memory
@@ -59,7 +111,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _Reader:
     """A source where it is read from: on the device, or memory-mapped. `chosen`: the rows of `split` that it consists
     of, None = all."""
 
@@ -101,7 +153,7 @@ class Stream:
             )
         self.batch_size, self.real = batch_size, batch_size - generated
         self._classes, self._device, self._mine = classes, device, mine
-        self._sources: list[_Held] = []
+        self._sources: list[_Reader] = []
         for name, split, chosen, take in (
             ("real", real, rows, self.real),
             ("synthetic", synthetic, None, generated),
@@ -113,9 +165,9 @@ class Stream:
                 raise InputError(
                     f"batch_size = {batch_size} takes {take} {name} images at once, but there are only {size}"
                 )
-            self._sources.append(self._hold(split, chosen, Passes(size, take, seed=seed, name=name)))
-        self._soft = any(held.split.soft is not None for held in self._sources)
-        waits = not all(held.resident for held in self._sources)
+            self._sources.append(self._reader(split, chosen, Passes(size, take, seed=seed, name=name)))
+        self._soft = any(reader.split.soft is not None for reader in self._sources)
+        waits = not all(reader.resident for reader in self._sources)
         self._pool = ThreadPoolExecutor(max_workers=AHEAD, thread_name_prefix="read-ahead") if waits else None
         self._ahead: dict[int, Future[Batch]] = {}
 
@@ -130,7 +182,7 @@ class Stream:
         self._ahead = {number: future for number, future in self._ahead.items() if number > step}
         return batch
 
-    def _hold(self, split: Split, chosen: Tensor | None, passes: Passes) -> _Held:
+    def _reader(self, split: Split, chosen: Tensor | None, passes: Passes) -> _Reader:
         size = split.images[0].numel() * (len(split) if chosen is None else len(chosen))
         if self._device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self._device)
@@ -138,30 +190,30 @@ class Stream:
         else:
             fits = size <= RESIDENT
         if not fits:
-            return _Held(split, passes, False, chosen)
+            return _Reader(split, passes, False, chosen)
         # A copy even on the CPU: a mapped file is left alone from here on.
         part = split if chosen is None else split[chosen]
         images = part.images.to(self._device, copy=chosen is None)
         soft = part.soft.to(self._device) if part.soft is not None else None
-        return _Held(Split(images, part.labels.to(self._device), soft), passes, True, None)
+        return _Reader(Split(images, part.labels.to(self._device), soft), passes, True, None)
 
     def _gather(self, step: int) -> Batch:
         # Which rows of the whole batch are this process's is settled before anything is read.
         order = torch.arange(self.batch_size)[self._mine]
         parts = []
         first = 0
-        for held in self._sources:
-            rows = held.rows(step)
+        for reader in self._sources:
+            rows = reader.rows(step)
             chosen = (
                 rows[order[(order >= first) & (order < first + len(rows))] - first] if self._mine != WHOLE else rows
             )
-            parts.append(self._take(held, chosen))
+            parts.append(self._take(reader, chosen))
             first += len(rows)
         images, labels, soft = zip(*parts, strict=True)
         return Batch(_joined(images), _joined(labels), _joined(soft) if self._soft else None)
 
-    def _take(self, held: _Held, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        split = held.split
+    def _take(self, reader: _Reader, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        split = reader.split
         rows = rows.to(split.labels.device)
         # Files hold height × width × channels; reading whole images in that order is what keeps the disk sequential.
         if split.images.is_contiguous():
@@ -175,7 +227,7 @@ class Stream:
             soft = F.one_hot(labels, self._classes).float()
         else:
             soft = split.soft.index_select(0, rows)
-        if held.resident:
+        if reader.resident:
             return images, labels, soft
         pinned = (images.contiguous(), labels, soft)
         if self._device.type == "cuda":

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from robudget import losses
-from robudget.data.augment import crop_flip, cutmix
+from robudget.data.augment import crop_flip, cutmix, randaugment
 from robudget.data.dataset import to_unit
 from robudget.data.keyed import generator_for
-from robudget.data.prepare import Prepared
-from robudget.data.randaugment import randaugment
-from robudget.data.stream import Stream
+from robudget.data.stream import Prepared, Stream
 from robudget.recipe import Recipe
 from robudget.training.distributed import World
 

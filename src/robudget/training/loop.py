@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robudget.backend.memory import keep_freed_memory
 from robudget.backend.precision import resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
-from robudget.data.prepare import prepare
+from robudget.data.stream import prepare
 from robudget.errors import InputError
 from robudget.models.build import build_for
 from robudget.models.preact import checkpoint_activations

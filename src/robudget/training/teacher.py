@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robudget.data.dataset import Dataset, Split, to_unit
-from robudget.data.prepare import Prepared
+from robudget.data.stream import Prepared
 from robudget.errors import InputError
 from robudget.models.build import build_for
 from robudget.recipe import Recipe

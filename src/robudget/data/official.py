@@ -1,7 +1,8 @@
-"""CIFAR-10 and CIFAR-100 as their authors publish them (Krizhevsky 2009): python or binary, archive or extracted.
+"""CIFAR-10, CIFAR-100, SVHN and Tiny-ImageNet in the files that their authors publish.
 
-Archives and python batches are checked against their published MD5s, and only then unpickled, by an unpickler that
-knows arrays and nothing else. For extracted binary files no MD5s are published; their sizes and labels are checked.
+Archives, python batches and SVHN's files are checked against their published MD5s; CIFAR's pickles are only then read,
+by an unpickler that knows arrays and nothing else. For extracted binary CIFAR files no MD5s are published; their sizes
+and labels are checked.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import io
 import pickle
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robudget.data.source import Part, Source, identity_of
+from robudget.data.decode import Part, Source, identity_of
 from robudget.errors import InputError
+
+# -- CIFAR (Krizhevsky 2009): python or binary, archive or extracted --------------------------------------------------
 
 _SHAPE = (3, 32, 32)
 _PIXELS = 3072
 
 
 @dataclass(frozen=True)
-class Layout:
+class CifarLayout:
     """Where one form of one dataset keeps its images. `md5` of a member is None where none is published."""
 
     archive: str
@@ -44,7 +47,7 @@ class Layout:
 
 
 CIFAR10 = (
-    Layout(
+    CifarLayout(
         "cifar-10-python.tar.gz",
         "c58f30108f718f92721af3b95e74349a",
         "cifar-10-batches-py",
@@ -59,7 +62,7 @@ CIFAR10 = (
         "batches.meta",
         binary=False,
     ),
-    Layout(
+    CifarLayout(
         "cifar-10-binary.tar.gz",
         "c32a1d4ab5d03f1284b67883e8d87530",
         "cifar-10-batches-bin",
@@ -70,7 +73,7 @@ CIFAR10 = (
     ),
 )
 CIFAR100 = (
-    Layout(
+    CifarLayout(
         "cifar-100-python.tar.gz",
         "eb9058c3a382ffc7106e4002c42a8d85",
         "cifar-100-python",
@@ -82,7 +85,7 @@ CIFAR100 = (
         names_key=b"fine_label_names",
         images_per_file=50_000,
     ),
-    Layout(
+    CifarLayout(
         "cifar-100-binary.tar.gz",
         "03b5dce01913d631647c71ecec9e9cb8",
         "cifar-100-binary",
@@ -96,7 +99,7 @@ CIFAR100 = (
 )
 
 
-def find(root: Path, layouts: tuple[Layout, ...]) -> tuple[Path, Layout] | None:
+def find_cifar(root: Path, layouts: tuple[CifarLayout, ...]) -> tuple[Path, CifarLayout] | None:
     """(archive or folder, its layout) at `root` or directly in it, or None."""
     for layout in layouts:
         if root.is_file():
@@ -111,28 +114,21 @@ def find(root: Path, layouts: tuple[Layout, ...]) -> tuple[Path, Layout] | None:
     return None
 
 
-def read(name: str, at: Path, layout: Layout) -> Source:
-    """A source over what `find` found. Raises InputError for anything that is not as published."""
+def read_cifar(name: str, at: Path, layout: CifarLayout) -> Source:
+    """A source over what `find_cifar` returned. Raises InputError for anything that is not as published."""
     contents = _from_archive(at, layout) if at.is_file() else _from_folder(at, layout)
     parts = []
     for members, count in ((layout.train, layout.images_per_file), (layout.test, layout.test_images)):
         blocks = [_block(f"{at.name}/{member}", contents[member], layout, count) for member in members]
         images = np.concatenate([pixels for pixels, _ in blocks]).reshape(-1, *_SHAPE)
         labels = np.concatenate([labels for _, labels in blocks])
-        parts.append(_part(at.name, images, labels))
+        parts.append(Part.of_arrays(at.name, images, labels))
     class_names = _class_names(contents[layout.names], layout)
     identity = identity_of(at, [at] if at.is_file() else [at / m for m in contents])
     return Source(name, parts[0], parts[1], class_names, identity)
 
 
-def _part(where: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Part:
-    def pictures() -> Iterator[tuple[str, Any]]:
-        return ((f"{where} row {row}", image) for row, image in enumerate(images))
-
-    return Part(labels, pictures)
-
-
-def _from_archive(path: Path, layout: Layout) -> dict[str, bytes]:
+def _from_archive(path: Path, layout: CifarLayout) -> dict[str, bytes]:
     whole = path.read_bytes()
     if _md5(whole) != layout.archive_md5:
         raise InputError(
@@ -153,7 +149,7 @@ def _from_archive(path: Path, layout: Layout) -> dict[str, bytes]:
     return contents
 
 
-def _from_folder(folder: Path, layout: Layout) -> dict[str, bytes]:
+def _from_folder(folder: Path, layout: CifarLayout) -> dict[str, bytes]:
     contents = {}
     for name in (*layout.train, *layout.test, layout.names):
         path = folder / name
@@ -166,7 +162,7 @@ def _from_folder(folder: Path, layout: Layout) -> dict[str, bytes]:
     return contents
 
 
-def _block(where: str, content: bytes, layout: Layout, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _block(where: str, content: bytes, layout: CifarLayout, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """(pixels (count, 3072), labels (count,)) of one batch file."""
     if layout.binary:
         record = layout.label_bytes + _PIXELS
@@ -181,7 +177,7 @@ def _block(where: str, content: bytes, layout: Layout, count: int) -> tuple[NDAr
     return pixels, labels
 
 
-def _class_names(content: bytes, layout: Layout) -> tuple[str, ...]:
+def _class_names(content: bytes, layout: CifarLayout) -> tuple[str, ...]:
     if layout.binary:
         return tuple(content.decode("ascii").split())
     return tuple(name.decode("ascii") for name in _unpickle(layout.names, content)[layout.names_key])
@@ -215,3 +211,54 @@ def _unpickle(where: str, content: bytes) -> dict[bytes, Any]:
 
 def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+# -- SVHN -------------------------------------------------------------------------------------------------------------
+
+SVHN = {"train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373", "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3"}
+
+
+def read_svhn(name: str, root: Path) -> Source | None:
+    """A source over the two files in `root`, or None where they are not. The digit 0 is published as label 10."""
+    paths = [root / file for file in SVHN]
+    if not all(path.is_file() for path in paths):
+        return None
+    train, test = (_svhn_part(path) for path in paths)
+    return Source(name, train, test, tuple("0123456789"), identity_of(root, paths))
+
+
+def _svhn_part(path: Path) -> Part:
+    from scipy.io import loadmat
+
+    content = path.read_bytes()
+    if (digest := _md5(content)) != SVHN[path.name]:
+        raise InputError(f"{str(path)!r} is corrupt: its MD5 is {digest}, the published one {SVHN[path.name]}")
+    table = loadmat(path)
+    images = np.ascontiguousarray(table["X"].transpose(3, 2, 0, 1))
+    return Part.of_arrays(path.name, images, table["y"].reshape(-1).astype(np.int64) % 10)
+
+
+# -- Tiny-ImageNet ----------------------------------------------------------------------------------------------------
+
+
+def read_tiny_imagenet(name: str, root: Path) -> Source | None:
+    """A source over the official folder; its labelled validation images are the test split. None for other layouts."""
+    home = next((p for p in (root, root / "tiny-imagenet-200") if (p / "val" / "val_annotations.txt").is_file()), None)
+    if home is None:
+        return None
+    classes = sorted(p.name for p in (home / "train").iterdir() if p.is_dir())
+    index = {wnid: label for label, wnid in enumerate(classes)}
+    train = [(p, index[w]) for w in classes for p in sorted((home / "train" / w / "images").glob("*.JPEG"))]
+    test = []
+    for number, line in enumerate((home / "val" / "val_annotations.txt").read_text("utf-8").splitlines(), 1):
+        file, wnid, *_ = [*line.split("\t"), "", ""]
+        if wnid not in index:
+            raise InputError(f"val_annotations.txt line {number}: class {wnid!r} has no folder in train/")
+        test.append((home / "val" / "images" / file, index[wnid]))
+    parts = (_files(home, train), _files(home, test))
+    return Source(name, *parts, tuple(classes), identity_of(home, [path for path, _ in [*train, *test]]))
+
+
+def _files(home: Path, labelled: list[tuple[Path, int]]) -> Part:
+    paths, labels = zip(*labelled, strict=True) if labelled else ((), ())
+    return Part.of_files(home, list(paths), np.asarray(labels, dtype=np.int64))
