@@ -1,4 +1,4 @@
-"""Everything the laws can say of one table, in one call: what `robudget fit` prints and the report shows."""
+"""Everything that laws and predictors say of one table, in one call; `robudget fit` and the report show it."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ class Analysis:
                 f"{weight:.2f}; the headline's {self.law.name}: {self.average.weight(self.law):.2f})."
             )
         for hidden in self.holdouts:
-            mine = hidden.miss(self.law.name)
-            own = f" The headline's {mine.name} form missed by {mine.rmse:.2f}." if mine else ""
+            miss = hidden.miss(self.law.name)
+            own = f" The headline's {miss.name} form missed by {miss.rmse:.2f}." if miss else ""
             out.append(f"Hiding the top {hidden.hidden}, {hidden.decades:.1f} decades: {hidden.sentence()}{own}")
         span = self.envelope
         tested = max((h.decades for h in self.holdouts), default=0.0)
@@ -142,24 +142,24 @@ def analyse(
     form_named(form)
     table = as_table(source)
     frame = select_rows(table, choose)
-    chosen = points(frame, x, y)
+    runs = points(frame, x, y)
     kind: How = how or ("log" if is_percent(y) else "all")
-    env = envelope_of(chosen, auto_bins(chosen.counts.used) if bins == "auto" else bins, kind)
-    others = fit_forms(env, resamples=resamples, level=level, seed=seed) if is_percent(y) else ()
-    law = next((other for other in others if other.name == form), None)
-    law = law or fit_envelope(env, form, resamples=resamples, level=level, seed=seed)
-    fitted = (law, *(other for other in others if other is not law))
-    warnings = [*table.attrs.get("notes", ()), *(w for one in fitted for w in one.warnings)]
-    mixed = average(others) if others else None
+    env = envelope_of(runs, auto_bins(runs.counts.used) if bins == "auto" else bins, kind)
+    laws = fit_forms(env, resamples=resamples, level=level, seed=seed) if is_percent(y) else ()
+    headline = next((law for law in laws if law.name == form), None)
+    headline = headline or fit_envelope(env, form, resamples=resamples, level=level, seed=seed)
+    forms = (headline, *(law for law in laws if law is not headline))
+    warnings = [*table.attrs.get("notes", ()), *(w for law in forms for w in law.warnings)]
+    mixture = average(laws) if laws else None
     holdouts = tuple(h for h in (_holdout(env, hidden, warnings) for hidden in ("decade", "bin")) if h is not None)
     warnings += [w for h in holdouts[:1] for w in h.warnings()]
-    extra = _explain(frame, seed, warnings) if predict else (None, None, None)
+    gains, gbr, predictor = _predictors(frame, seed, warnings) if predict else (None, None, None)
     return Analysis(
-        x=x, y=y, counts=chosen.counts, envelope=env, law=law, forms=fitted, average=mixed,
-        reaches=tuple(mixed.cost_at(t) for t in targets(env)) if mixed else (), holdouts=holdouts,
+        x=x, y=y, counts=runs.counts, envelope=env, law=headline, forms=forms, average=mixture,
+        reaches=tuple(mixture.cost_at(t) for t in targets(env)) if mixture else (), holdouts=holdouts,
         sensitivity=_sensitivity(env) if kind != "all" else (),
         costs=_costs(frame, x, y, resamples, level, seed), published=_published(frame, resamples, level, seed),
-        splits=tuple(_splits(frame, x, y, level, seed)), effects=extra[0], gbr=extra[1], predictor=extra[2],
+        splits=tuple(_splits(frame, x, y, level, seed)), effects=gains, gbr=gbr, predictor=predictor,
         warnings=tuple(dict.fromkeys(warnings)), table=frame,
     )  # fmt: skip
 
@@ -224,17 +224,17 @@ def _splits(frame: pd.DataFrame, x: str, y: str, level: float, seed: int) -> lis
             continue
         for value in levels:
             part = frame[(frame[name] == value).to_numpy(dtype=bool)]
-            plain_value = value.item() if isinstance(value, np.generic) else value
+            plain_level = value.item() if isinstance(value, np.generic) else value
             try:
                 law = fit_power_law(part, x, y, resamples=SPLIT_RESAMPLES, level=level, seed=seed)
             except InputError as error:
-                out.append(Split(name, plain_value, len(part), None, str(error)))
+                out.append(Split(name, plain_level, len(part), None, str(error)))
                 continue
-            out.append(Split(name, plain_value, law.n_runs, law))
+            out.append(Split(name, plain_level, law.n_runs, law))
     return out
 
 
-def _explain(
+def _predictors(
     frame: pd.DataFrame, seed: int, warnings: list[str]
 ) -> tuple[Effects | None, PaperGBR | None, Predictor | None]:
     try:

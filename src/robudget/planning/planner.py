@@ -154,8 +154,8 @@ def plan(
         if not len(order):
             warnings.append(_nothing_fits(spend, price, counted))
     else:
-        able = np.flatnonzero((accuracy >= (target or 0)) & ~np.isnan(price))
-        order = able[np.argsort(price[able], kind="stable")]
+        reaching = np.flatnonzero((accuracy >= (target or 0)) & ~np.isnan(price))
+        order = reaching[np.argsort(price[reaching], kind="stable")]
         if not len(order):
             warnings.append(
                 f"no recipe made of the table's choices is predicted to reach {target:g}%: the best reaches "
@@ -199,9 +199,9 @@ def _options(
     rows: pd.DataFrame, model: Predictor, costs: Mapping[str, CostModel], target: float | None
 ) -> list[Option]:
     predictions = model.predict(rows)
-    reached = model.p_above(rows, target) if target is not None else np.full(len(rows), np.nan)
+    p_reach = model.p_above(rows, target) if target is not None else np.full(len(rows), np.nan)
     prices = {name: cost.predict(rows) for name, cost in costs.items()}
-    spread = {name: float(np.exp(COST_SDS * cost.scatter)) for name, cost in costs.items()}
+    factors = {name: float(np.exp(COST_SDS * cost.scatter)) for name, cost in costs.items()}
     # A model's name says more than its number of parameters, where the one stands for the other.
     names = [
         "model" if c.name == "parameters" and "model" in c.aliases and "model" in rows else c.name
@@ -212,15 +212,15 @@ def _options(
         run_id, _, distance = prediction.nearest[0]
         price = {name: float(values[i]) for name, values in prices.items()}
         out.append(Option(
-            {str(k): _known(v) for k, v in choices.items()}, prediction.aa_acc, prediction.low, prediction.high,
-            prediction.p_collapse, float(reached[i]), price,
-            {name: (value / spread[name], value * spread[name]) for name, value in price.items()},
+            {str(k): _level_or_none(v) for k, v in choices.items()}, prediction.aa_acc, prediction.low, prediction.high,
+            prediction.p_collapse, float(p_reach[i]), price,
+            {name: (value / factors[name], value * factors[name]) for name, value in price.items()},
             run_id if distance == 0 else None, prediction.nearest, prediction.outside,
         ))  # fmt: skip
     return out
 
 
-def _known(value: Any) -> Any:
+def _level_or_none(value: Any) -> Any:
     return None if pd.isna(value) else level_of(value)
 
 
@@ -238,8 +238,8 @@ def _levers(options: list[Option], best: Option | None, counted: str) -> tuple[L
     for option in options:
         changed = [k for k, v in option.choices.items() if v != best.choices[k]]
         # β comes and goes with the loss: one change, not two.
-        gone = {k for k in changed if None in (option.choices[k], best.choices[k])}
-        changed = [k for k in changed if k not in gone] or changed
+        absent = {k for k in changed if None in (option.choices[k], best.choices[k])}
+        changed = [k for k in changed if k not in absent] or changed
         if len(changed) == 1:
             out.append(Lever(
                 changed[0], option.choices[changed[0]], option.aa_acc - best.aa_acc,

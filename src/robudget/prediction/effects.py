@@ -152,7 +152,7 @@ def _bootstrap(
 
     n = max(map(len, samples))
     resamples = min(resamples, max(FEWEST_RESAMPLES, MOST_NUMBERS // n))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)  # some resample has no statistic; its NaN says so
         return bootstrap(
             samples, statistic, n_resamples=resamples, batch=max(1, min(resamples, NUMBERS_AT_ONCE // n)),
@@ -194,8 +194,7 @@ def _spread(
     first, second = (recipes.loc[recipes[name] == v, "y"].to_numpy(dtype=np.float64) for v in (before, after))
 
     def ratio(one: Floats, two: Floats, axis: int) -> Any:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return two.std(axis=axis, ddof=1) / one.std(axis=axis, ddof=1)
+        return two.std(axis=axis, ddof=1) / one.std(axis=axis, ddof=1)
 
     ratios = _bootstrap((first, second), ratio, level, resamples, rng).bootstrap_distribution
     low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
