@@ -98,7 +98,7 @@ def demo(
 def _conclude(table: pd.DataFrame, study: Study, out: Path) -> DemoResult:
     from robudget.analysis import analyse
     from robudget.report import write
-    from robudget.report.sections import laws as said
+    from robudget.report.sections.answer import sentence
 
     analysis = analyse(table)
     report = write(table, analysis, out, title="What does robustness cost on digits?", subtitle=study.question)
@@ -108,7 +108,7 @@ def _conclude(table: pd.DataFrame, study: Study, out: Path) -> DemoResult:
     hows = set(table.train_energy_how) | set(table.eval_energy_how)
     return DemoResult(
         report=str(report),
-        law=said.sentence(analysis.law),
+        law=sentence(analysis.law),
         formula=analysis.law.sentence(),
         trust=analysis.trust[0],
         best=(

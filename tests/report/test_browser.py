@@ -229,13 +229,13 @@ def test_the_planner(page: Browser) -> None:
 
 
 def test_the_pages_numbers_are_written_as_the_reports(page: Browser) -> None:
-    from robudget.report import labels
+    from robudget.columns import column as column_named
 
     columns = ("train_flops_exact", "train_energy_kwh", "cost_usd", "co2_kg", "train_seconds", "parameters", "aa_acc")
     for column_name in columns:
         for value in (None, 0.0, 3.7e-7, 0.0123, 0.9951, 1.0, 59.94, 61.0, 1234.6, 4.2e7, 9.9999e17):
             there = page.js("return write(arguments[0], arguments[1])", column_name, value)
-            assert there == labels.write(column_name, value), (column_name, value)
+            assert there == column_named(column_name).write(value), (column_name, value)
 
 
 def test_dark_and_light(page: Browser) -> None:

@@ -14,12 +14,9 @@ import pytest
 from matplotlib.collections import PathCollection
 
 from robudget.analysis import Analysis
-from robudget.report import draw_all
-from robudget.report.figures import laws as figures_laws
-from robudget.report.figures import predictor as figures_predictor
-from robudget.report.figures import runs as figures_runs
-from robudget.report.figures import style
-from robudget.report.figures.drawn import FigureFile
+from robudget.report import draw_all, style
+from robudget.report.figure_files import FigureFile
+from robudget.report.sections import collapse, drivers, extrapolation, laws
 from robudget.report.table import fill
 
 ALL = {"1a", "1b", "1c", "2", "3a", "3b", "3c", "collapse", "fan", "holdout", "forms", "price", "partial", "risk"}
@@ -101,7 +98,7 @@ def test_the_callers_matplotlib_is_left_alone(demo_table: pd.DataFrame, tmp_path
 
 def test_all_runs_shows_each_run_with_its_wilson_interval(demo_table: pd.DataFrame) -> None:
     rows = fill(demo_table)
-    figure, _ = figures_runs.all_runs(rows, "train_flops_exact")
+    figure, _ = collapse.all_runs_figure(rows, "train_flops_exact")
     (ax,) = figure.axes
     assert ax.get_xlabel() == "Training compute (FLOP)"
     assert ax.get_ylabel() == "AutoAttack accuracy (%)"
@@ -119,12 +116,12 @@ def test_all_runs_shows_each_run_with_its_wilson_interval(demo_table: pd.DataFra
 
 def test_an_unknown_interval_draws_no_bar(demo_table: pd.DataFrame) -> None:
     rows = fill(demo_table.drop(columns=["aa_acc_low", "aa_acc_high"]))
-    assert (figures_runs.wilson_bars(rows) == 0).all()
+    assert (style.wilson_bars(rows) == 0).all()
 
 
 def test_the_law_and_its_best_runs(demo_analysis: Analysis) -> None:
     law = demo_analysis.law
-    figure, _ = figures_laws.best_runs(law, fill(demo_analysis.table))
+    figure, _ = laws.best_runs_figure(law, fill(demo_analysis.table))
     (ax,) = figure.axes
     (best,) = ax.containers
     assert best[0].get_xdata() == pytest.approx(law.envelope.xs)
@@ -135,7 +132,7 @@ def test_the_law_and_its_best_runs(demo_analysis: Analysis) -> None:
 
 
 def test_the_collapse_map_counts(demo_table: pd.DataFrame) -> None:
-    drawn = figures_runs.collapse_map(fill(demo_table))
+    drawn = collapse.collapse_figure(fill(demo_table))
     assert drawn is not None
     figure, caption = drawn
     texts = [t.get_text() for t in figure.axes[0].texts]
@@ -147,9 +144,9 @@ def test_the_collapse_map_counts(demo_table: pd.DataFrame) -> None:
 def test_partial_dependence_is_the_predictors_own(demo_analysis: Analysis) -> None:
     predictor = demo_analysis.predictor
     assert predictor is not None
-    figure, caption = figures_predictor.partials(predictor)
+    figure, caption = drivers.partial_figure(predictor)
     assert f"{predictor.n_runs} runs" in caption
-    shown = [i.feature for i in predictor.importances[: figures_predictor.MOST_PANELS]]
+    shown = [i.feature for i in predictor.importances[: drivers.MOST_PANELS]]
     for ax, name in zip(figure.axes, shown, strict=True):
         found = predictor.partial(name)
         assert ax.lines[0].get_ydata() == pytest.approx(found.aa_acc)
@@ -159,7 +156,7 @@ def test_partial_dependence_is_the_predictors_own(demo_analysis: Analysis) -> No
 def test_the_risk_map_stands_beside_real_runs(demo_analysis: Analysis) -> None:
     predictor = demo_analysis.predictor
     assert predictor is not None
-    drawn = figures_predictor.risk(predictor)
+    drawn = collapse.risk_figure(predictor)
     assert drawn is not None
     texts = [t.get_text() for t in drawn[0].axes[0].texts]
     real = [re.fullmatch(r"\((\d+)/(\d+)\)", t) for t in texts]
@@ -169,7 +166,7 @@ def test_the_risk_map_stands_beside_real_runs(demo_analysis: Analysis) -> None:
 
 def test_the_hold_out_shows_what_was_fitted_on(demo_analysis: Analysis) -> None:
     hidden = demo_analysis.holdouts[0]
-    figure, caption = figures_laws.holdout(hidden, demo_analysis.envelope, fill(demo_analysis.table))
+    figure, caption = extrapolation.holdout_figure(hidden, demo_analysis.envelope, fill(demo_analysis.table))
     rings = [
         line
         for line in figure.axes[0].lines
@@ -183,7 +180,7 @@ def test_hold_out_words(demo_analysis: Analysis) -> None:
     for hidden in demo_analysis.holdouts:
         baseline = hidden.miss("last value")
         assert baseline is not None
-        _, caption = figures_laws.holdout(hidden, demo_analysis.envelope, fill(demo_analysis.table))
+        _, caption = extrapolation.holdout_figure(hidden, demo_analysis.envelope, fill(demo_analysis.table))
         assert hidden.sentence() in caption
         assert f"{baseline.rmse:.2f}" in caption
 

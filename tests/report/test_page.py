@@ -18,8 +18,8 @@ from robudget import report
 from robudget.analysis import Analysis, analyse
 from robudget.errors import InputError
 from robudget.report import page
-from robudget.report.sections.laws import sentence
-from robudget.report.table import COLUMNS, ranked
+from robudget.report.sections.answer import sentence
+from robudget.report.table import SHOWN, ranked
 
 LOADS = {"src", "srcset", "data", "poster", "action", "formaction", "background", "manifest", "xlink:href"}
 PAPER = Path(__file__).resolve().parents[2] / "../shared/data/paper_runs.csv"
@@ -157,8 +157,8 @@ def same(a: object, b: object) -> bool:
 def test_the_data_are_the_tables(data: dict[str, Any], demo_table: pd.DataFrame) -> None:
     rows = ranked(demo_table)
     assert data["n"] == len(demo_table)
-    assert set(data["runs"]) == set(COLUMNS)
-    for column in COLUMNS:
+    assert set(data["runs"]) == set(SHOWN)
+    for column in SHOWN:
         for found, true in zip(data["runs"][column], rows[column], strict=True):
             assert same(found, true), (column, found, true)
 
@@ -189,7 +189,7 @@ def test_the_laws_numbers_are_the_analysiss(data: dict[str, Any], demo_analysis:
     said = data["law"]
     assert (said["x"], said["y"]) == (demo_analysis.x, demo_analysis.y)
     assert said["lines"][0]["name"] == "power law"
-    assert said["lines"][-1]["name"] == "all forms, weighed together"
+    assert said["lines"][-1]["name"] == "weighted average of all forms"
     xs = np.array(said["grids"][demo_analysis.x])
     assert said["lines"][0]["y"] == pytest.approx(demo_analysis.law.predict(xs), rel=1e-5)
     low, high = demo_analysis.law.band(xs)
@@ -311,7 +311,7 @@ def test_names_that_look_like_html_or_script(demo_table: pd.DataFrame, tmp_path:
 def test_very_many_runs_are_cut_and_said(demo_table: pd.DataFrame, tmp_path: Path) -> None:
     many = pd.concat([demo_table] * 3, ignore_index=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "MOST", 50)
+        patch.setattr(page, "MOST_RUNS", 50)
         out = report.write(many, None, tmp_path, title="Many")
     assert payload(out)["n"] == 50
     assert "40 more with lower accuracy" in out.read_text("utf-8")

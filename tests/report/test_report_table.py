@@ -16,7 +16,7 @@ def test_missing_columns_are_unknown_and_extra_ones_are_kept() -> None:
     few = pd.DataFrame({"aa_acc": [10.0, 50.0], "path": ["a", "b"]}, index=[7, 9])
     rows = table.fill(few)
     assert list(rows.index) == [7, 9]
-    assert set(table.COLUMNS) <= set(rows.columns)
+    assert set(table.SHOWN) <= set(rows.columns)
     assert rows["cost_usd"].isna().all()
     assert list(rows["model"]) == [None, None]
     assert list(rows["path"]) == ["a", "b"]
@@ -57,13 +57,14 @@ def test_a_table_that_cannot_be_reported(frame: pd.DataFrame, message: str) -> N
 
 def test_a_recipe_in_words(demo_table: pd.DataFrame) -> None:
     rows = table.fill(demo_table)
-    assert table.choices(rows.iloc[9]) == [
+    assert list(table.choices(rows.iloc[9]).values()) == [
         "wrn-10-1", "SiLU", "TRADES, 5 steps, β 6", "synthetic data 70%", "EMA", "40 epochs", "seed 0",
     ]  # fmt: skip
-    assert table.choices(rows.iloc[2])[2] == "AT, 1 step"
-    assert table.choices(rows.iloc[0])[2] == "standard training"
-    assert table.choices(rows.iloc[9], {"loss"}) == ["TRADES, 5 steps, β 6"]
-    assert table.varying(rows) == {"model", "activation", "loss", "synthetic", "ema"}
+    assert table.choices(rows.iloc[2])["loss"] == "AT, 1 step"
+    assert table.choices(rows.iloc[0])["loss"] == "standard training"
+    assert table.choices(rows.iloc[9])["loss"] == "TRADES, 5 steps, β 6"
+    phrases = [table.choices(row) for _, row in rows.iterrows()]
+    assert table.varying(rows, phrases) == {"model", "activation", "loss", "synthetic", "ema"}
 
 
 def test_totals_count_what_is_known(demo_table: pd.DataFrame) -> None:

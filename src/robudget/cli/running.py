@@ -23,6 +23,7 @@ def run(
     from robudget.cli.view import terminal
     from robudget.config import parse_overrides
     from robudget.execution import Site, first_process
+    from robudget.files import to_plain
     from robudget.recipe import Recipe
     from robudget.runner import run as run_recipe
     from robudget.store import load_runs
@@ -35,7 +36,7 @@ def run(
         return
     table = load_runs(result.folder.path)
     if json:
-        terminal.print_json(table[0])
+        terminal.print_json(to_plain(table)[0])
     else:
         terminal.out.print(terminal.leaderboard(table))
         terminal.out.print(f"\n{result.summary}\n{result.folder.path}")

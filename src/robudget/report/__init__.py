@@ -1,26 +1,18 @@
-"""Tables and laws in; figures and one offline page out. Imports no torch.
-
-`write` and `draw_all` bring in matplotlib when they are first asked for: whoever wants only `labels` starts light.
-"""
+"""Tables and laws in; figures and one offline page out. Imports no torch, and matplotlib only when it draws."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robudget.report.figures.draw import draw_all
-    from robudget.report.page import write
+    from robudget.report.page import draw_all, write
 
 __all__ = ["draw_all", "write"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "write":
-        from robudget.report.page import write
+    if name in __all__:
+        from robudget.report import page
 
-        return write
-    if name == "draw_all":
-        from robudget.report.figures.draw import draw_all
-
-        return draw_all
+        return getattr(page, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

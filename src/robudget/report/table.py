@@ -1,4 +1,4 @@
-"""The table as the report reads it: every column there (unknown where it was not), best run first, runs in words."""
+"""The table as the report reads it: every column present (unknown where it was not), best run first, runs in words."""
 
 from __future__ import annotations
 
@@ -8,28 +8,24 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from robudget import columns
+from robudget.columns import COLUMNS, column, stored
 from robudget.errors import InputError
-from robudget.report.labels import UNKNOWN, choice, known, quantity, word
+from robudget.formats import UNKNOWN, known, word
 from robudget.tables.usable import collapsed_rows, numbers_of
 
-# `path` and whatever else a table holds stays out of the page.
-COLUMNS = tuple(name for name in columns.stored() if name != "path")
-NUMBERS = tuple(name for name in COLUMNS if columns.COLUMNS[name].scale in ("log", "number"))
-WORDS = tuple(name for name in COLUMNS if name not in NUMBERS and name != "collapsed")
-
-
-RECIPE = ("model", "activation", "loss", "synthetic", "ema", "cutmix", "epochs", "seed")
+SHOWN = tuple(name for name in stored() if name != "path")  # on the page; `path` tells about this machine
+NUMBERS = tuple(name for name in SHOWN if COLUMNS[name].scale in ("log", "number"))
+WORDS = tuple(name for name in SHOWN if name not in NUMBERS and name != "collapsed")
 
 
 def fill(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` in its order and index, with every column of COLUMNS: numbers as float64 with NaN for unknown, words as
+    """`table` in its order and index, with every column of SHOWN: numbers as float64 with NaN for unknown, words as
     objects with None. `collapsed` is worked out where it is missing. Raises InputError for a table without a run or
     without `aa_acc`, and for a number column that holds something else."""
     if len(table) == 0:
         raise InputError("the table holds no run: there is nothing to report")
     numbers_of(table, "aa_acc", "the report")
-    rows = table.reindex(columns=[*COLUMNS, *(c for c in table.columns if c not in COLUMNS)])
+    rows = table.reindex(columns=[*SHOWN, *(c for c in table.columns if c not in SHOWN)])
     for name in NUMBERS:
         if name in table.columns:
             rows[name] = numbers_of(table, name)
@@ -50,56 +46,64 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("aa_acc", ascending=False, kind="stable", na_position="last")
 
 
-def name(row: pd.Series) -> str:
-    for column in ("slug", "model", "run_id"):
-        if known(row[column]):
-            return str(row[column])
+def run_name(row: pd.Series) -> str:
+    for name in ("slug", "model", "run_id"):
+        if known(row[name]):
+            return str(row[name])
     return f"run {row.name}"
 
 
-def varying(rows: pd.DataFrame) -> set[str]:
-    """The columns of a recipe in which the runs differ."""
-    return {c for c in RECIPE if rows[c].map(word).nunique() > 1}
-
-
-def choices(row: pd.Series, among: Collection[str] = ()) -> list[str]:
-    """A run's recipe as short phrases, those that `among` decides (default: all); what is unknown is left out."""
-    steps, loss = row["steps"], row["loss"]
-    said: list[tuple[str, str]] = []
+def choices(row: pd.Series) -> dict[str, str]:
+    """A run's recipe as short phrases, by the column that each is about; what is unknown is left out."""
+    phrases: dict[str, str] = {}
     if known(row["model"]):
         base = row["base"]
-        said.append(("model", word(row["model"]) + (f" (base {word(base)})" if known(base) and base != 16 else "")))
+        phrases["model"] = word(row["model"]) + (f" (base {word(base)})" if known(base) and base != 16 else "")
     if known(row["activation"]):
-        said.append(("activation", choice("activation", word(row["activation"]))))
+        phrases["activation"] = column("activation").level(row["activation"])
+    loss, steps = row["loss"], row["steps"]
     if known(loss):
-        shown = "standard training" if loss == "standard" else choice("loss", word(loss))
-        plural = "" if steps == 1 else "s"
-        steps_shown = f", {word(steps)} step{plural}" if loss != "standard" and known(steps) else ""
-        beta_shown = f", β {word(row['beta'])}" if loss in ("trades", "mart") and known(row["beta"]) else ""
-        said.append(("loss", shown + steps_shown + beta_shown))
+        adversarial = loss != "standard"
+        text = column("loss").level(loss) if adversarial else "standard training"
+        if adversarial and known(steps):
+            text += f", {word(steps)} step{'' if steps == 1 else 's'}"
+        if loss in ("trades", "mart") and known(row["beta"]):
+            text += f", β {word(row['beta'])}"
+        phrases["loss"] = text
     if known(row["synthetic"]):
-        share = row["synthetic_fraction"]
-        amount = f" {100 * share:.0f}%" if known(share) else ""
-        said.append(("synthetic", f"synthetic data{amount}" if row["synthetic"] else "real data only"))
-    said += [(column, label) for column, label in (("ema", "EMA"), ("cutmix", "CutMix")) if row[column]]
+        share = f" {100 * row['synthetic_fraction']:.0f}%" if known(row["synthetic_fraction"]) else ""
+        phrases["synthetic"] = f"synthetic data{share}" if row["synthetic"] else "real data only"
+    phrases |= {name: column(name).phrase for name in ("ema", "cutmix") if row[name]}
     if known(row["epochs"]):
-        said.append(("epochs", f"{word(row['epochs'])} epochs"))
+        phrases["epochs"] = f"{word(row['epochs'])} epochs"
     if known(row["seed"]):
-        said.append(("seed", f"seed {word(row['seed'])}"))
-    return [text for column, text in said if not among or column in among]
+        phrases["seed"] = f"seed {word(row['seed'])}"
+    return phrases
 
 
-def how(rows: pd.DataFrame, column: str) -> str:
+def varying(rows: pd.DataFrame, phrases: Collection[dict[str, str]]) -> set[str]:
+    """The columns of `phrases` (the `choices` of `rows`) in which the runs differ."""
+    names = {name for run in phrases for name in run}
+    return {name for name in names if rows[name].map(word).nunique() > 1}
+
+
+def source(row: pd.Series, name: str) -> str | None:
+    """How this run's value of a column was obtained, where the table says."""
+    how_column = column(name).how
+    return str(row[how_column]) if how_column and known(row[how_column]) else None
+
+
+def how(rows: pd.DataFrame, name: str) -> str:
     """How a column's values were obtained, over the runs where they are known: `measured`, `estimated, measured`."""
-    source = quantity(column).how
-    if source is None or source not in rows.columns:
+    how_column = column(name).how
+    if how_column is None or how_column not in rows.columns:
         return UNKNOWN
-    found = sorted({str(v) for v in rows.loc[rows[column].notna(), source] if known(v)})
-    return ", ".join(found) or UNKNOWN
+    values = {str(v) for v in rows.loc[rows[name].notna(), how_column] if known(v)}
+    return ", ".join(sorted(values)) or UNKNOWN
 
 
-def total(rows: pd.DataFrame, *columns: str) -> tuple[float, int]:
+def total(rows: pd.DataFrame, *names: str) -> tuple[float, int]:
     """Sum over the runs and columns where known, and the number of runs that know the first; NaN where none does."""
-    values = rows[list(columns)]
+    values = rows[list(names)]
     n = int(values.iloc[:, 0].notna().sum())
     return (float(np.nansum(values.to_numpy(dtype=np.float64))) if n else math.nan), n

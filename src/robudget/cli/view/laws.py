@@ -10,12 +10,12 @@ from rich.text import Text
 
 from robudget.analysis import Analysis
 from robudget.cli.view.terminal import TextTable
+from robudget.columns import column
+from robudget.formats import fixed, number
 from robudget.laws import Law, Reach
 from robudget.prediction import Prediction
 from robudget.prediction.predictor import Predictor
-from robudget.report import labels
-from robudget.report.labels import fixed, number, write
-from robudget.report.sections.evidence import change
+from robudget.report.words import change
 
 
 def titled(title: str, rows: Sequence[Mapping[str, str]], left: Sequence[str]) -> list[RenderableType]:
@@ -69,7 +69,7 @@ def analysis(found: Analysis) -> Group:
         parts += titled("What each choice buys (matched pairs)", rows, ("choice",))
     if found.gbr:
         shares = sorted(found.gbr.importances.items(), key=lambda item: -item[1])
-        leads = ", ".join(f"{labels.feature(name)} {share:.0%}" for name, share in shares)
+        leads = ", ".join(f"{column(name).phrase} {share:.0%}" for name, share in shares)
         parts += [
             Text(""),
             Text(
@@ -87,7 +87,7 @@ def _quality(predictor: Predictor) -> list[str]:
     said = []
     for score in predictor.scores:
         if score.model == predictor.model:
-            what = "at random" if score.design == "random" else "each " + labels.feature(score.design[3:])
+            what = "at random" if score.design == "random" else "each " + column(score.design[3:]).phrase
             said.append(f"{what} R² {score.r2:.2f}, MAE {score.mae:.1f}")
     return [f"Default predictor ({predictor.model}), left out {'; '.join(said)}"]
 
@@ -119,11 +119,12 @@ def _alpha(law: Law) -> str:
 
 def reach_line(reach: Reach) -> str:
     """`65.0% needs 8.65×10²² FLOP (95%: 7.10×10²⁰ FLOP to unreachable), 3.3 decades beyond the runs`."""
-    goal = write(reach.y, reach.target)
+    goal = column(reach.y).write(reach.target)
     if not reach.reachable:
         return f"{goal}: unreachable ({reach.p_unreachable:.0%} of the resampled laws)"
-    high = write(reach.x, reach.high) if math.isfinite(reach.high) else "unreachable"
-    text = f"{goal} needs {write(reach.x, reach.value)} ({reach.level:.0%}: {write(reach.x, reach.low)} to {high})"
+    cost = column(reach.x)
+    high = cost.write(reach.high) if math.isfinite(reach.high) else "unreachable"
+    text = f"{goal} needs {cost.write(reach.value)} ({reach.level:.0%}: {cost.write(reach.low)} to {high})"
     return text + (f", {reach.decades:.1f} decades beyond the runs" if reach.decades >= 0.1 else "")
 
 

@@ -9,11 +9,10 @@ from rich.text import Text
 
 from robudget.cli.view.laws import notes, reach_line, titled
 from robudget.cli.view.terminal import duration
+from robudget.columns import column
+from robudget.formats import fixed, number
 from robudget.planning import Option, Plan
 from robudget.planning.cost_model import Span
-from robudget.report import labels
-from robudget.report.labels import fixed, number, write
-from robudget.report.sections.evidence import level
 
 
 def plan(made: Plan) -> Group:
@@ -29,7 +28,7 @@ def plan(made: Plan) -> Group:
     parts += _by_compute_alone(made)
     rows = [
         {
-            "change": f"{labels.feature(lever.feature)} → {level(lever.feature, lever.value)}",
+            "change": f"{column(lever.feature).phrase} → {column(lever.feature).level(lever.value)}",
             "points": fixed(lever.gain, 1, signed=True),
             "× cost": number(lever.cost_ratio),
             "P(collapse)": f"{lever.p_collapse:.0%}",
@@ -46,11 +45,11 @@ def plan(made: Plan) -> Group:
 def _prices(made: Plan, best: Option) -> list[RenderableType]:
     """What the best option costs, and what a point more costs beyond it, in every unit the table knows."""
     rows = []
-    for column, value in best.costs.items():
-        low, high = best.cost_intervals[column]
-        row = {"cost": labels.quantity(column).label, "this recipe": _span(column, (value, low, high))}
+    for name, value in best.costs.items():
+        low, high = best.cost_intervals[name]
+        row = {"cost": column(name).label, "this recipe": _span(name, (value, low, high))}
         if made.next_point is not None:
-            row["the next point, more"] = _span(column, made.marginal[column])
+            row["the next point, more"] = _span(name, made.marginal[name])
         rows.append(row)
     which = "The first of them" if made.options else "The nearest to it"
     head = f"{which}: {_recipe(best)}: {best.aa_acc:.1f}% robust [{fixed(best.low)}, {fixed(best.high)}]"
@@ -72,13 +71,15 @@ def _by_compute_alone(made: Plan) -> list[RenderableType]:
     never = [reach for reach in made.reaches if not reach.reachable]
     lines += [Text(f"  {reach_line(reach)}") for reach in made.reaches if reach.reachable]
     for share in dict.fromkeys(reach.p_unreachable for reach in never):
-        units = ", ".join(labels.phrase(r.x) for r in never if r.p_unreachable == share)
-        lines.append(Text(f"  {write(never[0].y, never[0].target)}: unreachable by {units} ({share:.0%} of resamples)"))
+        units = ", ".join(column(r.x).phrase for r in never if r.p_unreachable == share)
+        lines.append(
+            Text(f"  {column(never[0].y).write(never[0].target)}: unreachable by {units} ({share:.0%} of resamples)")
+        )
     return lines
 
 
-def _span(column: str, span: Span) -> str:
-    value, low, high = (write(column, v) for v in span)
+def _span(name: str, span: Span) -> str:
+    value, low, high = (column(name).write(v) for v in span)
     return value if low == high else f"{value} [{low} to {high}]"
 
 
@@ -88,9 +89,9 @@ def _recipe(option: Option) -> str:
 
 def _choice(name: str, value: object) -> str:
     if isinstance(value, bool):
-        return labels.feature(name) if value else f"no {labels.feature(name)}"
-    said = level(name, value)
-    return said if name in ("model", "loss", "activation") else f"{labels.feature(name)} {said}"
+        return column(name).phrase if value else f"no {column(name).phrase}"
+    said = column(name).level(value)
+    return said if name in ("model", "loss", "activation") else f"{column(name).phrase} {said}"
 
 
 def _option_row(option: Option, made: Plan) -> dict[str, str]:
@@ -102,7 +103,7 @@ def _option_row(option: Option, made: Plan) -> dict[str, str]:
     }
     if math.isfinite(option.p_reach):
         row["P(reach)"] = f"{option.p_reach:.0%}"
-    row[labels.quantity(made.column).short] = write(made.column, option.costs[made.column])
+    row[column(made.column).short] = column(made.column).write(option.costs[made.column])
     if made.column != "train_seconds":
         row["time"] = duration(option.costs.get("train_seconds"))
     run, accuracy, _ = option.nearest[0]

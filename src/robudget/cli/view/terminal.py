@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robudget.files import to_plain
-from robudget.report.labels import fixed, known, number
+from robudget.formats import fixed, known, number
 from robudget.sweep.queue import SweepState
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ err = Console(stderr=True, highlight=False)
 def print_json(data: Any) -> None:
     """One JSON value on stdout: strict (unknown is null), UTF-8, never wrapped."""
     sys.stdout.write(json.dumps(to_plain(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 
 @dataclass(frozen=True)

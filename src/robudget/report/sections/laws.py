@@ -1,267 +1,302 @@
-"""What the laws say, in sentences, for each section of the page. Nothing is fitted here."""
+"""Laws of what compute buys and what it costs: forms fitted to the best runs, and figures 3a, forms, 3b and 3c."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from robudget.analysis import Analysis
+from robudget.columns import column
+from robudget.formats import fixed, interval, number, percent, word
 from robudget.laws import Law
-from robudget.laws.form_selection import BASELINES, Average
-from robudget.report.figures.draw import POOLED
-from robudget.report.labels import capital, fixed, interval, number, percent, phrase, write
-from robudget.report.sections import evidence
-from robudget.report.sections.evidence import change, span, span_of
-from robudget.report.table import how
+from robudget.laws.form_selection import Average
+from robudget.report import style
+from robudget.report.figure_files import Drawing
+from robudget.report.sections import extrapolation
+from robudget.report.style import BLUE, COLUMN, GREY, INK, LINES, MANY, MUTED, PAGE, PAPER, VERMILLION
+from robudget.report.table import fill, how
+from robudget.report.words import Cell, Section, Table, capital, formula, span
 
-FAR = 2.0  # decades beyond the data that the planner's law is carried
-NO_CEILING = 99.5  # percent: a ceiling fitted above is the end of the scale, not a finding
-CURVE = 121  # points of a curve
-
-
-def section(
-    lead: str = "", tables: Sequence[dict[str, Any]] = (), warnings: Sequence[str] = ()
-) -> dict[str, Any]:  # fmt: skip
-    return {"lead": lead, "tables": [t for t in tables if t["rows"]], "warnings": [capital(w) for w in warnings]}
+BINNINGS = {
+    "log": "equal in log", "linear": "equal", "quantile": "equally many runs", "pareto": "none: Pareto frontier",
+}  # fmt: skip
+SYMBOLS = {"alpha": "α", "alpha2": "α2", "gamma": "γ"}
 
 
-# -- the answer -------------------------------------------------------------------------------------------------------
-
-
-def answer(analysis: Analysis | None) -> dict[str, Any]:
-    """The headline law in one sentence with its interval, how far it can be trusted, and the numbers behind it."""
+def section(rows: pd.DataFrame, analysis: Analysis | None) -> Section:
+    title = "Laws: what compute buys"
     if analysis is None:
-        line = (
-            "A law needs finished, uncollapsed, adversarially trained runs of one dataset and threat at several levels "
-            "of compute. The runs themselves are all below."
+        return Section("laws", "Laws", title, "No law was fitted to these runs.")
+    lead = (
+        f"{column(analysis.y).label} against {column(analysis.x).phrase}: several forms fitted to the same best runs, "
+        f"weighted by AICc, and tested on held-out runs."
+    )
+    holdouts = [extrapolation.holdout_table(h, folded=i > 0) for i, h in enumerate(analysis.holdouts)]
+    others = (costs_table, published_table, sensitivity_table, splits_table)
+    tables = [forms_table(analysis), *holdouts, *(table(analysis) for table in others)]
+    return Section("laws", "Laws", title, lead, [("3a", "fan"), ("holdout", "forms"), *tables, ("3b", "3c")])
+
+
+def drawings(rows: pd.DataFrame, analysis: Analysis | None) -> Iterator[Drawing]:
+    if analysis is None:
+        return
+    fitted = fill(analysis.table)  # by position, as the envelope counts them
+    average, costs = analysis.average, {law.y: law for law in analysis.costs}
+    yield Drawing("3a", "The best that compute bought", lambda: best_runs_figure(analysis.law, fitted))
+    yield from extrapolation.drawings(analysis)
+    if average is not None:
+        yield Drawing("forms", "Competing forms", lambda: forms_figure(average, fitted))
+    electricity = costs.get("cost_usd") or costs.get("train_energy_kwh")
+    if electricity is not None:
+        yield Drawing("3b", "Electricity against compute", lambda: cost_figure(electricity, fitted))
+    if "co2_kg" in costs:
+        yield Drawing("3c", "Carbon against compute", lambda: cost_figure(costs["co2_kg"], fitted))
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def forms_table(analysis: Analysis) -> Table:
+    law, average = analysis.law, analysis.average
+
+    def held_out_error(law: Law) -> str:
+        miss = analysis.holdouts[0].miss(law.name) if analysis.holdouts else None
+        return fixed(miss.rmse, 2) if miss else "not fitted"
+
+    rows: list[Sequence[Cell]] = [
+        (
+            law.name,
+            (formula(law.formula), ", ".join(f"{SYMBOLS.get(k, k)} = {number(v)}" for k, v in law.params.items())),
+            (number(law.alpha), span(law.alpha_interval)),
+            (percent(law.ceiling), interval(*law.ceiling_interval)) if math.isfinite(law.ceiling) else "none",
+            fixed(law.rmse, 2),
+            fixed(average.weight(law) if average else None, 2),
+            held_out_error(law),
         )
-        return {"sentence": "No law was fitted to these runs.", "lines": [line], "warnings": [], "facts": []}
-    law = analysis.law
-    fitted = "every one" if law.envelope.how == "all" else f"the best run in each of {law.n_bins} bins"
-    lines = [
-        f"{capital(analysis.counts.sentence())}; the law is fitted to {fitted}, over a factor of "
-        f"{number(10**law.envelope.decades, 2)} in {phrase(law.x)}."
+        for law in analysis.forms
     ]
-    lines += [_support(analysis.average)] if analysis.average else []
-    for hidden in analysis.holdouts[:1]:
-        said = hidden.sentence()
-        lines.append(f"Top {hidden.hidden} of compute held out: {said[0].lower()}{said[1:]}")
-    return {
-        "sentence": sentence(law),
-        "lines": lines,
-        "warnings": [capital(w) + "." for w in _hero_warnings(analysis)],
-        "facts": _facts(analysis),
-    }  # fmt: skip
+    return Table(
+        "Competing forms",
+        f"{law.n_bins} best runs of {law.n_runs}; {law.level:.0%} intervals from {law.resamples:,} bootstrap resamples",
+        ["form", "formula", "#α", "#ceiling", "#misfit (points)", "#Akaike weight", "#held-out error (points)"],
+        rows,
+        note=" ".join(f"{capital(w)}." for w in dict.fromkeys(w for o in analysis.forms for w in o.warnings)),
+    )
 
 
-def _support(average: Average) -> str:
-    best, weight = average.best, max(average.weights)
-    return f"Of {len(average.laws)} forms these runs support {best.name} most (Akaike weight {weight:.2f})."
+def costs_table(analysis: Analysis) -> Table:
+    rows = [
+        (column(w.y).axis, number(w.C), (number(w.alpha), span(w.alpha_interval, 3)), fixed(w.r2, 2), str(w.n_runs))
+        for w in analysis.costs
+    ]
+    return Table(
+        "What compute costs",
+        f"Power laws over {column(analysis.x).phrase}, on every run",
+        ["cost", "#C", "#α", "#R²", "#runs"],
+        rows,
+    )
 
 
-def _hero_warnings(analysis: Analysis) -> list[str]:
-    """What to know before believing the headline. Warnings about other forms stand with the forms."""
-    law, largest = analysis.law, float(analysis.envelope.xs[-1])
-    told = {w for h in analysis.holdouts for w in h.warnings()}
-    told |= {w for form in analysis.forms if form is not law for w in form.warnings} - set(law.warnings)
-    kept = [w for w in analysis.warnings if w not in told]
-    full = law.cost_at(NO_CEILING).value / largest if law.y == "aa_acc" else math.inf
-    if full < 10**FAR:
-        where = f"{number(full, 2)} times the largest run" if full > 1 else "within the range of the runs"
-        kept.append(f"this law passes {NO_CEILING}% at {where}: it describes these runs and forecasts no others")
-    if not analysis.holdouts:
-        return kept
-    hidden = analysis.holdouts[0]
-    losers = [m.name for m in hidden.misses if m.name in {f.name for f in analysis.forms} and not m.beats_baseline]
-    if law.name in losers:
-        kept.append(
-            f"do not extrapolate this law: with the top {hidden.hidden} hidden it misses by more than repeating the "
-            f"last seen value does ({len(losers)} of {len(hidden.misses) - len(BASELINES)} forms do)"
+def published_table(analysis: Analysis) -> Table:
+    rows = [
+        (
+            column(w.y).name,
+            number(w.C, 4),
+            (number(w.alpha), span(w.alpha_interval)),
+            fixed(w.r2, 2),
+            str(w.n_bins),
+            str(w.n_runs),
         )
-    return kept
-
-
-def sentence(law: Law) -> str:
-    """The law as what ten times the compute did, and in points where that stays below 100%."""
-    if law.form != "power":
-        return law.sentence()
-    factor = [10**v for v in (law.alpha, *law.alpha_interval)]
-    best = "" if law.envelope.how == "all" else "best "
-    said = (
-        f"Over the range of these runs, ten times the {phrase(law.x)} multiplied the {best}{phrase(law.y)} by "
-        f"{factor[0]:.3f} ({law.level:.0%} interval {factor[1]:.3f} to {factor[2]:.3f})"
-    )
-    top = float(law.envelope.ys.max())
-    if law.y != "aa_acc" or top * factor[2] >= 100:
-        return said + "."
-    gain, low, high = (fixed(top * (f - 1), signed=True) for f in factor)
-    return f"{said}: on top of the best run's {top:.1f}%, {gain} points [{low}, {high}]."
-
-
-def _facts(analysis: Analysis) -> list[dict[str, str]]:
-    law = analysis.law
-    facts = [
-        _fact("Exponent α", number(law.alpha), f"{law.level:.0%} interval {span(law.alpha_interval)}"),
-        _fact("R²", fixed(law.r2, 2), f"{law.n_bins} best runs of {law.n_runs}"),
+        for w in analysis.published
     ]
-    limited = next((form for form in analysis.forms if form.form == "saturating"), None)
-    if limited is not None and limited.ceiling < NO_CEILING:
-        ends = f"saturating form, {limited.level:.0%} interval {interval(*limited.ceiling_interval)}"
-        facts.append(_fact("Ceiling, if there is one", percent(limited.ceiling), ends))
-    elif limited is not None:
-        facts.append(_fact("Ceiling", "none in sight", "the saturating form puts it at 100%"))
-    for hidden in analysis.holdouts[:1]:
-        mine, baseline = hidden.miss(law.name), hidden.miss("last value")
-        if mine is not None and baseline is not None:
-            against = f"top {hidden.hidden} hidden; last value misses by {fixed(baseline.rmse, 2)}"
-            facts.append(_fact("Missed out of sample", f"{fixed(mine.rmse, 2)} points", against))
-    for reach in analysis.reaches[:1]:
-        value = write(reach.x, reach.value) if reach.reachable else "unreachable"
-        facts.append(_fact(f"Price of {reach.target:g}%", value, span_of(reach)))
-    return facts
-
-
-def _fact(name: str, value: str, small: str) -> dict[str, str]:
-    return {"name": name, "value": value, "small": small}
-
-
-# -- the sections -----------------------------------------------------------------------------------------------------
-
-
-def drivers(analysis: Analysis | None) -> dict[str, Any]:
-    if analysis is None or (analysis.effects is None and analysis.predictor is None):
-        return section("There are too few runs, or too few choices that vary, to say what each choice buys.")
-    found, lead, tables = analysis.effects, "", []
-    if found is not None:
-        for e in found.effects[:1]:
-            lead = (
-                f"The largest matched-pair effect is {change(e.feature, e.before, e.after)}: "
-                f"{fixed(e.gain, signed=True)} points {interval(e.low, e.high)} over {e.n_pairs} pairs of runs that "
-                f"differ in "
-                f"nothing else."
-            )
-        tables += [evidence.effects(found), evidence.spreads(found), evidence.interactions(found)]
-    if analysis.predictor is not None:
-        tables += [evidence.importances(analysis.predictor), evidence.scores(analysis.predictor)]
-    return section(lead, tables)
-
-
-def laws(analysis: Analysis | None) -> dict[str, Any]:
-    if analysis is None:
-        return section("No law was fitted to these runs.")
-    lead = (
-        f"{capital(phrase(analysis.y))} against {phrase(analysis.x)}: several forms fitted to the same best runs, "
-        f"weighed "
-        f"by AICc, and judged on runs that they did not see."
+    return Table(
+        "The paper's own laws",
+        "From its published columns: x is one GPU's share of the run, in TFLOP",
+        ["result", "#C", "#α", "#R²", "#points", "#runs"],
+        rows,
     )
-    held_out = [evidence.holdout(h, folded=i > 0) for i, h in enumerate(analysis.holdouts)]
-    parts = (evidence.costs, evidence.published, evidence.sensitivity, evidence.splits)
-    return section(lead, [evidence.forms(analysis), *held_out, *(part(analysis) for part in parts)])
 
 
-def collapse(rows: pd.DataFrame, analysis: Analysis | None) -> dict[str, Any]:
-    fallen = int(rows["collapsed"].sum())
-    tried = int(((rows["loss"] != "standard") & rows["aa_acc"].notna()).sum())
-    lead = (
-        f"{fallen} of {tried} adversarially trained runs collapsed: their robust accuracy is below 0.3 × their clean "
-        f"accuracy. They are left out of the laws, and counted."
-    )
-    found = analysis.effects if analysis is not None else None
-    return section(lead, [evidence.collapse(found)] if found is not None else [])
-
-
-def prices(analysis: Analysis | None) -> dict[str, Any]:
-    if analysis is None or not analysis.reaches:
-        return section("No law says what a further point would cost; the runs themselves answer below.")
-    first = analysis.reaches[0]
-    said = f"is priced at {write(first.x, first.value)} {span_of(first)}" if first.reachable else "is out of reach"
-    lead = (
-        f"One point more than the best run, {first.target:g}%, {said}; the largest best run took "
-        f"{write(first.x, float(analysis.envelope.xs[-1]))}. Where compute is the dear way, better data, another loss "
-        f"or "
-        f"fewer collapsed runs may be the cheap one: see what drives robustness."
-    )
-    return section(lead, [evidence.prices(analysis)])
-
-
-def methods(rows: pd.DataFrame, analysis: Analysis | None, notes: Sequence[str]) -> list[str]:
-    out = [
-        "AutoAttack accuracy is the share of test images that are classified correctly and that no attack of the "
-        "standard ensemble breaks within the threat. Its intervals are 95% Wilson intervals over those images: they "
-        "hold "
-        "the scatter of the images, not that of the training seed.",
-        "FLOP are counted exactly as a counter counts them (2 per multiply-add; an attack step costs two forward "
-        "passes, "
-        "an update three). The paper's count charges every backward pass twice a forward one and adds the released "
-        "code's extra passes.",
-        _estimates(rows),
-        "Collapsed (catastrophic overfitting) means trained with an adversary, and robust accuracy below 0.3 × clean "
-        "accuracy.",
-        "What is not known is shown as unknown, and sums say over how many runs they are known.",
+def sensitivity_table(analysis: Analysis) -> Table:
+    rows = [
+        (
+            BINNINGS.get(b.how, b.how),
+            "–" if b.how == "pareto" else str(b.bins),
+            str(b.n_bins),
+            number(b.C),
+            number(b.alpha),
+            fixed(b.rmse, 2),
+        )
+        for b in analysis.sensitivity
     ]
-    if analysis is not None:
-        out += [
-            f"A law is fitted to the best usable run of each bin of compute ({analysis.counts.sentence()}). Its "
-            f"intervals "
-            f"come from drawing runs with replacement and rebuilding the envelope each time "
-            f"({analysis.law.resamples:,} resamples): they hold the doubt about the runs, not about the form. Bands "
-            f"of all "
-            f"forms weighed together hold both.",
-            "A hold-out hides the costliest runs, fits the rest and predicts. A form that misses by more than "
-            "repeating "
-            "the last seen value is not to be extrapolated.",
-            "Matched pairs compare runs that differ in one choice only. A choice that always changes together with "
-            "another is named beside it: the table cannot tell the two apart.",
-        ]
-    return [*out, *notes]
-
-
-def _estimates(rows: pd.DataFrame) -> str:
-    costs = ("train_flops_exact", "train_seconds", "train_energy_kwh", "cost_usd", "co2_kg")
-    guessed = [phrase(c) for c in costs if "estimated" in how(rows, c)]
-    said = f"Estimated rather than measured, for some runs or all: {', '.join(guessed)}. " if guessed else ""
-    return (
-        f"{said}Dollars are energy × PUE × price and carbon is energy × grid intensity, both by the price list that "
-        f"the "
-        f"table was made with."
+    return Table(
+        "Does the binning matter?",
+        "The power law under other binnings",
+        ["bins", "#asked for", "#best runs", "#C", "#α", "#misfit (points)"],
+        rows,
+        folded=True,
     )
 
 
-# -- curves for the chart and the planner -----------------------------------------------------------------------------
+def splits_table(analysis: Analysis) -> Table:
+    rows: list[Sequence[Cell]] = []
+    for s in analysis.splits:
+        what = f"{column(s.feature).phrase}: {column(s.feature).level(s.level)}"
+        if s.law is None:
+            rows.append((what, str(s.n_runs), "–", "–", s.reason))
+        else:
+            alpha = number(s.law.alpha), span(s.law.alpha_interval)
+            rows.append((what, str(s.n_runs), number(s.law.C), alpha, "; ".join(s.law.warnings)))
+    return Table(
+        "Laws of parts of the table",
+        "Power laws of the runs that share one choice",
+        ["runs with", "#runs", "#C", "#α", "remark"],
+        rows,
+        folded=True,
+    )
 
 
-def curves(analysis: Analysis | None) -> dict[str, Any] | None:
-    """Every law of the result over compute, then all of them together, as points on one grid for the page's script.
-
-    `grids` hold the grid in compute (`x`) and in every cost that the analysis has a law of, `seen` the range of the
-    best runs in each: through the law of cost, a law over compute speaks about money and energy too.
-    """
-    if analysis is None:
-        return None
-    env = analysis.envelope
-    xs = np.geomspace(env.xs[0], env.xs[-1] * 10**FAR, CURVE)
-    ends = env.xs[[0, -1]]
-    grids, seen = {analysis.x: _points(xs)}, {analysis.x: _points(ends)}
-    for cost in analysis.costs:
-        if cost.alpha > 0:
-            grids[cost.y], seen[cost.y] = _points(cost.predict(xs)), _points(cost.predict(ends))
-    speakers: list[tuple[str, Law | Average]] = [(f"{law.name} law", law) for law in analysis.forms]
-    if analysis.average is not None:
-        speakers.append((f"all forms, {POOLED}", analysis.average))
-    lines = []
-    for name, law in speakers:
-        low, high = law.band(xs)
-        lines.append({"name": name, "y": _points(law.predict(xs)), "low": _points(low), "high": _points(high)})
-    return {
-        "x": analysis.x, "y": analysis.y, "level": f"{analysis.law.level:.0%}", "grids": grids, "seen": seen,
-        "lines": lines,
-    }  # fmt: skip
+# -- figures ----------------------------------------------------------------------------------------------------------
 
 
-def _points(values: np.ndarray) -> list[float | None]:
-    """Six digits; unknown is null."""
-    return [float(f"{v:.6g}") if math.isfinite(v) else None for v in values]
+def best_runs_figure(law: Law, table: pd.DataFrame) -> tuple[Figure, str]:
+    """Figure 3a: the best run per bin with its Wilson interval, the runs behind it, the law and its band."""
+    env = law.envelope
+    figure, ax = style.new(COLUMN, 2.45)
+    raster = len(env.points.x) > MANY
+    ax.scatter(env.points.x, env.points.y, s=5, c=GREY, alpha=0.45, linewidths=0, rasterized=raster)
+    xs = style.log_grid(env.xs[0], env.xs[-1])
+    low, high = law.band(xs)
+    ax.fill_between(xs, low, high, color=VERMILLION, alpha=0.16, lw=0)
+    ax.plot(xs, law.predict(xs), color=VERMILLION, lw=1.4)
+    bars = style.best_bars(env, table)
+    ax.errorbar(env.xs, env.ys, yerr=bars, fmt="o", ms=3.6, color=BLUE, mec=PAPER, mew=0.4, elinewidth=0.7, zorder=4)
+    below = _zoom(ax, env.points.y, env.ys - bars[0], env.ys + bars[1]) if env.best == "max" else 0
+    style.law_axes(ax, env)
+    style.legend_above(
+        figure,
+        [
+            [
+                style.key("o", BLUE, f"best per bin ({env.n_bins})"),
+                style.key("o", GREY, f"usable run ({env.n_runs})", 2.6),
+            ],
+            [Line2D([], [], color=VERMILLION, lw=1.4, label=equation(law)), _band(VERMILLION, 0.16, _alpha(law))],
+        ],
+    )
+    caption = (
+        f"Best run in each of {env.n_bins} bins of {column(law.x).phrase} and the {law.name} law fitted to "
+        f"them ({formula(law.formula)}; α = {number(law.alpha)}, {law.level:.0%} interval "
+        f"{interval(*law.alpha_interval, 4)}, bootstrap over runs, {law.resamples:,} resamples; "
+        f"R² = {law.r2:.2f}). {env.counts.sentence()}. Bars are 95% Wilson intervals of each run."
+    )
+    if below:
+        caption += f" {below} usable runs lie below the axis."
+    return figure, caption
+
+
+def _zoom(ax: Axes, ys: np.ndarray, low: np.ndarray, high: np.ndarray) -> int:
+    """Show the best runs with as much room below them as they span; return how many runs fall off."""
+    span = max(float(high.max() - low.min()), 1.0)
+    bottom = max(float(low.min()) - span, 0.0)
+    if bottom <= ys.min():
+        return 0
+    ax.set_ylim(bottom, float(high.max()) + 0.15 * span)
+    return int((ys < bottom).sum())
+
+
+def equation(law: Law) -> str:
+    """The law with its numbers, in mathtext: `y = 36.8·x^0.011`."""
+    p = {name: _tex(value) for name, value in law.params.items()}
+    left = {"value": "y", "error": r"100 - y", "logit": r"y/(100 - y)"}[law.on]
+    if law.form == "power":
+        return rf"${left} = {p['C']}\,x^{{{p['alpha']}}}$"
+    if law.form == "saturating" and law.on == "value":
+        return rf"${left} = {p['E']} - {p['A']}\,x^{{-{p['alpha']}}}$"
+    return law.formula
+
+
+def _tex(value: float) -> str:
+    text = number(value)
+    if "×10" in text:
+        mantissa, power = f"{value:.2e}".split("e")
+        return rf"{mantissa}\cdot 10^{{{int(power)}}}"
+    return text.replace(",", "{,}")
+
+
+def _alpha(law: Law) -> str:
+    low, high = law.alpha_interval
+    return rf"$\alpha$ {law.level:.0%}: [{number(low, 2)}, {number(high, 2)}]"
+
+
+def _band(colour: str, opacity: float, label: str) -> Patch:
+    return Patch(color=colour, alpha=opacity, lw=0, label=label)
+
+
+def forms_figure(average: Average, table: pd.DataFrame) -> tuple[Figure, str]:
+    """Competing forms on one envelope: their curves, and how well each fits with its Akaike weight."""
+    env = average.laws[0].envelope
+    figure, (left, right) = style.new(PAGE, 2.5, 1, 2, width_ratios=[1.6, 1])
+    xs = style.log_grid(env.xs[0], env.xs[-1])
+    for law in average.laws:
+        colour, dashes, _ = LINES[law.name]
+        left.plot(xs, law.predict(xs), color=colour, ls=dashes, lw=1.2)
+    bars = style.best_bars(env, table)
+    left.errorbar(env.xs, env.ys, yerr=bars, fmt="o", ms=3.2, color=INK, mec=PAPER, mew=0.4, elinewidth=0.6, zorder=4)
+    style.law_axes(left, env)
+    left.set_title("fits")
+    ranked = sorted(zip(average.laws, average.weights, strict=True), key=lambda pair: pair[0].rmse, reverse=True)
+    style.errors(right, [(law.name, law.rmse) for law, _ in ranked])
+    for at, (_, weight) in enumerate(ranked):
+        right.annotate(
+            f"w = {weight:.2f}", (1, at), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=6.3,
+            color=MUTED,
+        )  # fmt: skip
+    right.set_xlim(0, 1.5 * max(law.rmse for law, _ in ranked))
+    right.set_xlabel("RMS error on the best runs (points)")
+    right.set_title("misfit and Akaike weight")
+    style.legend_above(figure, [[style.form_key(law.name)] for law in average.laws])
+    caption = (
+        f"{len(average.laws)} forms fitted to the same {env.n_bins} best runs of {env.n_runs} usable ones. Right: root "
+        f"mean square error, and the Akaike weight w (AICc), which penalises each form for its parameters."
+    )
+    return figure, caption
+
+
+def cost_figure(law: Law, table: pd.DataFrame) -> tuple[Figure, str]:
+    """Figures 3b and 3c: what runs cost against their compute, on log axes, with the law."""
+    env = law.envelope
+    figure, ax = style.new(COLUMN, 2.3)
+    rows = table.iloc[env.points.rows]
+    losses: list[Line2D | Patch] = []
+    for value, (colour, marker) in style.encode("loss", rows["loss"]).items():
+        mine = (rows["loss"].map(word) == value).to_numpy()
+        ax.scatter(
+            env.points.x[mine], env.points.y[mine], s=9, marker=marker, c=colour, alpha=0.6, linewidths=0,
+            rasterized=len(rows) > MANY,
+        )  # fmt: skip
+        losses.append(style.key(marker, colour, column("loss").level(value), 3.4))
+    xs = style.log_grid(env.points.x.min(), env.points.x.max())
+    low, high = law.band(xs)
+    ax.fill_between(xs, low, high, color=INK, alpha=0.14, lw=0)
+    ax.plot(xs, law.predict(xs), color=INK, lw=1.1)
+    style.law_axes(ax, env)
+    style.log_y(ax)
+    style.grid(ax, "both")
+    numbers: list[Line2D | Patch] = [
+        Line2D([], [], color=INK, lw=1.1, label=equation(law)),
+        _band(INK, 0.14, _alpha(law)),
+    ]
+    style.legend_above(figure, [losses, numbers])
+    caption = (
+        f"{column(law.y).name} ({how(table, law.y)}) of {env.n_runs} runs against {column(law.x).phrase}: "
+        f"α = {number(law.alpha)} ({law.level:.0%} interval {interval(*law.alpha_interval, 3)}, bootstrap over "
+        f"runs), R² = {law.r2:.2f} in log-log."
+    )
+    return figure, caption

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from robudget.columns import QUANTITIES
-from robudget.report import labels
+from robudget import formats
+from robudget.columns import QUANTITIES, column
+from robudget.report import words
 
 
 @pytest.mark.parametrize(
@@ -27,11 +28,11 @@ from robudget.report import labels
     ],
 )
 def test_numbers(value: float | None, text: str) -> None:
-    assert labels.number(value) == text
+    assert formats.number(value) == text
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "text"),
+    ("name", "value", "text"),
     [
         ("train_seconds", 0.5, "0.500 s"),
         ("train_seconds", 90, "1.50 min"),
@@ -47,30 +48,30 @@ def test_numbers(value: float | None, text: str) -> None:
         ("something_else", 3.0, "3.00"),
     ],
 )
-def test_columns_are_written_with_their_unit(column: str, value: float, text: str) -> None:
-    assert labels.write(column, value) == text
+def test_columns_are_written_with_their_unit(name: str, value: float, text: str) -> None:
+    assert column(name).write(value) == text
 
 
-@pytest.mark.parametrize("column", [*QUANTITIES, "something_else"])
+@pytest.mark.parametrize("name", [*QUANTITIES, "something_else"])
 @pytest.mark.parametrize("value", [None, math.nan])
-def test_unknown_is_said_and_never_zero(column: str, value: float | None) -> None:
-    assert labels.write(column, value) == "unknown"
+def test_unknown_is_said_and_never_zero(name: str, value: float | None) -> None:
+    assert column(name).write(value) == "unknown"
 
 
 def test_intervals_say_which_end_is_unknown() -> None:
-    assert labels.interval(59.2, 61.1) == "[59.2, 61.1]"
-    assert labels.interval(59.2, math.nan) == "[59.2, unknown]"
-    assert labels.interval(None, None) == "unknown"
-    assert labels.fixed(-0.04, 1, signed=True) == "−0.0"
-    assert labels.percent(math.nan) == "unknown"
+    assert formats.interval(59.2, 61.1) == "[59.2, 61.1]"
+    assert formats.interval(59.2, math.nan) == "[59.2, unknown]"
+    assert formats.interval(None, None) == "unknown"
+    assert formats.fixed(-0.04, 1, signed=True) == "−0.0"
+    assert formats.percent(math.nan) == "unknown"
 
 
 def test_choices_as_words() -> None:
-    assert [labels.word(v) for v in (True, False, 5.0, 0.995, "trades", None, math.nan)] == [
+    assert [formats.word(v) for v in (True, False, 5.0, 0.995, "trades", None, math.nan)] == [
         "yes", "no", "5", "0.995", "trades", "unknown", "unknown",
     ]  # fmt: skip
-    assert labels.choice("loss", "trades") == "TRADES"
-    assert labels.choice("model", "trades") == "trades"
-    assert labels.threat("linf", 8 / 255) == "L∞ 8/255"
-    assert labels.threat("l2", math.nan) == "L2"
-    assert labels.formula("y = E − A·x^−α") == "y = E − A·x⁻ᵅ"
+    assert column("loss").level("trades") == "TRADES"
+    assert column("model").level("trades") == "trades"
+    assert words.threat("linf", 8 / 255) == "L∞ 8/255"
+    assert words.threat("l2", math.nan) == "L2"
+    assert words.formula("y = E − A·x^−α") == "y = E − A·x⁻ᵅ"

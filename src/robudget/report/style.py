@@ -1,4 +1,4 @@
-"""The look of every figure: sizes, type, axes, and the Okabe–Ito palette with a shape for every colour.
+"""The look of every figure: sizes, type, axes, legends, and the Okabe–Ito palette with a shape for every colour.
 
 Widths are those of a two-column paper (3.3 and 7 inches); type is 6–8 pt at that size. Ink, grid and paper are three
 fixed colours so that the page can put its theme's in their place.
@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -20,7 +22,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from robudget.report.labels import known, word
+from robudget.columns import column
+from robudget.formats import known, word
+from robudget.laws import Envelope
 
 COLUMN, PAGE = 3.3, 7.0  # inches
 INK, MUTED, GRID, PAPER = "#1a1d21", "#6a7178", "#e4e7ea", "#fefefe"
@@ -53,21 +57,33 @@ FIXED: dict[str, dict[str, tuple[str, str]]] = {
     "synthetic": {"no": (BLUE, "o"), "yes": (ORANGE, "^")},
     "collapsed": {"no": (BLUE, "o"), "yes": (VERMILLION, "X")},
 }
+# Each form of law keeps its colour, dashes and marker wherever it is drawn; so do the baselines of a hold-out.
+LINES: dict[str, tuple[str, Dashes, str]] = {
+    "power": (VERMILLION, "-", "o"),
+    "saturating": (BLUE, (0, (5, 1.5)), "s"),
+    "shifted": (GREEN, (0, (5, 1, 1, 1)), "^"),
+    "m4": (PURPLE, (0, (3, 1, 1, 1, 1, 1)), "D"),
+    "broken": (ORANGE, (0, (1.5, 1)), "v"),
+    "power on error": (SKY, (0, (7, 2)), "P"),
+    "power on logit": (GREY, (0, (2, 1)), "X"),
+    "last value": (INK, (0, (4, 2)), "*"),
+    "mean": (MUTED, (0, (1, 1.5)), "d"),
+}
 # Ordered choices (attack steps): the same colours from cold to warm.
 RAMP = (BLUE, SKY, GREEN, ORANGE, VERMILLION, PURPLE, GREY)
 
 
-def encode(column: str, values: Iterable[object]) -> dict[str, tuple[str, str]]:
+def encode(name: str, values: Iterable[object]) -> dict[str, tuple[str, str]]:
     """Word of each distinct value → (colour, marker); numbers in order along the ramp, names in the fixed palette."""
-    kept = list({v for v in values if known(v)})
-    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in kept)
-    ordered = [word(v) for v in sorted(kept, key=float if numeric else str)]  # type: ignore[arg-type]
-    fixed = FIXED.get(column, {})
-    ordered.sort(key=lambda name: list(fixed).index(name) if name in fixed else len(fixed))
+    distinct = list({v for v in values if known(v)})
+    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in distinct)
+    ordered = [word(v) for v in sorted(distinct, key=float if numeric else str)]  # type: ignore[arg-type]
+    fixed = FIXED.get(name, {})
+    ordered.sort(key=lambda value: list(fixed).index(value) if value in fixed else len(fixed))
     palette = RAMP if numeric else CYCLE
     out = {}
-    for i, name in enumerate(dict.fromkeys(ordered)):
-        out[name] = fixed.get(name, (palette[i % len(palette)], MARKERS[i % len(MARKERS)]))
+    for i, value in enumerate(dict.fromkeys(ordered)):
+        out[value] = fixed.get(value, (palette[i % len(palette)], MARKERS[i % len(MARKERS)]))
     if any(not known(v) for v in values):
         out["unknown"] = (GREY, ".")
     return out
@@ -85,7 +101,7 @@ def _family() -> list[str]:
     return [*found[:1], "DejaVu Sans"]
 
 
-def _settings() -> dict[str, Any]:
+def _parameters() -> dict[str, Any]:
     family = _family()
     return {
         "font.family": family,
@@ -145,11 +161,11 @@ def _settings() -> dict[str, Any]:
 
 
 @contextmanager
-def house() -> Iterator[None]:
-    """Draw in the house style whatever the caller's matplotlib settings are, and leave those as they were."""
+def settings() -> Iterator[None]:
+    """Draw in this style whatever the caller's matplotlib settings are, and leave those as they were."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(cast(Any, _settings()))
+        mpl.rcParams.update(cast(Any, _parameters()))
         yield
 
 
@@ -202,13 +218,6 @@ def _short(value: float, _position: int) -> str:
     return rf"${mantissa}{{\times}}10^{{{int(power)}}}$" if mantissa != "1" else rf"$10^{{{int(power)}}}$"
 
 
-def panel(ax: Axes, letter: str) -> None:
-    """The bold letter of a panel, at the top left outside the axes."""
-    ax.annotate(
-        letter, (0, 1), xycoords="axes fraction", xytext=(-24, 5), textcoords="offset points", fontsize=9, weight="bold"
-    )
-
-
 def accuracy_axis(ax: Axes) -> None:
     """Percent from 0 with a little room below, so that runs at 0 are seen whole."""
     top = ax.get_ylim()[1]
@@ -224,3 +233,54 @@ def legend_above(figure: Figure, groups: Sequence[Sequence[Line2D | Patch]]) -> 
         handles += [*group, *(Line2D([], [], ls="", label=" ") for _ in range(blanks))]
     if handles:
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles) // rows)
+
+
+# -- what several sections draw ---------------------------------------------------------------------------------------
+
+MANY = 1500  # points above which a vector file holds them as a picture
+
+
+def wilson_bars(rows: pd.DataFrame) -> np.ndarray:
+    """(2, n) distances from `aa_acc` down to the low and up to the high end of its interval, in points; 0 = unknown,
+    which draws no bar."""
+    low = (rows["aa_acc"] - rows["aa_acc_low"]).clip(lower=0)
+    high = (rows["aa_acc_high"] - rows["aa_acc"]).clip(lower=0)
+    return np.vstack([low.fillna(0.0), high.fillna(0.0)])
+
+
+def best_bars(env: Envelope, table: pd.DataFrame) -> np.ndarray:
+    """The Wilson bars of the envelope's runs, (2, m); none for a y that has no interval."""
+    return wilson_bars(table.iloc[env.rows]) if env.y == "aa_acc" else np.zeros((2, env.n_bins))
+
+
+def log_grid(low: float, high: float, decades: float = 0.0) -> np.ndarray:
+    """80 points from `low` to so many decades above `high`, even in log."""
+    return np.geomspace(low, high * 10**decades, 80)
+
+
+def law_axes(ax: Axes, env: Envelope) -> None:
+    log_x(ax)
+    ax.set_xlabel(column(env.x).axis)
+    ax.set_ylabel(column(env.y).axis)
+    grid(ax)
+
+
+def key(marker: str, colour: str, label: str, size: float = 3.6, *, fill: str | None = None) -> Line2D:
+    """A point of a legend."""
+    return Line2D([], [], marker=marker, color=colour, markerfacecolor=fill or colour, ls="", ms=size, label=label)
+
+
+def errors(ax: Axes, named: Sequence[tuple[str, float]]) -> None:
+    """A line from 0 to the error of each form, from the bottom up, with the form's marker at its end."""
+    for at, (name, error) in enumerate(named):
+        colour, _, marker = LINES[name]
+        ax.plot([0, error], [at, at], color=GRID, lw=1.2, zorder=1)
+        ax.plot(error, at, marker=marker, color=colour, ls="", ms=4.5, clip_on=False)
+    ax.set_yticks(range(len(named)), [name for name, _ in named])
+    ax.set_ylim(-0.6, len(named) - 0.4)
+    ax.tick_params(axis="y", length=0)
+
+
+def form_key(name: str) -> Line2D:
+    colour, dashes, _ = LINES[name]
+    return Line2D([], [], color=colour, ls=dashes, lw=1.2, label=name)

@@ -19,9 +19,19 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from robudget import files
-from robudget.report.figures.style import COLUMN, THEMED
+from robudget.report.style import COLUMN, THEMED
 
 DPI = 300  # of the PNG
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that a section can draw: its name on disk, its title, and a function that returns the figure with its
+    caption, or None where the table has no data for it."""
+
+    name: str
+    title: str
+    draw: Callable[[], tuple[Figure, str] | None]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import pytest
 
 from robudget.analysis import Analysis
 from robudget.errors import InputError
-from robudget.report import labels, write
-from robudget.report.sections.others import beside, figure, standing
+from robudget.report import write
+from robudget.report.sections.published import beside, others_figure, section
 from robudget.report.table import ranked
+from robudget.report.words import entry_name
 from robudget.tables import read_table
 
 
@@ -40,10 +41,10 @@ def test_only_the_same_question(rows: pd.DataFrame, others: pd.DataFrame) -> Non
 def test_the_place_of_the_best_run(rows: pd.DataFrame, others: pd.DataFrame) -> None:
     best = rows.aa_acc.max()
     assert 50 < best < 60
-    section = standing(rows, beside(rows, others))
-    assert "would stand at place 3 among 4 published models" in section["lead"]
-    assert "2 of them lie within its interval" in section["lead"]
-    names = [row[0]["text"] for row in section["tables"][0]["rows"]]
+    standing = section(rows, beside(rows, others))
+    assert "would stand at place 3 among 4 published models" in standing.lead
+    assert "2 of them lie within its interval" in standing.lead
+    names = [row[0] for row in standing.tables[0].rows]
     assert names == [
         "Author 2021 WRN-3",
         "Author 2020 WRN-2",
@@ -51,22 +52,22 @@ def test_the_place_of_the_best_run(rows: pd.DataFrame, others: pd.DataFrame) -> 
         "Author 2019 WRN-1",
         "Author 2018 WRN-0",
     ]
-    assert section["tables"][0]["rows"][1][4]["text"] == "50.0 M synthetic"
+    assert standing.tables[0].rows[1][4] == "50.0 M synthetic"
 
 
 def test_models_of_unknown_size_are_still_there(rows: pd.DataFrame, others: pd.DataFrame) -> None:
-    drawn = figure(rows, beside(rows, others))
+    drawn = others_figure(rows, beside(rows, others))
     assert drawn is not None
     _, caption = drawn
     assert "beside 4 published models" in caption
     assert "1 published models of unknown size" in caption
-    assert figure(rows.assign(parameters=np.nan), beside(rows, others)) is None
+    assert others_figure(rows.assign(parameters=np.nan), beside(rows, others)) is None
 
 
 def test_names() -> None:
-    assert labels.short("Wang2023Better_WRN-70-16") == "Wang 2023 WRN-70-16"
-    assert labels.short("Ding2020MMA") == "Ding 2020"
-    assert labels.short("Standard") == "Standard"
+    assert entry_name("Wang2023Better_WRN-70-16") == "Wang 2023 WRN-70-16"
+    assert entry_name("Ding2020MMA") == "Ding 2020"
+    assert entry_name("Standard") == "Standard"
 
 
 def test_the_papers_runs_among_all_99(shared, tmp_path) -> None:
