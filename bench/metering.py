@@ -1,8 +1,8 @@
-"""What metering costs, and how well the cost preview foretells: python bench/metering.py [--threads 1]
+"""What metering costs, and how well a forecast agrees with the run: python bench/metering.py [--threads 1]
 
-Prints: seconds of a FLOP count; microseconds of an energy window and its share of a training step; the preview's wall
-time and energy against what four recipes then took (other work on the machine is told apart: it comes and goes between
-the calibration and the run); on a GPU, NVML's counter against its power integrated.
+Prints: seconds of a FLOP count; microseconds of an energy window and its share of a training step; the forecast's wall
+time and energy against what four recipes then took (runs during which other work used the machine are listed apart); on
+a GPU, NVML's counter against its power integrated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RECIPES = {
 }
 
 
-CALM = 0.4  # cores that other processes may use in a measurement that counts
+IDLE_CORES = 0.4  # that other processes may use in a measurement on an otherwise idle machine
 
 
 def counting() -> None:
@@ -88,23 +88,23 @@ def preview(wanted: int = 3, tries: int = 8) -> None:
     exact = [plan.train_flops_exact for plan in whole]
     print(f"  training FLOPs {min(exact):.2g} to {max(exact):.2g}: {max(exact) / min(exact):.0f} times")
     for name, recipe in recipes.items():
-        calm: list[tuple[float, ...]] = []
+        idle: list[tuple[float, ...]] = []
         busy: list[tuple[float, ...]] = []
-        while len(calm) < wanted and len(calm) + len(busy) < tries:
+        while len(idle) < wanted and len(idle) + len(busy) < tries:
             miss = _miss(recipe, dataset)
-            (calm if miss[-1] < CALM else busy).append(miss)
-        for label, misses in (("calm", calm), ("busy", busy)):
+            (idle if miss[-1] < IDLE_CORES else busy).append(miss)
+        for label, misses in (("idle", idle), ("busy", busy)):
             if misses:
                 seconds, energy, work, taken, others = map(statistics.median, zip(*misses, strict=True))
                 each = ", ".join(f"{miss[0]:+.0%}" for miss in misses)
                 print(
                     f"  {name:28} {label} machine (others used {others:.1f} cores, n = {len(misses)}), {taken:5.1f} s: "
-                    f"foretold wall time {seconds:+.1%} ({each}), energy {energy:+.1%}, FLOPs {work:+.1%}"
+                    f"forecast wall time {seconds:+.1%} ({each}), energy {energy:+.1%}, FLOPs {work:+.1%}"
                 )
 
 
 def _miss(recipe: Recipe, dataset: data.Dataset) -> tuple[float, float, float, float, float]:
-    """Foretold ÷ taken − 1 of wall time, energy and FLOPs; seconds taken; cores that other processes used."""
+    """Forecast ÷ taken − 1 of wall time, energy and FLOPs; seconds taken; cores that other processes used."""
     before, begun = machine_seconds() - process_seconds(), time.monotonic()
     plan = forecast.forecast(recipe)
     with tempfile.TemporaryDirectory() as folder, open_meter("cpu") as opened, opened.window("training") as window:
@@ -127,11 +127,11 @@ def gpu(seconds: float = 60.0) -> None:
     from robudget.meter.gpu import CounterSource, _nvml_gpu, open_source
 
     source = open_source("cuda")
-    found, why = _nvml_gpu("cuda")
-    if not isinstance(source, CounterSource) or found is None:
+    device, why = _nvml_gpu("cuda")
+    if not isinstance(source, CounterSource) or device is None:
         print(f"NVML counter against integrated power: {source.method} {why}")
         return
-    integral = Integral("NVML", found.watts, time.monotonic)
+    integral = Integral("NVML", device.watts, time.monotonic)
     poller = Poller(integral.sample, 0.1)
     start, first = source.read().joules, integral.sample()
     x = torch.randn(8192, 8192, device="cuda")

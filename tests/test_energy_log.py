@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robudget.energy_log import Ledger
+from robudget.energy_log import EnergyLog
 from robudget.meter.energy import How, Meter, Reading
 from robudget.store import RunFolder
 
@@ -40,9 +40,9 @@ def watch() -> Watch:
     return Watch()
 
 
-def opened(folder: RunFolder, watch: Watch, rank: int = 0) -> Ledger:
+def opened(folder: RunFolder, watch: Watch, rank: int = 0) -> EnergyLog:
     meter = Meter([watch], clock=lambda: watch.now)
-    return Ledger(folder, meter, rank=rank, note_seconds=1e6)  # notes are taken by hand
+    return EnergyLog(folder, meter, rank=rank, note_seconds=1e6)  # notes are taken by hand
 
 
 def kwh(seconds: float) -> float:
@@ -121,7 +121,7 @@ def test_processes_are_billed_side_by_side(folder: RunFolder, watch: Watch) -> N
 
 def test_the_thread_takes_notes_by_itself(folder: RunFolder) -> None:
     watch = Watch()
-    with Ledger(folder, Meter([watch], clock=lambda: watch.now), note_seconds=0.01) as ledger:
+    with EnergyLog(folder, Meter([watch], clock=lambda: watch.now), note_seconds=0.01) as ledger:
         with ledger.window("training"):
             watch.now = 30.0
             wait = threading.Event()

@@ -1,7 +1,7 @@
-"""What a run has spent, kept on the disk while it is spent, so that a kill loses seconds of it and not the whole.
+"""The energy of a run or an evaluation, kept on the disk while it is used, so that a kill loses seconds of it.
 
-Closed windows go to the run's log. The one that is open is noted every few seconds in a small file beside it; whoever
-resumes the run finds the file and enters it into the log. Each process of a run keeps its own log.
+Windows that are closed go to the folder's log. The one that is open is noted every few seconds in a small file beside
+it; whoever resumes the work finds the note and enters it into the log. Each process of a run keeps its own log.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any, Self
 from robudget.files import replace, to_plain
 from robudget.meter.counters import Poller
 from robudget.meter.energy import Energy, Meter, Window
-from robudget.store import RunFolder
+from robudget.store import WorkFolder
 
-NOTE_SECONDS = 5.0  # what a kill may lose
+NOTE_SECONDS = 5.0  # a kill loses at most this much
 
 
-class Ledger:
-    """Energy windows of one process (`rank`) of a run. A context manager, for the thread that keeps the notes."""
+class EnergyLog:
+    """Energy windows of one process (`rank`) in a folder. A context manager, for the thread that takes the notes."""
 
-    def __init__(self, folder: RunFolder, meter: Meter, *, rank: int = 0, note_seconds: float = NOTE_SECONDS) -> None:
+    def __init__(self, folder: WorkFolder, meter: Meter, *, rank: int = 0, note_seconds: float = NOTE_SECONDS) -> None:
         self.folder, self._meter, self._rank = folder, meter, rank
         self._file = folder.path / ("energy.json" if rank == 0 else f"energy-{rank}.json")
         self._open: tuple[Window, dict[str, Any]] | None = None
@@ -44,55 +44,55 @@ class Ledger:
     @contextmanager
     def window(self, name: str, **about: Any) -> Iterator[Window]:
         """Meter what happens inside, also if it raises, and log it. Windows may nest; `about` goes with the outer."""
-        with self._meter.window(name) as opened:
+        with self._meter.window(name) as window:
             outer = self._open is None
             if outer:
-                about |= {"window": opened.name, "opened": round(time.time(), 6)}
-                self._open = (opened, about)
+                about |= {"window": window.name, "opened": round(time.time(), 6)}
+                self._open = (window, about)
             try:
-                yield opened
+                yield window
             finally:
                 if outer:
                     with self._lock:
                         self._open = None
-                        self.folder.log("energy", rank=self._rank, **about, **opened.energy.to_dict())
+                        self.folder.log("energy", rank=self._rank, **about, **window.energy.to_dict())
                         self._file.unlink(missing_ok=True)
                 else:
-                    self.folder.log("energy", rank=self._rank, window=opened.name, **opened.energy.to_dict())
+                    self.folder.log("energy", rank=self._rank, window=window.name, **window.energy.to_dict())
                     self._note()
 
-    def total(self, stage: str, **about: Any) -> Energy:
+    def total(self, name: str, **about: Any) -> Energy:
         """What a stage took: all its windows with these `about`, those of killed attempts included, one after the
-        other; of all processes, side by side."""
-        whole = []
+        other; of all processes, at the same time."""
+        ranks = []
         for rank in self.folder.ranks():
-            mine = [
+            windows = [
                 Energy.from_dict(event)
                 for event in self.folder.events("energy", rank=rank)
-                if event["window"] == stage and all(event.get(key) == value for key, value in about.items())
+                if event["window"] == name and all(event.get(key) == value for key, value in about.items())
             ]
-            if mine:
-                whole.append(functools.reduce(operator.add, mine))
-        return functools.reduce(Energy.beside, whole) if whole else Energy(math.nan, (), ("no energy was logged",))
+            if windows:
+                ranks.append(functools.reduce(operator.add, windows))
+        return functools.reduce(Energy.beside, ranks) if ranks else Energy(math.nan, (), ("no energy was logged",))
 
     def _note(self) -> None:
         with self._lock:
             if self._open is None:
                 return
-            opened, about = self._open
+            window, about = self._open
             try:
-                noted = json.dumps(to_plain(about | opened.energy.to_dict()), allow_nan=False)
-                replace(self._file, lambda temporary: temporary.write_text(noted, "utf-8"), durable=False)
+                note = json.dumps(to_plain(about | window.energy.to_dict()), allow_nan=False)
+                replace(self._file, lambda temporary: temporary.write_text(note, "utf-8"), durable=False)
             except OSError:
-                return  # a full disk is told by what the training itself can't write
+                return  # a full disk is reported by the work itself, when it cannot write
 
     def _recover(self) -> None:
-        """Enter what an attempt that was killed had noted, unless its window was closed and logged after all."""
+        """Enter the note of an attempt that was killed, unless its window was closed and logged after all."""
         try:
-            noted = json.loads(self._file.read_text("utf-8"))
+            note = json.loads(self._file.read_text("utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return
         logged = {event.get("opened") for event in self.folder.events("energy", rank=self._rank)}
-        if noted["opened"] not in logged:
-            self.folder.log("energy", rank=self._rank, interrupted=True, **noted)
+        if note["opened"] not in logged:
+            self.folder.log("energy", rank=self._rank, interrupted=True, **note)
         self._file.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from robudget import __version__, data
 from robudget.data.dataset import sampled_fingerprint
-from robudget.energy_log import Ledger
+from robudget.energy_log import EnergyLog
 from robudget.errors import InputError
 from robudget.evaluation import Progress as EvaluationProgress
 from robudget.evaluation import Verdicts, evaluate
@@ -118,7 +118,7 @@ def _run(
     world.barrier()
     folder.log("start", rank=world.rank)
     meter = open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts)
-    with meter, Ledger(folder, meter, rank=world.rank) as ledger:
+    with meter, EnergyLog(folder, meter, rank=world.rank) as ledger:
         one = _One(recipe, dataset, site, device, world, folder, ledger, progress)
         trained = folder.record() if folder.done else one.train()
         verdicts = one.evaluate()
@@ -204,7 +204,7 @@ class _One:
     device: torch.device
     world: World
     folder: RunFolder
-    ledger: Ledger
+    ledger: EnergyLog
     progress: Callable[[Progress], None]
 
     def train(self) -> dict[str, Any]:

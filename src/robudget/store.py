@@ -39,17 +39,69 @@ FORMAT = 1
 
 
 class Busy(RobudgetError):
-    """Another process is working on this run."""
+    """Another process is working on this run or evaluation."""
 
 
-class RunFolder:
-    """One run on disk. Creating the object touches nothing; `open` makes the folder."""
+class WorkFolder:
+    """A folder that one process at a time works in, with a log. Creating the object touches nothing."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
 
     def __repr__(self) -> str:
-        return f"RunFolder({str(self.path)!r})"
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder against every other process of this machine; raises Busy where one holds it already.
+
+        The kernel lets go of the lock when its holder dies, however it dies, so that no stale lock is ever left.
+        """
+        with writing(self.path):
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise Busy(f"{str(self.path)!r} is being worked on by another process") from None
+                raise
+            yield
+        finally:
+            os.close(handle)
+
+    def ranks(self) -> list[int]:
+        """The processes that have a log here: 0 of `log.jsonl`, the others under torchrun."""
+        others = (int(path.stem.removeprefix("log-")) for path in self.path.glob("log-*.jsonl"))
+        return [0, *sorted(others)]
+
+    def log(self, event: str, *, rank: int = 0, **fields: Any) -> None:
+        """Append one line to the log, in one write, so that a kill tears at most the last one."""
+        line = json.dumps(to_plain({"event": event, "at": round(time.time(), 3)} | fields), allow_nan=False) + "\n"
+        with writing(self.path), self._log(rank).open("ab+") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = "\n" + line  # a kill tore the line before this one
+            file.write(line.encode())
+
+    def events(self, event: str | None = None, *, rank: int = 0) -> Iterator[dict[str, Any]]:
+        """The logged events, in order; a line torn by a kill is passed over."""
+        path = self._log(rank)
+        if not path.exists():
+            return
+        for line in path.read_text("utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(entry, dict) and (event is None or entry.get("event") == event):
+                yield entry
+
+    def _log(self, rank: int) -> Path:
+        return self.path / ("log.jsonl" if rank == 0 else f"log-{rank}.jsonl")
+
+
+class RunFolder(WorkFolder):
+    """One run on disk. Creating the object touches nothing; `open` makes the folder."""
 
     @property
     def done(self) -> bool:
@@ -77,57 +129,9 @@ class RunFolder:
             if not path.exists() or path.read_text("utf-8") != text:
                 write_text(path, text)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder against every other process of this machine; raises Busy where one holds it already.
-
-        The kernel lets go of the lock when its holder dies, however it dies, so that no stale lock is ever left.
-        """
-        with writing(self.path):
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise Busy(f"{str(self.path)!r} is being worked on by another process") from None
-                raise
-            yield
-        finally:
-            os.close(handle)
-
     def has(self, recipe: Recipe) -> bool:
         """Is this recipe done here, its evaluation too? (A run can have been trained for another evaluation.)"""
         return self.done and (self.record().get("evaluation") or {}).get("id") == recipe.evaluation_id
-
-    def ranks(self) -> list[int]:
-        """The processes that have a log here: 0 of `log.jsonl`, others of a run of many processes."""
-        others = (int(path.stem.removeprefix("log-")) for path in self.path.glob("log-*.jsonl"))
-        return [0, *sorted(others)]
-
-    def log(self, event: str, *, rank: int = 0, **fields: Any) -> None:
-        """Append one line to the log, in one write, so that a kill tears at most the last one."""
-        line = json.dumps(to_plain({"event": event, "at": round(time.time(), 3)} | fields), allow_nan=False) + "\n"
-        with writing(self.path), self._log(rank).open("ab+") as file:
-            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-                line = "\n" + line  # a kill tore the line before this one
-            file.write(line.encode())
-
-    def events(self, event: str | None = None, *, rank: int = 0) -> Iterator[dict[str, Any]]:
-        """The logged events, in order; a line torn by a kill is passed over."""
-        path = self._log(rank)
-        if not path.exists():
-            return
-        for line in path.read_text("utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(entry, dict) and (event is None or entry.get("event") == event):
-                yield entry
-
-    def _log(self, rank: int) -> Path:
-        return self.path / ("log.jsonl" if rank == 0 else f"log-{rank}.jsonl")
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write run.json: from here on the run is done."""
