@@ -152,6 +152,8 @@ def test_a_run_has_one_worker_and_a_killed_one_leaves_no_lock(tmp_path: Path) ->
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
     holder.join(10)
+    with RunFolder(tmp_path).lock(), pytest.raises(Busy), RunFolder(tmp_path).lock():  # in this process, too
+        pass
     with RunFolder(tmp_path).lock():
         pass
 

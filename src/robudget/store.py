@@ -15,7 +15,6 @@ rerun. Imports no torch.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from robudget.accuracy import collapsed
 from robudget.columns import stored
@@ -57,18 +57,14 @@ class WorkFolder:
 
         The kernel lets go of the lock when its holder dies, however it dies, so that no stale lock is ever left.
         """
-        with writing(self.path):
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise Busy(f"{str(self.path)!r} is being worked on by another process") from None
-                raise
+            with writing(self.path):
+                # Without flock, filelock would by default put a marker file in its place, which a killed holder leaves.
+                held = FileLock(self.path / ".lock", blocking=False, fallback_to_soft=False).acquire()
+        except Timeout:
+            raise Busy(f"{str(self.path)!r} is being worked on by another process") from None
+        with held:
             yield
-        finally:
-            os.close(handle)
 
     def ranks(self) -> list[int]:
         """The processes that have a log here: 0 of `log.jsonl`, the others under torchrun."""
