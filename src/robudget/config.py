@@ -1,15 +1,56 @@
-"""Reading YAML that is named, in a file or typed as `key=value`: what recipes, studies and prices have in common."""
+"""What recipes, studies, sites and prices have in common: YAML that is named, in a file or typed as `key=value`, and
+values that are checked, with one line for what is wrong with them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from robudget.errors import InputError, unknown
+from robudget.threat import parse_number
+
+Number = Annotated[float, BeforeValidator(parse_number)]  # a finite number, or text such as 8/255
+
+
+class Record(BaseModel):
+    """Values that are checked when the record is made and do not change after.
+
+    Raises InputError: one line with `prefix`, the field (its `title` where it has one), its value, and its
+    `description`, which says what is allowed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    prefix: ClassVar[str] = ""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(self.prefix + one_line(error, type(self))) from None
+
+
+def one_line(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """pydantic's first complaint as `key = value: what is allowed`; `model` may describe its fields."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    value, kind, context = first["input"], first["type"], first.get("ctx", {})
+    field = model.model_fields.get(key) if model else None
+    if kind == "value_error":  # raised by our own validators, which already say everything
+        cause = str(context["error"])
+        return cause if not key or key in cause else f"{key}: {cause}"
+    if kind == "literal_error":
+        choices = str(context["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
+        return str(unknown(key, value, choices))
+    if kind == "extra_forbidden" and model:
+        return str(unknown("field", key, model.model_fields))
+    if field and field.description:
+        return f"{field.title or key} = {value!r} (allowed: {field.description})"
+    return f"{key} = {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def named(folder: str) -> dict[str, str]:

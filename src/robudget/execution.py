@@ -6,9 +6,11 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
+from robudget.config import Record
 from robudget.errors import InputError
 from robudget.recipe import keys as recipe_keys
 
@@ -25,7 +27,6 @@ KEYS = {
     "meter.cpu_watts": "cpu_watts",
     "meter.gpu_watts": "gpu_watts",
 }
-_WATTS = (1.0, 10_000.0)
 
 
 def first_process() -> bool:
@@ -33,40 +34,27 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-@dataclass(frozen=True)
-class Site:
-    """`data_root`, `synthetic_root`: folder or file of the real and of the generated images; `teacher`: weights that
-    label the latter; `device`: "auto", "cpu", "cuda" or "cuda:1"; `threads`: CPU threads of torch, 0 = as many as there
-    are cores. `checkpointing` recomputes activations to save memory, `sync_batchnorm` (under torchrun) lets BatchNorm
-    see the whole batch, `deterministic` asks torch for deterministic algorithms alone. `cpu_watts`, `gpu_watts`: what
-    the machine's CPUs and the GPU draw under load, used where nothing better can be read."""
+class Site(Record):
+    """Where and how a run executes.
 
-    data_root: str | None = None
-    synthetic_root: str | None = None
-    teacher: str | None = None
-    device: str = "auto"
-    threads: int = 0
-    checkpointing: bool = False
-    sync_batchnorm: bool = True
-    deterministic: bool = False
-    cpu_watts: float | None = None
-    gpu_watts: float | None = None
+    `data_root`, `synthetic_root`: folder or file of the real and of the generated images; `teacher`: weights that label
+    the latter; `device`: "auto", "cpu", "cuda" or "cuda:1"; `threads`: CPU threads of torch, 0 = as many as there are
+    cores. `checkpointing` recomputes activations to save memory, `sync_batchnorm` (under torchrun) takes BatchNorm's
+    statistics over the whole batch, `deterministic` asks torch for deterministic algorithms alone. `cpu_watts`,
+    `gpu_watts`: what the machine's CPUs and the GPU draw under load, used where nothing better can be read. Raises
+    InputError for a value that is not allowed.
+    """
 
-    def __post_init__(self) -> None:
-        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 0:
-            raise InputError(f"threads = {self.threads!r} (allowed: a whole number, 0 = all cores)")
-        for name in ("data_root", "synthetic_root", "teacher"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise InputError(f"{name} = {value!r} (allowed: a path)")
-        for name in ("checkpointing", "sync_batchnorm", "deterministic"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} = {getattr(self, name)!r} (allowed: true, false)")
-        for name in ("cpu_watts", "gpu_watts"):
-            value = getattr(self, name)
-            low, high = _WATTS
-            if value is not None and (isinstance(value, (bool, str)) or not low <= value <= high):
-                raise InputError(f"meter.{name} = {value!r} (allowed: {low:g} to {high:g} watts)")
+    data_root: str | None = Field(None, description="a path")
+    synthetic_root: str | None = Field(None, description="a path")
+    teacher: str | None = Field(None, description="a path")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
+    threads: int = Field(0, ge=0, description="a whole number, 0 = all cores")
+    checkpointing: bool = Field(False, description="true, false")
+    sync_batchnorm: bool = Field(True, description="true, false")
+    deterministic: bool = Field(False, description="true, false")
+    cpu_watts: float | None = Field(None, ge=1, le=10_000, title="meter.cpu_watts", description="1 to 10000 watts")
+    gpu_watts: float | None = Field(None, ge=1, le=10_000, title="meter.gpu_watts", description="1 to 10000 watts")
 
     @classmethod
     def take(cls, overrides: Mapping[str, Any]) -> tuple[Site, dict[str, Any]]:

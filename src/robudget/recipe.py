@@ -19,16 +19,15 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
-from robudget.config import load_yaml, merge, nest, read_named
-from robudget.errors import InputError, unknown
-from robudget.threat import Norm, Threat, format_eps, parse_eps, parse_number
+from robudget.config import Number, load_yaml, merge, nest, one_line, read_named
+from robudget.errors import InputError
+from robudget.threat import Norm, Threat, format_eps, parse_eps
 
 SCHEMA = 1
 
 LossName = Literal["standard", "at", "trades", "mart", "fgsm-rs", "n-fgsm", "free-at"]
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 
-Number = Annotated[float, BeforeValidator(parse_number)]
 Eps = Annotated[float, BeforeValidator(parse_eps), PlainSerializer(format_eps, when_used="json")]
 Share = Annotated[Number, Field(ge=0, lt=1)]
 
@@ -304,7 +303,7 @@ class Recipe(_Part):
         try:
             return cls.model_validate(dict(data))
         except ValidationError as error:
-            raise InputError(f"{where}: {_one_line(error)}") from None
+            raise InputError(f"{where}: {one_line(error)}") from None
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
 
@@ -367,20 +366,6 @@ def _check_keys(part: type[BaseModel], data: Mapping[str, Any], where: str, pref
                     f"{where}: {prefix + key} = {value!r} must hold keys ({', '.join(inner.model_fields)})"
                 )
             _check_keys(inner, value, where, prefix + key + ".")
-
-
-def _one_line(error: ValidationError) -> str:
-    """pydantic's first complaint as `key = value: what is allowed`."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    value, kind, context = first["input"], first["type"], first.get("ctx", {})
-    if kind == "value_error":  # raised by our own validators, which already say everything
-        cause = str(context["error"])
-        return cause if not key or key in cause else f"{key}: {cause}"
-    if kind == "literal_error":
-        choices = str(context["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
-        return str(unknown(key, value, choices))
-    return f"{key} = {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

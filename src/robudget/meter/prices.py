@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from robudget.config import load_yaml
+from pydantic import Field
+
+from robudget.config import Number, Record, load_yaml
 from robudget.errors import InputError, unknown
 from robudget.meter.grid import find
-from robudget.threat import parse_number
 
 
-@dataclass(frozen=True)
-class Prices:
+class Prices(Record):
     """What energy and time cost. The defaults are the paper's (arXiv 2312.13131).
 
     `pue`: power usage effectiveness of the data centre; `usd_per_kwh` and `gco2e_per_kwh` of the grid; `pue_in_co2`:
@@ -22,26 +22,15 @@ class Prices:
     counted. `source` says where the figures are from.
     """
 
+    prefix: ClassVar[str] = "prices: "
     name: str = "paper"
     source: str = "arXiv 2312.13131: electricity $0.12/kWh, PUE 1.58, 566.3 gCO2e/kWh (US, Google Cloud)"
-    pue: float = 1.58
-    usd_per_kwh: float = 0.12
-    gco2e_per_kwh: float = 566.3
-    pue_in_co2: bool = False
-    usd_per_gpu_hour: float | None = None
-    synthetic_wh_per_image: float | None = None
-
-    def __post_init__(self) -> None:
-        for key, (low, high, unit) in _PLAUSIBLE.items():
-            value = getattr(self, key)
-            if value is None and key in _OPTIONAL:
-                continue
-            number = parse_number(value)
-            if not low <= number <= high:
-                raise InputError(f"prices: {key} = {value} (allowed: {low:g} to {high:g} {unit})")
-            object.__setattr__(self, key, number)
-        if not isinstance(self.pue_in_co2, bool):
-            raise InputError(f"prices: pue_in_co2 = {self.pue_in_co2!r} (allowed: true, false)")
+    pue: Number = Field(1.58, ge=1, le=5, description="1 to 5 (facility ÷ IT energy)")
+    usd_per_kwh: Number = Field(0.12, ge=0, le=5, description="0 to 5 $/kWh")
+    gco2e_per_kwh: Number = Field(566.3, ge=0, le=2000, description="0 to 2000 gCO2e/kWh")
+    pue_in_co2: bool = Field(False, description="true, false")
+    usd_per_gpu_hour: Number | None = Field(None, ge=0, le=1000, description="0 to 1000 $/hour")
+    synthetic_wh_per_image: Number | None = Field(None, ge=0, le=10_000, description="0 to 10000 Wh/image")
 
     @classmethod
     def load(cls, source: str | Path) -> Prices:
@@ -55,14 +44,14 @@ class Prices:
             data = load_yaml(path.read_text("utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read prices {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
-        known = [f.name for f in fields(cls)]
+        known = [*cls.model_fields, "region"]
         for key in data:
-            if key not in (*known, "region"):
-                raise unknown(f"key in {path}", key, [*known, "region"])
+            if key not in known:
+                raise unknown(f"key in {path}", key, known)
         region = data.pop("region", None)
         base = cls() if region is None else cls.of_region(str(region))
         about = {"name": path.stem, "source": str(path) if region is None else f"{path}; {base.source}"}
-        return replace(base, **(about | data))
+        return cls(**(base.to_dict() | about | data))
 
     @classmethod
     def of_region(cls, region: str) -> Prices:
@@ -74,17 +63,9 @@ class Prices:
         return cls(name=grid.name, source=source, gco2e_per_kwh=grid.gco2e_per_kwh, pue_in_co2=True)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return self.model_dump()
 
 
-_OPTIONAL = ("usd_per_gpu_hour", "synthetic_wh_per_image")
-_PLAUSIBLE = {
-    "pue": (1.0, 5.0, "(facility ÷ IT energy)"),
-    "usd_per_kwh": (0.0, 5.0, "$/kWh"),
-    "gco2e_per_kwh": (0.0, 2000.0, "gCO2e/kWh"),
-    "usd_per_gpu_hour": (0.0, 1000.0, "$/hour"),
-    "synthetic_wh_per_image": (0.0, 1e4, "Wh/image"),
-}
 PAPER = Prices()
 
 

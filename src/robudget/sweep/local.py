@@ -22,7 +22,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,10 +153,10 @@ def _sites(site: Site, workers: int, runs: int) -> list[Site]:
     gpus = _gpus() if site.device in ("auto", "cuda") else 0
     if gpus:
         count = min(workers or gpus, runs)
-        return [replace(site, device=f"cuda:{i % gpus}") for i in range(count)]
+        return [site.model_copy(update={"device": f"cuda:{i % gpus}"}) for i in range(count)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(workers or cores, runs)
-    return [replace(site, threads=site.threads or max(1, cores // count))] * count
+    return [site.model_copy(update={"threads": site.threads or max(1, cores // count)})] * count
 
 
 def _gpus() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from robudget.execution import Site
@@ -72,7 +72,7 @@ class SweepState:
 
 def job(recipe: Recipe, store: Store, site: Site) -> dict[str, Any]:
     """A run as plain data, for another process."""
-    return {"recipe": recipe.to_dict(), "store": str(store.root), "site": asdict(site)}
+    return {"recipe": recipe.to_dict(), "store": str(store.root), "site": site.model_dump()}
 
 
 def run_job(job: dict[str, Any], progress: Callable[[Progress], None] = lambda progress: None) -> str:
