@@ -18,7 +18,7 @@ ALLOWED = {
     "models": set(),
     "attacks": set(),
     "losses": {"attacks"},
-    "backend": {"attacks", "models"},
+    "backend": {"attacks"},
     "training": {"data", "models", "attacks", "losses", "backend"},
     "evaluation": {"models", "attacks", "data", "backend"},
     "meter": {"models"},

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from robudget.attacks.ensemble import Member
 from robudget.attacks.victim import Victim
 from robudget.backend.batch_size import call_size, least_size
-from robudget.backend.crafting_copy import crafting_copy, has_bfloat16, resolve
-from robudget.backend.folding import fold
-from robudget.backend.kernels import Conv, Norm
+from robudget.backend.folding import Folded, crafting_copy
+from robudget.backend.kernels import Arithmetic, Conv, Norm, Residual
+from robudget.backend.precision import gains_in_attacks, has_bfloat16, resolve
 from robudget.evaluation import evaluate
 from robudget.models import build
 from robudget.threat import Threat
@@ -58,8 +58,9 @@ def test_the_copy_is_the_same_function(name):
     model, shape = NETWORKS[name]()
     randomised(model)
     x = torch.rand(6, *shape, generator=torch.Generator().manual_seed(1))
-    copy = fold(model, x, torch.float32, shape[1] >= 16)
+    copy = Folded(model, x, Arithmetic(torch.float32, shape[1] >= 16))
     assert any(isinstance(m, Conv) for m in copy.modules())
+    assert any(isinstance(m, Residual) for m in copy.modules()) == name.startswith(("wrn-10-1 on", "wrn-16", "preact"))
     assert not any(isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) for m in copy.modules())
     for mine, theirs in zip(answers(copy, x), answers(model, x), strict=True):
         error = (mine - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)
@@ -91,9 +92,9 @@ def test_every_kernel_of_a_convolution(case, channels_last):
     c, out, size, k, s, p, bias = case
     torch.manual_seed(1)
     source = nn.Conv2d(c, out, k, s, p, bias=bias)
-    layer = Conv(source, source.weight, source.bias, (c, size, size))
-    layer.relu = True
-    layer.prepare(torch.float32, channels_last, None)
+    layer = Conv(source, (c, size, size))
+    layer.relu, layer.how = True, Arithmetic(torch.float32, channels_last)
+    layer.load(source.weight, source.bias)
     x = torch.randn(5, c, size, size)
     skip = torch.randn_like(source(x))
     ours, theirs = (t.clone().requires_grad_() for t in (x, x))
@@ -110,8 +111,8 @@ def test_every_kernel_of_a_convolution(case, channels_last):
 def test_grouped_and_dilated_convolutions():
     for source in (nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Conv2d(4, 6, 3, 1, 2, dilation=2)):
         c = source.in_channels
-        layer = Conv(source, source.weight, source.bias, (c, 6, 6))
-        layer.prepare(torch.float32, False, None)
+        layer = Conv(source, (c, 6, 6))
+        layer.load(source.weight, source.bias)
         x = torch.randn(3, c, 6, 6)
         for mine, theirs in zip(answers_of_layer(layer, x), answers_of_layer(source, x), strict=True):
             assert torch.allclose(mine, theirs, atol=1e-5)
@@ -126,9 +127,9 @@ def answers_of_layer(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def test_norm_alone_and_with_relu():
     source = randomised(nn.BatchNorm2d(5))
     for relu in (False, True):
-        layer = Norm(source)
+        layer = Norm()
         layer.relu = relu
-        layer.prepare(torch.float32, False)
+        layer.load(source)
         plain = nn.Sequential(source, nn.ReLU() if relu else nn.Identity())
         x = torch.randn(4, 5, 3, 3)
         for mine, theirs in zip(answers_of_layer(layer, x), answers_of_layer(plain, x), strict=True):
@@ -219,13 +220,17 @@ class Scale(nn.Module):
 
 def test_auto_precision_follows_flags_and_size(small, images, monkeypatch):
     x = images[0][:4]
-    monkeypatch.setattr("robudget.backend.crafting_copy.has_bfloat16", lambda device: True)
-    assert resolve("auto", CPU, small, x) == "float32"  # a small network gains nothing
+
+    def resolved(asked: str, model: nn.Module) -> str:
+        return resolve(asked, CPU, lambda: gains_in_attacks(model, x)).name
+
+    monkeypatch.setattr("robudget.backend.precision.has_bfloat16", lambda device: True)
+    assert resolved("auto", small) == "float32"  # a small network gains nothing
     big = nn.Sequential(nn.Conv2d(1, 512, 3), nn.Conv2d(512, 512, 3), nn.Flatten(), nn.Linear(8192, 6)).eval()
-    assert resolve("auto", CPU, big, x) == "bfloat16"
-    assert resolve("float32", CPU, big, x) == "float32"
-    monkeypatch.setattr("robudget.backend.crafting_copy.has_bfloat16", lambda device: False)
-    assert resolve("auto", CPU, big, x) == "float32"
+    assert resolved("auto", big) == "bfloat16"
+    assert resolved("float32", big) == "float32"
+    monkeypatch.setattr("robudget.backend.precision.has_bfloat16", lambda device: False)
+    assert resolved("auto", big) == "float32"
     assert isinstance(has_bfloat16(CPU), bool)
 
 

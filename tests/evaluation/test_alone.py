@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.attacks.ensemble import Member
-from robudget.backend.crafting_copy import crafting_copy
+from robudget.backend.folding import crafting_copy
 from robudget.evaluation import evaluate
 from robudget.threat import Threat
 

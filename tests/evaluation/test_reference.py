@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robudget.backend.crafting_copy import has_bfloat16
+from robudget.backend.precision import has_bfloat16
 from robudget.evaluation import Verdicts, evaluate
 from robudget.threat import Threat
 

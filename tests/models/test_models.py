@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from robudget.backend.preact_folding import Folded
+from robudget.backend.folding import Folded
+from robudget.backend.kernels import Arithmetic
 from robudget.errors import InputError
 from robudget.models import Normalize, PreActNet, build, build_for
 from robudget.models.preact import Block, checkpoint_activations
@@ -190,8 +191,8 @@ def test_folding_keeps_the_function(variant: str, excite: bool) -> None:
     normalize = Normalize((0.5,) * 3, (0.25,) * 3)
     model = PreActNet(8, [2, 1, 1], [8, 16, 24], classes=10, normalize=normalize, variant=variant, excite=excite)
     trained_a_little(model).eval()
-    folded = Folded(model, torch.float32)
     x = torch.rand(4, 3, 16, 16)
+    folded = Folded(model, x, Arithmetic(torch.float32, channels_last=True, live=True))
     torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -203,7 +204,7 @@ def test_folding_keeps_the_function(variant: str, excite: bool) -> None:
     (mine,) = torch.autograd.grad(F.cross_entropy(folded(leaf), torch.arange(4)), leaf)
     (exact,) = torch.autograd.grad(F.cross_entropy(model(leaf), torch.arange(4)), leaf)
     torch.testing.assert_close(mine, exact, rtol=1e-3, atol=1e-6)
-    low = Folded(model, torch.bfloat16)
+    low = Folded(model, x, Arithmetic(torch.bfloat16, channels_last=True, live=True))
     leaf = x.clone().requires_grad_(True)
     (mine,) = torch.autograd.grad(F.cross_entropy(low(leaf), torch.arange(4), reduction="sum"), leaf)
     (exact,) = torch.autograd.grad(F.cross_entropy(model(leaf), torch.arange(4), reduction="sum"), leaf)

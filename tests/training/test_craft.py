@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.attacks.geometry import GEOMETRY, within
+from robudget.backend.folding import Folded
 from robudget.backend.precision import Precision
 from robudget.models import build
 from robudget.recipe import Recipe
@@ -23,8 +24,9 @@ from robudget.training.step import (
     divergence,
     input_gradient,
     start_of,
-    victim_of,
 )
+
+FLOAT32 = Precision("float32", torch.device("cpu"))
 
 
 class Linear(nn.Module):
@@ -40,9 +42,9 @@ class Linear(nn.Module):
 
 
 def attack(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, seed: int = 0) -> Tensor:
-    with CraftMode(model, "eval")():
+    with CraftMode(model, FLOAT32)(x) as (victim, autocast):
         generator = torch.Generator().manual_seed(seed)
-        return craft(model, x, cross_entropy(y), adversary, generator=generator, autocast=nullcontext)
+        return craft(victim, x, cross_entropy(y), adversary, generator=generator, autocast=autocast)
 
 
 def middle(n: int = 5) -> Tensor:
@@ -82,7 +84,7 @@ def test_in_place_steps_are_the_geometrys_to_the_last_bit() -> None:
     found = attack(model, x, y, Adversary(threat, 4, 0.03), seed=3)
     geometry = GEOMETRY["linf"]
     slow = geometry.inside(x, threat.eps, torch.Generator().manual_seed(3))
-    with CraftMode(model, "eval")():
+    with CraftMode(model, FLOAT32)(x):
         for _ in range(4):
             gradient = input_gradient(model, slow, cross_entropy(y), nullcontext)
             slow = geometry.project(slow + 0.03 * geometry.steepest(gradient), x, threat.eps)
@@ -98,7 +100,7 @@ def test_trades_raises_the_divergence() -> None:
     objective = divergence(clean)
     assert float(objective(clean)) == pytest.approx(0, abs=1e-5)
     adversary = Adversary(Threat("linf", 0.1), 5, 0.03, start="gaussian")
-    with CraftMode(model, "eval")():
+    with CraftMode(model, FLOAT32)(x):
         found = craft(model, x, objective, adversary, generator=torch.Generator(), autocast=nullcontext)
         assert float(objective(model(found))) > float(objective(model(start_of(x, adversary, None, World()))))
 
@@ -114,10 +116,10 @@ def test_everything_is_put_back_even_on_an_exception(batchnorm: str) -> None:
     model.blocks[0].eval()  # type: ignore[union-attr, index, operator]
     model.head.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
     before = modes(model), [p.requires_grad for p in model.parameters()]
-    mode = CraftMode(model, batchnorm)
+    mode = CraftMode(model, FLOAT32, batchnorm)
 
     def fail_inside() -> None:
-        with mode():
+        with mode(torch.rand(2, 3, 8, 8)):
             assert not any(p.requires_grad for p in model.parameters())
             raise RuntimeError("in the middle")
 
@@ -131,10 +133,10 @@ def test_batch_mode_normalises_by_the_batch_and_leaves_the_statistics() -> None:
     model = build("wrn-10-1", classes=4, image_size=8, base=2)
     x = torch.rand(16, 3, 8, 8)
     statistics = {k: v.clone() for k, v in model.state_dict().items()}
-    with torch.no_grad(), CraftMode(model, "batch")():
+    with torch.no_grad(), CraftMode(model, FLOAT32, "batch")(x):
         crafting = model(x)
     assert all(torch.equal(v, statistics[k]) for k, v in model.state_dict().items())
-    with torch.no_grad(), CraftMode(model, "eval")():
+    with torch.no_grad(), CraftMode(model, FLOAT32)(x):
         evaluating = model(x)
     with torch.no_grad():
         training = model.train()(x)
@@ -180,8 +182,8 @@ def test_bfloat16_crafting_is_nearly_as_strong() -> None:
     gains = {}
     for name in ("float32", "bfloat16"):
         precision = Precision(name, torch.device("cpu"))  # type: ignore[arg-type]
-        with CraftMode(model, "eval")():
-            victim, autocast = victim_of(model, precision, "eval")()
+        with CraftMode(model, precision)(x) as (victim, autocast):
+            assert isinstance(victim, Folded) == (name == "bfloat16")
             adversary = Adversary(Threat("linf", 0.05), 5, 0.02, start="none")
             found = craft(victim, x, cross_entropy(y), adversary, generator=None, autocast=autocast)
             assert found.dtype == torch.float32

@@ -80,11 +80,9 @@ def tile(device: torch.device, batch_size: int) -> int:
     return min(batch_size, 8 if device.type == "cpu" else 64)
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep freed blocks instead of unmapping them, by showing it one large block that is freed.
+def validation_size(batch_size: int) -> int:
+    """Images a call of a validation, which keeps nothing for a backward pass through the weights, so more fit."""
+    return max(batch_size, _VALIDATION)
 
-    Every activation above 128 KiB otherwise comes from fresh pages, whose faults cost small networks more than their
-    arithmetic. glibc's threshold follows the largest block it saw freed, up to 32 MiB; elsewhere this does nothing.
-    """
-    block = torch.empty(31 << 20, dtype=torch.uint8)
-    del block
+
+_VALIDATION = 256

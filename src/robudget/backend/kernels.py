@@ -1,57 +1,146 @@
-"""Layers of the crafting copy: weights are constants, so only the input's gradient exists, and what can be fused is.
+"""Layers of the crafting copy: weights are constants, so only the input's gradient exists, and neighbours are fused.
 
-Each layer is a module with one autograd function. Backward passes need no inputs of the forward pass but the signs of
-its ReLU. The choice of kernel depends on shapes and device alone, never on a timing.
+The choice of kernel depends on shapes, device and `Arithmetic` alone, never on a timing.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm, conv2d
+from torch.nn.functional import batch_norm, conv2d, linear
 
-CHANNELS_LAST = torch.channels_last
-
-
-def fuses(t: Tensor) -> bool:
-    """Can oneDNN apply the ReLU while it writes the convolution's output? (Private to torch, so asked for by name.)"""
-    return t.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+_RELU_GRADIENT = torch.ops.aten.threshold_backward.default
+_RELU_GRADIENT_IN_PLACE = torch.ops.aten.threshold_backward.grad_input
+_CONVOLUTION_GRADIENT = torch.ops.aten.convolution_backward.default
 
 
-def fused_convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    how: tuple[list[int], list[int], list[int]],
-    groups: int,
-    *,
-    relu: bool,
-) -> Tensor:
-    """Convolution, bias and ReLU in one pass over the output; `how` is padding, stride, dilation."""
-    call = torch.ops.mkldnn._convolution_pointwise
-    return cast(Tensor, call(x, weight, bias, *how, groups, "relu" if relu else "none", [], ""))
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a layer computes in. `live`: its weights are renewed after every update of the model (training), so nothing
+    is prepared that pays only where they stay, and a BatchNorm that cannot be folded is torch's own."""
+
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    live: bool = False
+
+    @cached_property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def laid(self, t: Tensor) -> Tensor:
+        return t.contiguous(memory_format=self.layout)
 
 
-class Conv(nn.Module):
-    """Convolution + bias (+ skip) (+ ReLU), as one step forward and one back."""
+@dataclass(frozen=True)
+class Statistics:
+    """A BatchNorm in evaluation mode: running mean and variance, weight and bias (detached), ε."""
 
-    def __init__(self, source: nn.Conv2d, weight: Tensor, bias: Tensor | None, in_shape: tuple[int, int, int]) -> None:
+    mean: Tensor
+    var: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, norm: nn.Module) -> Statistics:
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        mean, var = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert var is not None
+        weight = torch.ones_like(mean) if norm.weight is None else norm.weight.detach()
+        bias = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach()
+        return cls(mean, var, weight, bias, norm.eps)
+
+    def scale_shift(self, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """scale·x + shift, for an x that still lacks its `bias`."""
+        # torch's fuse_conv_bn_weights multiplies by the reciprocal of the root, whose last bits are others than those
+        # that verdicts and trainings on record were computed with.
+        scale = self.weight / (self.var + self.eps).sqrt()
+        return scale, (-self.mean if bias is None else bias - self.mean) * scale + self.bias
+
+
+class Layer(nn.Module):
+    """`compute` gives the output and `input_gradient` its counterpart; one autograd function serves all layers.
+
+    With `relu` a ReLU of the output is part of the layer. `how` is set before the first use.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.stride, self.padding, self.dilation, self.groups = _ints(source)
-        self.relu = False
-        self.in_shape = in_shape
-        self.cast: torch.dtype | None = None
-        self.weight = weight.detach().clone()
-        self.bias = None if bias is None else bias.detach().clone()
-        self.last = False
+        self.relu, self.how = False, Arithmetic()
 
-    def prepare(self, dtype: torch.dtype, channels_last: bool, cast: torch.dtype | None) -> None:
-        """Fix the arithmetic: weights in `dtype`, output handed on in `cast` (None: as computed)."""
-        self.cast, self.last = cast, channels_last
-        self.weight = self._laid(self.weight.to(dtype))
-        self.bias = None if self.bias is None else self.bias.to(dtype)
+    def compute(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def input_gradient(self, g: Tensor, x: Tensor | None = None) -> Tensor:
+        """From the gradient of the output before its ReLU. x: the input, if at hand."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor, skip: Tensor | None) -> tuple[Tensor, ...]:
+        """The output, and what `pull` needs: only a ReLU's mask, which is its own output."""
+        y = self.compute(x, skip)
+        return (y, y) if self.relu else (y,)
+
+    def pull(self, g: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of x and of the skip."""
+        if self.relu:
+            g = _RELU_GRADIENT(g, saved[0], 0)
+        return self.input_gradient(g), g
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        # A live layer by itself is a few operations of torch, with their own gradients.
+        if self.how.live or not torch.is_grad_enabled():
+            return self.compute(x, skip)
+        return cast(Tensor, _Fused.apply(self, x, skip))
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, layer: Layer, x: Tensor, skip: Tensor | None) -> Tensor:
+        y, *saved = layer.run(x, skip)
+        ctx.layer, ctx.x, ctx.skip = layer, x.dtype, None if skip is None else skip.dtype
+        ctx.save_for_backward(*saved)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor | None]:
+        own, skip = ctx.layer.pull(gradients[0], *ctx.saved_tensors)
+        return None, own.to(ctx.x), None if ctx.skip is None else skip.to(ctx.skip)
+
+
+class Conv(Layer):
+    """Convolution + bias (+ skip) (+ ReLU). `load` gives it its weights."""
+
+    def __init__(self, source: nn.Conv2d, in_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        assert not isinstance(source.padding, str)
+        self.stride, self.padding = list(source.stride), list(source.padding)
+        self.dilation, self.groups = list(source.dilation), source.groups
+        self.in_shape = in_shape
+        self.cast: torch.dtype | None = None  # what the output is handed on in, None: as computed
+        self.fused = False
+        self.matrix: Tensor | None = None
+        self.flipped: Tensor | None = None
+
+    def load(self, weight: Tensor, bias: Tensor | None, gradient_scale: Tensor | None = None) -> None:
+        """Take these float32 weights. `gradient_scale` (input channels) multiplies the gradient of the input: the scale
+        of a BatchNorm before, which costs nothing here and a pass over memory of its own there."""
+        how = self.how
+        self.weight = how.laid(weight.detach().to(how.dtype))
+        self.bias = None if bias is None else bias.detach().to(how.dtype)
+        self.gradient_weight = self.weight
+        if gradient_scale is not None:
+            self.gradient_weight = how.laid((weight.detach() * gradient_scale.view(1, -1, 1, 1)).to(how.dtype))
+        if not how.live:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Kernels that take their time to make, so only for weights that stay."""
+        self.fused = self.how.channels_last and _fuses(self.weight)
         out, _, k, _ = self.weight.shape
         c, h, w = self.in_shape
         s, p = self.stride[0], self.padding[0]
@@ -65,183 +154,158 @@ class Conv(nn.Module):
         )
         h2, w2 = (h + 2 * p - k) // s + 1, (w + 2 * p - k) // s + 1
         self.out_shape = (out, h2, w2)
-        self.fused = channels_last and fuses(self.weight)
-        on_cpu = plain and dtype == torch.float32 and self.weight.device.type == "cpu" and not channels_last
+        contiguous = self.how.dtype == torch.float32 and not self.how.channels_last
+        on_cpu = plain and contiguous and self.weight.device.type == "cpu"
         # A few pixels seen by a 3×3 window are a matrix in all but name: `dense` times the multiplications, but none
         # of a convolution's overhead, which counts while channels are few, most of all backward through a stride.
         dense = h * w / (k * k)
-        self.matrix: Tensor | None = None
-        self.flipped: Tensor | None = None
         self.by_matrix = dense <= 1 or (dense <= 2 and c * out <= 128)
-        self.pull_by_matrix = dense <= 1 or (dense <= 2 and s > 1 and c * out <= 512)
-        if on_cpu and (self.by_matrix or self.pull_by_matrix):
+        self.gradient_by_matrix = dense <= 1 or (dense <= 2 and s > 1 and c * out <= 512)
+        if on_cpu and (self.by_matrix or self.gradient_by_matrix):
             eye = torch.eye(c * h * w, device=self.weight.device).view(-1, c, h, w)
             self.matrix = conv2d(eye, self.weight, None, self.stride, self.padding).flatten(1).T.contiguous()
             self.spread = None if self.bias is None else self.bias.repeat_interleave(h2 * w2)
         # Backward is a convolution with the turned kernel. Through a stride the library's own backward is several times
         # slower than that one on a gradient spread out with zeros, unless it runs channels-last.
         if plain and (s == 1 or on_cpu):
-            self.flipped = self._laid(self.weight.flip(2, 3).transpose(0, 1))
+            self.flipped = self.how.laid(self.weight.flip(2, 3).transpose(0, 1))
             self.extra = (h - ((h2 - 1) * s - 2 * p + k), w - ((w2 - 1) * s - 2 * p + k))
 
-    def _laid(self, t: Tensor) -> Tensor:
-        return t.contiguous(memory_format=CHANNELS_LAST) if self.last else t.contiguous()
-
-    def compute(self, x: Tensor, skip: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         x = x.to(self.weight.dtype)
-        if self.relu and skip is None and self.fused:
-            y = fused_convolution(
-                self._laid(x),
-                self.weight,
-                self.bias,
-                (self.padding, self.stride, self.dilation),
-                self.groups,
-                relu=True,
+        fused = self.fused and self.relu and skip is None
+        if fused:
+            y = _with_relu(
+                self.how.laid(x), self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, "relu"
             )
-            return y if self.cast is None else y.to(self.cast)
-        if self.matrix is not None and self.by_matrix:
-            y = nn.functional.linear(x.flatten(1), self.matrix, self.spread).view(len(x), *self.out_shape)
+        elif self.matrix is not None and self.by_matrix:
+            y = linear(x.flatten(1), self.matrix, self.spread).view(len(x), *self.out_shape)
         else:
-            y = conv2d(self._laid(x), self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+            y = conv2d(self.how.laid(x), self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if skip is not None:
             y = y.add_(skip)
-        if self.relu:
+        if self.relu and not fused:
             y = y.relu_()
         return y if self.cast is None else y.to(self.cast)
 
-    def pull(self, g: Tensor, n: int) -> Tensor:
-        """The gradient of the input from the gradient of convolution's output."""
+    def input_gradient(self, g: Tensor, x: Tensor | None = None) -> Tensor:
         g = g.to(self.weight.dtype)
-        if self.matrix is not None and self.pull_by_matrix:
-            return (g.flatten(1) @ self.matrix).view(n, *self.in_shape)
+        if self.matrix is not None and self.gradient_by_matrix:
+            return (g.flatten(1) @ self.matrix).view(len(g), *self.in_shape)
         if self.flipped is not None:
-            return self._pull_flipped(g, n)
+            return self._by_flipped(g, self.flipped)
         # The input's values do not matter to its own gradient; only its shape and layout are read.
-        layout = CHANNELS_LAST if self.last else torch.contiguous_format
-        x = torch.empty(n, *self.in_shape, dtype=g.dtype, device=g.device, memory_format=layout)
-        grads = torch.ops.aten.convolution_backward(
-            self._laid(g),
-            x,
-            self.weight,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            [0, 0],
-            self.groups,
-            [True, False, False],
-        )
-        return cast(Tensor, grads[0])
+        if x is None:
+            x = torch.empty(len(g), *self.in_shape, dtype=g.dtype, device=g.device, memory_format=self.how.layout)
+        geometry = self.stride, self.padding, self.dilation, False, [0, 0], self.groups
+        out: Tensor = _CONVOLUTION_GRADIENT(
+            self.how.laid(g), x, self.gradient_weight, None, *geometry, [True, False, False]
+        )[0]
+        return out
 
-    def _pull_flipped(self, g: Tensor, n: int) -> Tensor:
-        assert self.flipped is not None
+    def _by_flipped(self, g: Tensor, flipped: Tensor) -> Tensor:
         s, p, k = self.stride[0], self.padding[0], self.weight.shape[2]
         if s == 1:
-            return conv2d(self._laid(g), self.flipped, None, 1, k - 1 - p)
+            return conv2d(self.how.laid(g), flipped, None, 1, k - 1 - p)
         if k == 1:
-            wide = g.new_zeros(n, *self.in_shape)
-            wide[:, :, ::s, ::s] = conv2d(g, self.flipped)
+            wide = g.new_zeros(len(g), *self.in_shape)
+            wide[:, :, ::s, ::s] = conv2d(g, flipped)
             return wide
         c, h2, w2 = self.out_shape
-        sparse = g.new_zeros(n, c, (h2 - 1) * s + 1 + self.extra[0], (w2 - 1) * s + 1 + self.extra[1])
+        sparse = g.new_zeros(len(g), c, (h2 - 1) * s + 1 + self.extra[0], (w2 - 1) * s + 1 + self.extra[1])
         sparse[:, :, : (h2 - 1) * s + 1 : s, : (w2 - 1) * s + 1 : s] = g
-        return conv2d(sparse, self.flipped, None, 1, k - 1 - p)
-
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        if not torch.is_grad_enabled():
-            return self.compute(x, skip)
-        return cast(Tensor, _ConvFunction.apply(x, skip, self))
+        return conv2d(sparse, flipped, None, 1, k - 1 - p)
 
 
-class _ConvFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, skip: Tensor | None, layer: Conv) -> Tensor:
-        y = layer.compute(x, skip)
-        ctx.layer, ctx.n, ctx.dtype = layer, len(x), x.dtype
-        ctx.skip = None if skip is None else skip.dtype
-        ctx.save_for_backward(y if layer.relu else None)
-        return y
+class Norm(Layer):
+    """BatchNorm in evaluation mode (+ ReLU), where no convolution before it can take it in."""
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (y,) = ctx.saved_tensors
-        g = grads[0] if y is None else torch.ops.aten.threshold_backward(grads[0], y, 0)
-        own = ctx.layer.pull(g, ctx.n).to(ctx.dtype) if ctx.needs_input_grad[0] else None
-        return own, None if ctx.skip is None else g.to(ctx.skip), None
-
-
-class Norm(nn.Module):
-    """BatchNorm in evaluation mode (+ ReLU): a scale and a shift per channel."""
-
-    def __init__(self, source: nn.BatchNorm2d) -> None:
-        super().__init__()
-        mean, var = source.running_mean, source.running_var
-        assert mean is not None
-        assert var is not None
-        weight = torch.ones_like(mean) if source.weight is None else source.weight
-        bias = torch.zeros_like(mean) if source.bias is None else source.bias
-        self.mean, self.var = mean.detach().clone(), var.detach().clone()
-        self.weight, self.bias = weight.detach().clone(), bias.detach().clone()
-        self.eps = source.eps
-        self.relu = False
-
-    def prepare(self, dtype: torch.dtype, channels_last: bool) -> None:
-        scale = self.weight / (self.var + self.eps).sqrt()
-        self.scale = scale.view(1, -1, 1, 1).to(dtype)
-        self.last = channels_last
-        # In bfloat16 torch's own elementwise kernels are slower than a convolution with one 1×1 kernel per channel.
+    def load(self, source: nn.Module) -> None:
+        """Take the weights and running statistics of a BatchNorm."""
+        self.statistics = Statistics.of(source)
+        self.scale, shift = self.statistics.scale_shift()
         self.kernel: tuple[Tensor, Tensor] | None = None
-        if channels_last and dtype == torch.bfloat16 and fuses(self.scale):
-            shift = self.bias - self.mean * scale
-            self.kernel = scale.view(-1, 1, 1, 1).to(dtype), shift.to(dtype)
+        # In bfloat16 torch's own elementwise kernels are slower than a convolution with one 1×1 kernel per channel.
+        if self.how.channels_last and self.how.dtype == torch.bfloat16 and not self.how.live and _fuses(shift):
+            self.kernel = self.scale.view(-1, 1, 1, 1).to(self.how.dtype), shift.to(self.how.dtype)
 
-    def compute(self, x: Tensor) -> Tensor:
-        if self.kernel is not None and x.dtype == self.kernel[0].dtype:
-            return self._by_kernel(x, self.kernel[1], self.relu)
-        y = batch_norm(x, self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)
+    def compute(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        if self.kernel is not None and x.dtype == self.how.dtype:
+            return self._by_kernel(x, self.kernel[1], "relu" if self.relu else "none")
+        s = self.statistics
+        y = batch_norm(x, s.mean, s.var, s.weight, s.bias, False, 0.0, s.eps)
         return y.relu_() if self.relu else y
 
-    def _by_kernel(self, x: Tensor, shift: Tensor | None, relu: bool) -> Tensor:
+    def input_gradient(self, g: Tensor, x: Tensor | None = None) -> Tensor:
+        if self.kernel is not None and g.dtype == self.how.dtype:
+            return self._by_kernel(g, None, "none")
+        return g * self.scale.view(1, -1, 1, 1).to(self.how.dtype)
+
+    def _by_kernel(self, x: Tensor, shift: Tensor | None, then: str) -> Tensor:
         assert self.kernel is not None
-        x, scale = x.contiguous(memory_format=CHANNELS_LAST), self.kernel[0]
-        return fused_convolution(x, scale, shift, ([0, 0], [1, 1], [1, 1]), len(scale), relu=relu)
-
-    def pull(self, g: Tensor) -> Tensor:
-        """The gradient of the input from that of the scaled and shifted output."""
-        if self.kernel is not None and g.dtype == self.kernel[0].dtype:
-            return self._by_kernel(g, None, False)
-        return g * self.scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return self.compute(x)
-        return cast(Tensor, _NormFunction.apply(x, self))
+        scale = self.kernel[0]
+        return _with_relu(self.how.laid(x), scale, shift, [0, 0], [1, 1], [1, 1], len(scale), then)
 
 
-class _NormFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Norm) -> Tensor:
-        y = layer.compute(x)
-        ctx.layer = layer
-        ctx.save_for_backward(y if layer.relu else None)
-        return y
+class Residual(Layer):
+    """h → a = relu(norm(h)) → z = relu(first(a)) → second(z) + (h or shortcut(a)): a whole pre-activation block.
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (y,) = ctx.saved_tensors
-        g = grads[0] if y is None else torch.ops.aten.threshold_backward(grads[0], y, 0)
-        return ctx.layer.pull(g), None
+    One step for autograd instead of four, and both masks are applied in place. In a live copy the scale of `norm` has
+    been multiplied into the weights that the gradient comes back through.
+    """
+
+    def __init__(self, norm: Norm, first: Conv, second: Conv, shortcut: Conv | None) -> None:
+        super().__init__()
+        self.parts = norm, first, second, shortcut  # not registered as submodules, whose look-up takes time
+
+    def run(self, x: Tensor, skip: Tensor | None) -> tuple[Tensor, ...]:
+        norm, first, second, shortcut = self.parts
+        a = norm.compute(x)
+        z = first.compute(a)
+        y = second.compute(z)
+        y += x if shortcut is None else shortcut.compute(a)
+        return y, a, z
+
+    def pull(self, g: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor]:
+        (norm, first, second, shortcut), (a, z) = self.parts, saved
+        inner = second.input_gradient(g, z).to(z.dtype)
+        _RELU_GRADIENT_IN_PLACE(inner, z, 0, grad_input=inner)
+        outer = first.input_gradient(inner, a).to(a.dtype)
+        if shortcut is not None:
+            outer += shortcut.input_gradient(g, a)
+        _RELU_GRADIENT_IN_PLACE(outer, a, 0, grad_input=outer)
+        if not norm.how.live:
+            outer = norm.input_gradient(outer)
+        if shortcut is None:
+            outer += g
+        return outer, g
+
+    def compute(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        return self.run(x, skip)[0]
 
 
 class Float(nn.Module):
-    """Back to float32, before pooling and the head: their few numbers decide margins."""
+    """Back to float32, for what decides margins with few numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float()
 
 
-def _ints(conv: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
-    padding = conv.padding
-    assert not isinstance(padding, str)
-    return list(conv.stride), list(padding), list(conv.dilation), conv.groups
+def _fuses(t: Tensor) -> bool:
+    """Can oneDNN apply the ReLU while it writes the convolution's output? (Private to torch, so asked for by name.)"""
+    return t.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def _with_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: list[int],
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+    then: str,
+) -> Tensor:
+    """Convolution, bias and `then` ("relu" or "none") in one pass over the output."""
+    call = torch.ops.mkldnn._convolution_pointwise
+    return cast(Tensor, call(x, weight, bias, padding, stride, dilation, groups, then, [], ""))

@@ -1,27 +1,33 @@
-"""Which numbers a training computes in: float32, or bfloat16 autocast with channels-last memory."""
+"""Which numbers a training and an attack compute in: float32, or bfloat16."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robudget.errors import InputError
+from robudget.backend.batch_size import layer_outputs
+from robudget.errors import unknown
 
+Name = Literal["float32", "bfloat16"]
 Autocast = Callable[[], AbstractContextManager[object]]
+PRECISIONS = ("auto", "float32", "bfloat16")
 
-_WIDE = 32  # channels from which bfloat16 channels-last convolutions beat float32 on a CPU that has them
+_CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names them, on x86 and on Arm
+_MIN_CHANNELS = 32
+_MIN_FLOPS_PER_IMAGE = 20e6
 
 
 @dataclass(frozen=True)
 class Precision:
-    """`name` is what `auto` came to. Weights, logits, losses and images stay float32 in either."""
+    """Weights, logits, losses and images stay float32 in either; bfloat16 is autocast with channels-last memory."""
 
-    name: Literal["float32", "bfloat16"]
+    name: Name
     device: torch.device
 
     @property
@@ -35,23 +41,42 @@ class Precision:
         return lambda: torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def resolve(asked: str, device: torch.device, model: nn.Module) -> Precision:
-    """`auto`: bfloat16 where the device multiplies it faster (CUDA from Ampere on; CPUs with AVX512-BF16 or AMX) and
-    the model is wide enough to gain, else float32. Never decided by a timing. Raises InputError where bfloat16 is asked
-    for and missing.
+def resolve(asked: str, device: torch.device, gains: Callable[[], bool]) -> Precision:
+    """What `asked` comes to: what it says, or for `auto` bfloat16 where the device multiplies it in hardware and the
+    work `gains` from it (`gains_in_training`, `gains_in_attacks`), else float32. Never decided by a timing.
     """
-    able = _has_bfloat16(device)
-    if asked == "bfloat16" and not able:
-        raise InputError(f"precision = 'bfloat16' on {device}: not supported there (allowed: float32, auto)")
-    if asked != "auto":
-        return Precision("bfloat16" if asked == "bfloat16" else "float32", device)
-    wide = max((p.shape[0] for p in model.parameters() if p.ndim > 1), default=0) >= _WIDE
-    return Precision("bfloat16" if able and wide else "float32", device)
+    if asked not in PRECISIONS:
+        raise unknown("precision", asked, PRECISIONS)
+    if asked == "auto":
+        asked = "bfloat16" if has_bfloat16(device) and gains() else "float32"
+    return Precision(cast(Name, asked), device)
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
+    """Does the device multiply bfloat16 in hardware, not by emulation? (CUDA from Ampere on, CPUs by their flags.)"""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu" or "AVX512" not in torch.backends.cpu.get_cpu_capability():
+    flags = Path("/proc/cpuinfo")
+    if device.type != "cpu" or not torch._C._has_mkldnn or not flags.exists():
         return False
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return not _CPU_FLAGS.isdisjoint(flags.read_text().split())
+
+
+# A small network is bound by the cost of its calls, which low precision does not lower. Where it begins to pay differs,
+# because what it is compared with does: an attack in float32 runs on a folded copy, whose calls cost a fraction.
+
+
+def gains_in_training(model: nn.Module) -> bool:
+    """Against torch's own float32 layers, bfloat16 convolutions in channels-last memory pay from 32 channels on."""
+    return max((p.shape[0] for p in model.parameters() if p.ndim > 1), default=0) >= _MIN_CHANNELS
+
+
+def gains_in_attacks(model: object, x: Tensor) -> bool:
+    """Against the folded float32 copy, bfloat16 pays from 20 MFLOP an image (N, C, H, W) on; 0 for a plain function."""
+    if not isinstance(model, nn.Module):
+        return False
+    flops = sum(
+        2.0 * cast(Tensor, layer.weight).numel() * shape.numel() / (shape[1] if len(shape) == 4 else shape[-1])
+        for layer, shape in layer_outputs(model, x)
+    )
+    return flops >= _MIN_FLOPS_PER_IMAGE

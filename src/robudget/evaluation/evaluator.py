@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,10 @@ from robudget.attacks.driver import Look, Outcome, drive
 from robudget.attacks.ensemble import Member, Passes, ensemble, fit_to_classes
 from robudget.attacks.noise import Noise
 from robudget.attacks.victim import Model, Victim, frozen, margin
-from robudget.backend.batch_size import call_size, keep_freed_memory, least_size, tile
-from robudget.backend.crafting_copy import crafting_copy, resolve
+from robudget.backend.batch_size import call_size, least_size, tile
+from robudget.backend.folding import crafting_copy
+from robudget.backend.memory import keep_freed_memory
+from robudget.backend.precision import gains_in_attacks, resolve
 from robudget.errors import InputError
 from robudget.evaluation.accounts import Book, Metered, Window, charge
 from robudget.evaluation.checks import (
@@ -166,8 +169,8 @@ class _Run:
             )
         fitted = [fit_to_classes(member, self.classes) for member in members]
         self.members = [member for member, _ in fitted]
-        resolved = resolve(asked, device, model, probe)
-        self.precision = resolved if self.differentiable else "float32"
+        resolved = resolve(asked, device, partial(gains_in_attacks, model, probe))
+        self.precision = resolved.name if self.differentiable else "float32"
         self.about: dict[str, Any] = {
             "weights": weights_of(model, lambda: self.judge.logits(self.x[:64].to(device))),
             "images": fingerprint(x),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from robudget.backend.batch_size import validation_size
 from robudget.data.dataset import Dataset, Split, to_unit
 from robudget.datasets import Sizes
 from robudget.forecast.passes import TrainingPasses
@@ -31,7 +32,6 @@ _LARGE_MODEL_FLOPS = 1e9  # of one image's forward pass
 _TOO_SLOW = 10  # a first step that takes so many times the seconds that it should is the only one
 _LEAST_STEPS = 3  # one to warm up and two to time
 _MOST_STEPS, _MOST_SECONDS = 200, 3.0  # timed for one number of attack steps
-_VALIDATION_BATCH_SIZE = 256  # at least
 _FIXED_STEPS = ("standard", "fgsm-rs", "n-fgsm")  # losses whose number of attack steps is not free to choose
 _DISK_BYTES_PER_SECOND = 3e8  # of a checkpoint, where none was written
 _IMAGES_PER_CLASS = 4  # a hold-out needs some of every class
@@ -132,7 +132,7 @@ def _measure(recipe: Recipe, noise: Dataset, device: str, per_image: float, atta
     if most > 1:
         times, trainer = _time_steps(_variant(recipe, batch_size, most), noise, device, seconds / 4)
         attack = max(statistics.median(times) * scale - one, 0.0) / (most - 1)
-    count = int(max(2, min(max(recipe.batch_size, _VALIDATION_BATCH_SIZE), seconds / 8 / per_image)))
+    count = int(max(2, min(validation_size(recipe.batch_size), seconds / 8 / per_image)))
     validation, per_attack = _time_validation(trainer, noise, count)
     return Times(one - attack, attack, validation, per_attack, _time_checkpoint(trainer), batch_size)
 
@@ -194,7 +194,7 @@ def _time_validation(trainer: Trainer, noise: Dataset, count: int) -> tuple[floa
     with torch.no_grad(), trainer.precision.autocast():
         x = to_unit(images).contiguous(memory_format=trainer.precision.memory_format)
         labels = trainer.model(x).argmax(1)
-    size = max(trainer.recipe.batch_size, _VALIDATION_BATCH_SIZE)
+    size = validation_size(trainer.recipe.batch_size)
     validator = Validator(images, labels, 0, size, trainer.precision, trainer.world, Counter())
 
     def run(steps: int) -> float:

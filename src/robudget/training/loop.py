@@ -8,13 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from robudget.backend.batch_size import validation_size
 from robudget.backend.memory import keep_freed_memory
-from robudget.backend.precision import resolve
+from robudget.backend.precision import gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.stream import prepare
 from robudget.errors import InputError
@@ -92,10 +94,10 @@ class Trainer:
         self._synchronised = sync_batchnorm
         if checkpointing:
             checkpoint_activations(model, recipe.model.name)
-        self.precision = resolve(recipe.precision, self.device, model)
-        craft_precision = self.precision
+        gains = partial(gains_in_training, model)
+        self.precision = craft_precision = resolve(recipe.precision, self.device, gains)
         if recipe.craft.precision != "same":
-            craft_precision = resolve(recipe.craft.precision, self.device, model)
+            craft_precision = resolve(recipe.craft.precision, self.device, gains)
         self.model: nn.Module = model.to(self.device).to(memory_format=self.precision.memory_format)
         self.ema = Ema(self.model, recipe.ema.decay, warmup=recipe.ema.warmup) if recipe.ema.decay else None
         self._peak_lr = peak_lr(recipe.optim, recipe.batch_size)
@@ -128,7 +130,7 @@ class Trainer:
             held.images.to(self.device),
             held.labels.to(self.device),
             recipe.seed,
-            max(recipe.batch_size // self.world.size, 256),
+            validation_size(recipe.batch_size // self.world.size),
             craft_precision,
             self.world,
             self._calls,

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from robudget import losses
 from robudget.attacks.geometry import GEOMETRY
-from robudget.backend.preact_folding import Folded
+from robudget.backend.folding import Folded
+from robudget.backend.kernels import Arithmetic
 from robudget.backend.precision import Autocast, Precision
 from robudget.data.keyed import generator_for, key
 from robudget.errors import InputError
@@ -64,21 +65,26 @@ def adversary_of(recipe: Recipe) -> Adversary:
 
 
 class CraftMode:
-    """Puts a model into crafting mode and back: no gradient for weights, and BatchNorm as asked.
+    """A model while it is attacked: `with mode(x) as (victim, autocast)`, x being images (N, C, H, W) of the attack.
 
-    `eval`: the whole model in eval mode. `batch`: the same, but BatchNorm normalises by the batch at hand; its running
-    statistics are not touched (TRADES in the paper). On leaving, every module's mode and every `requires_grad` are what
-    they were, also after an exception. The lists are made once: a model of 100 modules is switched in microseconds.
+    Inside, no gradient reaches the weights, and BatchNorm is as asked. `eval`: the whole model is in eval mode; in
+    bfloat16 a PreActNet is then attacked through a folded copy, which has fewer operations. `batch`: the same, but
+    BatchNorm normalises by the batch at hand, and its running statistics are not touched (TRADES in the paper). On
+    leaving, every module's mode and every `requires_grad` are what they were, also after an exception. The lists are
+    made once: a model of 100 modules is switched in microseconds.
     """
 
-    def __init__(self, model: nn.Module, batchnorm: str) -> None:
+    def __init__(self, model: nn.Module, precision: Precision, batchnorm: str = "eval") -> None:
+        self._model, self._precision, self._batch = model, precision, batchnorm == "batch"
         self._modules = list(model.modules())
         self._norms = [m for m in self._modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._parameters = list(model.parameters())
-        self._batch = batchnorm == "batch"
+        own = isinstance(model, PreActNet) and not model.checkpointing
+        self._folds = own and precision.name == "bfloat16" and not self._batch
+        self._copy: Folded | None = None
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __call__(self, x: Tensor) -> Iterator[tuple[Model, Autocast]]:
         modes = [m.training for m in self._modules]
         tracked = [m.track_running_stats for m in self._norms]
         learnt = [p for p in self._parameters if p.requires_grad]
@@ -90,7 +96,7 @@ class CraftMode:
                     norm.training, norm.track_running_stats = True, False
             for parameter in learnt:
                 parameter.requires_grad_(False)
-            yield
+            yield (self._folded(x), nullcontext) if self._folds else (self._model, self._precision.autocast)
         finally:
             for module, mode in zip(self._modules, modes, strict=True):
                 module.training = mode
@@ -99,27 +105,12 @@ class CraftMode:
             for parameter in learnt:
                 parameter.requires_grad_(True)
 
-
-def victim_of(model: nn.Module, precision: Precision, batchnorm: str) -> Callable[[], tuple[Model, Autocast]]:
-    """What to attack, asked anew for every batch, since its weights change: (model, autocast).
-
-    In bfloat16 and eval mode a WideResNet (any PreActNet) is attacked through a folded copy, which has fewer
-    operations.
-    """
-    if (
-        isinstance(model, PreActNet)
-        and not model.checkpointing
-        and precision.name == "bfloat16"
-        and batchnorm == "eval"
-    ):
-        folded = Folded(model, torch.bfloat16)
-
-        def fresh() -> tuple[Model, Autocast]:
-            folded.refresh()
-            return folded, nullcontext
-
-        return fresh
-    return lambda: (model, precision.autocast)
+    def _folded(self, x: Tensor) -> Folded:
+        if self._copy is None:
+            self._copy = Folded(self._model, x[:2], Arithmetic(torch.bfloat16, channels_last=True, live=True))
+        else:
+            self._copy.refresh()
+        return self._copy
 
 
 def cross_entropy(labels: Tensor) -> Objective:
@@ -238,8 +229,7 @@ class Step:
         self._autocast = precision.autocast
         self._world, self._watch, self._calls = world, watch, calls
         self._adversary = adversary_of(recipe)
-        self._crafting = CraftMode(model, recipe.craft.batchnorm)
-        self._victim = victim_of(model, craft_precision, recipe.craft.batchnorm)
+        self._crafting = CraftMode(model, craft_precision, recipe.craft.batchnorm)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._random = any(_drops(module) for module in model.modules())
@@ -257,8 +247,7 @@ class Step:
     # -- craft -----------------------------------------------------------------------------------------------------
 
     def _craft(self, x: Tensor, labels: Tensor, number: int) -> Tensor:
-        with self._crafting():
-            victim, autocast = self._victim()
+        with self._crafting(x) as (victim, autocast):
             if self._recipe.loss == "trades":
                 with torch.no_grad(), autocast():
                     objective = divergence(victim(x).float())

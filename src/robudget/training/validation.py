@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from robudget.accuracy import collapsed
-from robudget.backend.precision import Precision
+from robudget.backend.precision import Autocast, Precision
 from robudget.data.dataset import to_unit
 from robudget.data.keyed import generator_for
 from robudget.errors import RunFailed
 from robudget.recipe import CollapsePart, Recipe
 from robudget.training.distributed import World
-from robudget.training.step import Adversary, CraftMode, craft, cross_entropy, victim_of
+from robudget.training.step import Adversary, CraftMode, Model, craft, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Validator:
     precision: Precision
     world: World
     calls: Counter[str]
+    modes: dict[nn.Module, CraftMode] = field(default_factory=dict)  # of each model, made once
 
     def first(self, n: int) -> Validator:
         return replace(self, images=self.images[:n], labels=self.labels[:n])
@@ -50,15 +51,18 @@ class Validator:
     def __call__(self, model: nn.Module, adversary: Adversary) -> Validation:
         """Accuracies of `model`, used in eval mode and left as it was. Wrong images are not attacked."""
         counts = torch.zeros(2, dtype=torch.int64)
-        with CraftMode(model, "eval")():
+        if model not in self.modes:
+            self.modes[model] = CraftMode(model, self.precision)
+        with self.modes[model](self._arranged(to_unit(self.images[:2]))) as victim:
             for index, first in enumerate(range(0, len(self.labels), self.batch_size)):
                 if index % self.world.size == self.world.rank:
-                    counts += torch.tensor(self._batch(model, adversary, index, first))
+                    counts += torch.tensor(self._batch(*victim, adversary, index, first))
         clean, robust = self.world.total(counts.to(self.images.device)).tolist()
         return Validation(clean / len(self.labels), robust / len(self.labels), len(self.labels))
 
-    def _batch(self, model: nn.Module, adversary: Adversary, index: int, first: int) -> tuple[int, int]:
-        victim, autocast = victim_of(model, self.precision, "eval")()
+    def _batch(
+        self, victim: Model, autocast: Autocast, adversary: Adversary, index: int, first: int
+    ) -> tuple[int, int]:
         x = self._arranged(to_unit(self.images[first : first + self.batch_size]))
         y = self.labels[first : first + self.batch_size]
         with torch.no_grad(), autocast():
