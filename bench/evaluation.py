@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from robudget import data
 from robudget.attacks.ensemble import Member
-from robudget.evaluation import evaluate
-from robudget.evaluation.page import page
+from robudget.evaluation.evaluator import evaluate
+from robudget.evaluation.verdicts import page
 from robudget.models import build
 from robudget.threat import Threat
 

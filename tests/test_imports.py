@@ -95,7 +95,7 @@ def test_every_room_has_its_rule() -> None:
     "statement",
     [
         "import robudget",
-        "import robudget.attacks.ensemble, robudget.forecast.passes",
+        "import robudget.attacks.ensemble, robudget.evaluation.specification, robudget.forecast.passes",
         "import robudget.recipe, robudget.store, robudget.sweep.local, robudget.sweep.study",
         "import robudget.laws, robudget.report, robudget.tables.published",
         "import robudget.cli, robudget.demo",

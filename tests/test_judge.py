@@ -11,8 +11,8 @@ from torch import nn
 
 from robudget import data, judge
 from robudget.errors import InputError
-from robudget.evaluation import Progress, Verdicts
-from robudget.evaluation.merge import merge
+from robudget.evaluation.state import Progress
+from robudget.evaluation.verdicts import Verdicts, merge
 from robudget.execution import Site
 from robudget.models.build import build
 from robudget.threat import Threat

@@ -10,18 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from robudget import data
 from robudget.errors import InputError
-from robudget.evaluation import Member, Progress, Verdicts, evaluate
+from robudget.evaluation.evaluator import Evaluator
 from robudget.evaluation.examples import Examples, Replay, replay
 from robudget.evaluation.load import load_classifier
-from robudget.evaluation.merge import merge
+from robudget.evaluation.specification import Precision, Specification
 from robudget.evaluation.state import FILE as STATE
+from robudget.evaluation.state import Progress
+from robudget.evaluation.verdicts import Verdicts, merge
 from robudget.execution import Site
 from robudget.files import write_json
 from robudget.meter import flops
@@ -30,9 +32,6 @@ from robudget.meter.machine import open_meter
 from robudget.runner import environment, resolve_device
 from robudget.store import RunFolder, writing
 from robudget.threat import Threat
-
-if TYPE_CHECKING:
-    from robudget.evaluation.evaluator import Precision
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,10 @@ def judge(
     chosen = read.test.first(images)
     first, last = _part(len(chosen), shard)
     part = read.test[first:last]
-    what = version if attacks is None else "+".join(str(Member.parse(text)) for text in attacks)
+    specification = Specification(
+        threat, version, attacks, seed, batch_size, cast(Precision, precision), examples=examples
+    )
+    what = version if attacks is None else "+".join(str(member) for member in specification.members)
     name = f"{Path(source).name}-{read.name}-{threat}-{what}-{seed}-n{len(chosen)}"
     name += f"-{shard[0]}of{shard[1]}" if shard[1] > 1 else ""
     home = run.path / "evals" if run is not None else Path("evals")
@@ -95,24 +97,16 @@ def judge(
         if restart:
             (folder / "state" / STATE).unlink(missing_ok=True)
     with _swept(folder), open_meter(str(device)) as meter, _Bill(folder, meter) as bill:
-        verdicts = evaluate(
+        evaluator = Evaluator(
             classifier,
-            part.unit(),
-            part.labels,
-            threat,
-            version=version,
-            attacks=attacks,
-            seed=seed,
-            batch_size=batch_size,
-            precision=cast("Precision", precision),
-            index=torch.arange(first, last),
-            classes=read.classes,
+            specification,
             device=device,
             state=folder / "state",
             progress=bill.watching(progress),
             window=meter.window,
-            examples=examples,
         )
+        index = torch.arange(first, last)
+        verdicts = evaluator.run(part.unit(), part.labels, index=index, classes=read.classes)
     counted = _counted(classifier, read.image_shape)
     if counted is not None:
         verdicts = verdicts.with_flops(counted.forward, counted.input_backward)

@@ -21,9 +21,9 @@ from robudget import __version__, data
 from robudget.data.dataset import sampled_fingerprint
 from robudget.energy_log import EnergyLog
 from robudget.errors import InputError
-from robudget.evaluation import Progress as EvaluationProgress
-from robudget.evaluation import Verdicts, evaluate
-from robudget.evaluation.merge import merge
+from robudget.evaluation.evaluator import evaluate
+from robudget.evaluation.state import Progress as EvaluationProgress
+from robudget.evaluation.verdicts import Verdicts, merge
 from robudget.execution import Site
 from robudget.files import write_json
 from robudget.meter.flops import model_record, of_recipe, stage_record, training_record

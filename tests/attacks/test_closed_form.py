@@ -249,7 +249,7 @@ def test_fab_first_stops_at_the_first_point_within_eps():
     member, quick = Member("fab-t", targets=4), x.clone()
     with torch.no_grad():
         rows = rows_of(member, torch.arange(len(x)), model(x))
-    drive(
+    reports = drive(
         build(member, Victim(model), threat, seed=0),
         rows,
         x,
@@ -258,8 +258,9 @@ def test_fab_first_stops_at_the_first_point_within_eps():
         noise=Noise(),
         verify=lambda at, label: model(at).argmax(1) != label,
         batch_size=99,
-        found=lambda at, examples: quick.index_copy_(0, at, examples),
     )
+    for report in reports:
+        quick[report.image] = report.x_adv
     full = attack(model, x, y, threat, member)
     assert (model(quick).argmax(1) != y).all()
     far, near = GEOMETRY["linf"].distance(quick, x), GEOMETRY["linf"].distance(full, x)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from robudget.attacks.geometry import GEOMETRY, l1_project, seal, within
+from robudget.attacks.geometry import GEOMETRY, enforce, l1_project, within
 
 NORMS = ["linf", "l2", "l1"]
 EPS = {"linf": 0.1, "l2": 0.8, "l1": 3.0}
@@ -77,7 +77,7 @@ def test_starts_are_in_the_ball(norm):
     x, noise = batch()
     geometry = GEOMETRY[norm]
     start = geometry.surface(x, noise - x, EPS[norm])
-    assert within(seal(start, x, EPS[norm], norm), x, EPS[norm], norm).all()
+    assert within(enforce(start, x, EPS[norm], norm), x, EPS[norm], norm).all()
     middle = torch.full((4, 3, 5, 4), 0.5)
     full = geometry.surface(middle, (noise - x)[:4], EPS[norm])
     assert torch.allclose(geometry.distance(full, middle), torch.full((4,), EPS[norm]), rtol=1e-4)
@@ -103,7 +103,7 @@ def test_seal_makes_the_contract_hold(norm, eps):
         return
     x, far = batch(64, scale=2.0)
     rough = GEOMETRY[norm].project(far, x, eps) + 1e-6 * torch.randn_like(x)
-    out = seal(rough, x, eps, norm)
+    out = enforce(rough, x, eps, norm)
     assert within(out, x, eps, norm).all()
     # It moves by rounding errors only.
     assert float((out - rough).abs().max()) < 1e-4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.attacks.build import build, rows_of
-from robudget.attacks.driver import Look, Outcome, drive, plan
+from robudget.attacks.driver import Report, drive, plan
 from robudget.attacks.ensemble import Member, Passes, ensemble, fit_to_classes
 from robudget.attacks.noise import Noise
 from robudget.attacks.pgd import Pgd
@@ -31,26 +31,27 @@ class Sizes(nn.Module):
         return self.model(x)
 
 
-def attack(model, images, *, batch_size, restarts=3, eps=0.1, watch=None, exhaust=False, steps=10):
+def attack(model, images, *, batch_size, restarts=3, eps=0.1, exhaust=False, steps=10):
+    """The outcome, the positions of the examples in the order of their reports, the victim, and all reports."""
     x, y = images
-    victim, judge = Victim(model), Victim(model)
-    found: list[int] = []
+    victim, given = Victim(model), Victim(model)
     rows = plan(torch.arange(len(x)), torch.empty(0), restarts=restarts)
     threat = Threat("linf", eps)
-    out = drive(
-        Pgd(victim, threat, steps, 0.02),
-        rows,
-        x,
-        y,
-        threat,
-        noise=Noise(0),
-        verify=lambda at, label: judge.logits(at).argmax(1) != label,
-        batch_size=batch_size,
-        found=lambda at, x_adv: found.extend(at.tolist()),
-        watch=watch,
-        exhaust=exhaust,
+    reports = list(
+        drive(
+            Pgd(victim, threat, steps, 0.02),
+            rows,
+            x,
+            y,
+            threat,
+            noise=Noise(0),
+            verify=lambda at, label: given.logits(at).argmax(1) != label,
+            batch_size=batch_size,
+            exhaust=exhaust,
+        )
     )
-    return out, found, victim
+    examples = [i for report in reports for i in report.image.tolist()]
+    return reports[-1].outcome, examples, victim, reports
 
 
 def test_plan_orders_target_by_target_and_takes_ranked_classes():
@@ -64,12 +65,12 @@ def test_plan_orders_target_by_target_and_takes_ranked_classes():
 
 def test_broken_images_leave_and_the_batch_is_refilled(small, images):
     model = Sizes(small)
-    out, found, victim = attack(model, images, batch_size=16)
+    out, examples, victim, _ = attack(model, images, batch_size=16)
     gradients = model.seen[: victim.passes.forward]
     # The batch stays full while rows wait, and no image that is broken is worked on again.
     assert max(gradients) == 16
-    assert sorted(found) == out.broken.nonzero().squeeze(1).tolist()
-    assert len(found) == len(set(found))
+    assert sorted(examples) == out.broken.nonzero().squeeze(1).tolist()
+    assert len(examples) == len(set(examples))
     everything = 3 * len(images[0]) * 11
     assert victim.passes.forward < everything
     assert out.finished.all()
@@ -96,19 +97,17 @@ def test_looking_seldom_changes_no_verdict(small, images, name, norm):
     for stride in (1, 10):
         machine = build(member, Victim(small), threat, seed=0)
         machine.stride = stride
-        outcomes.append(
-            drive(
-                machine,
-                rows_of(member, correct, logits),
-                x,
-                y,
-                threat,
-                noise=Noise(0),
-                verify=lambda at, label: small(at).argmax(1) != label,
-                batch_size=16,
-                found=lambda at, x_adv: None,
-            )
+        *_, last = drive(
+            machine,
+            rows_of(member, correct, logits),
+            x,
+            y,
+            threat,
+            noise=Noise(0),
+            verify=lambda at, label: small(at).argmax(1) != label,
+            batch_size=16,
         )
+        outcomes.append(last.outcome)
     often, seldom = outcomes
     assert torch.equal(often.broken, seldom.broken)
     assert torch.equal(often.finished, seldom.finished)
@@ -116,23 +115,18 @@ def test_looking_seldom_changes_no_verdict(small, images, name, norm):
 
 
 def test_exhaust_goes_on_with_broken_images(small, images):
-    _, once, _ = attack(small, images, batch_size=16)
-    _, often, _ = attack(small, images, batch_size=16, exhaust=True)
+    _, once, _, _ = attack(small, images, batch_size=16)
+    _, often, _, _ = attack(small, images, batch_size=16, exhaust=True)
     assert set(once) == set(often)
     assert len(often) > len(once)
 
 
-def test_watch_sees_rows_done_grow_to_all(small, images):
-    looks: list[Look] = []
-
-    def watch(out: Outcome, look: Look) -> None:
-        looks.append(look)
-
-    attack(small, images, batch_size=16, watch=watch)
-    done = [look.rows_done for look in looks]
+def test_reports_show_rows_done_grow_to_all(small, images):
+    reports: list[Report] = attack(small, images, batch_size=16)[3]
+    done = [report.rows_done for report in reports]
     assert done == sorted(done)
-    assert done[-1] == looks[-1].rows
-    assert looks[-1].evaluations == 0
+    assert done[-1] == reports[-1].rows
+    assert reports[-1].evaluations == 0
 
 
 def test_a_refuted_claim_keeps_its_row_in_the_attack(small, images):
@@ -149,19 +143,13 @@ def test_a_refuted_claim_keeps_its_row_in_the_attack(small, images):
         seen += len(at)
         return torch.zeros(len(at), dtype=torch.bool)
 
-    out = drive(
-        Pgd(victim, threat, 20, 0.1),
-        plan(torch.arange(len(x)), torch.empty(0)),
-        x,
-        y,
-        threat,
-        noise=Noise(0),
-        verify=verify,
-        batch_size=100,
-        found=lambda at, x_adv: pytest.fail("nothing was confirmed"),
+    rows = plan(torch.arange(len(x)), torch.empty(0))
+    reports = list(
+        drive(Pgd(victim, threat, 20, 0.1), rows, x, y, threat, noise=Noise(0), verify=verify, batch_size=100)
     )
-    assert not out.broken.any()
-    assert out.refuted == seen > len(x)
+    assert not any(len(report.x_adv) for report in reports)
+    assert not reports[-1].outcome.broken.any()
+    assert reports[-1].outcome.refuted == seen > len(x)
     assert victim.passes.forward == 21 * len(x)
 
 
@@ -234,7 +222,7 @@ def test_the_passes_that_a_member_announces_are_those_that_it_makes(version, nor
     for member in [*ensemble(version, norm), Member("pgd", restarts=2, eot=3)]:
         member, _ = fit_to_classes(replace(member, steps=128 if member.name == "square" else 11), 5)
         victim = Victim(constant)
-        out = drive(
+        *_, last = drive(
             build(member, victim, threat, seed=0),
             rows_of(member, torch.arange(3), logits),
             x,
@@ -243,8 +231,8 @@ def test_the_passes_that_a_member_announces_are_those_that_it_makes(version, nor
             noise=Noise(0),
             verify=lambda at, label: constant(at).argmax(1) != label,
             batch_size=7,
-            found=lambda at, x_adv: pytest.fail("nothing breaks this model"),
         )
-        assert out.finished.all()
+        assert last.outcome.finished.all()
+        assert not last.outcome.broken.any()
         each = member.passes(5, norm)
         assert victim.passes == Passes(3 * each.forward, 3 * each.backward), member

@@ -12,7 +12,7 @@ from robudget.backend.batch_size import call_size, least_size
 from robudget.backend.folding import Folded, crafting_copy
 from robudget.backend.kernels import Arithmetic, Conv, Norm, Residual
 from robudget.backend.precision import gains_in_attacks, has_bfloat16, resolve
-from robudget.evaluation import evaluate
+from robudget.evaluation.evaluator import evaluate
 from robudget.models import build
 from robudget.threat import Threat
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robudget.attacks.ensemble import Member
 from robudget.backend.folding import crafting_copy
-from robudget.evaluation import evaluate
+from robudget.evaluation.evaluator import evaluate
 from robudget.threat import Threat
 
 MEMBERS = {

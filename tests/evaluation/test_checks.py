@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from robudget.attacks.ensemble import Member
 from robudget.errors import InputError
-from robudget.evaluation import evaluate
-from robudget.evaluation.page import page
+from robudget.evaluation.evaluator import evaluate
+from robudget.evaluation.verdicts import page
 from robudget.threat import Threat
 
 THREAT = Threat("linf", 0.05)
@@ -47,6 +47,39 @@ class Quantised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model((x * 15).round() / 15)
+
+
+class StraightThrough(nn.Module):
+    """Inputs rounded to 16 levels, and a gradient as if they were not."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x + ((x * 15).round() / 15 - x).detach())
+
+
+class Reversed(nn.Module):
+    """The same logits, and a gradient that points the other way."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.model(x.detach()) - self.model(x)
+
+
+class Clipped(nn.Module):
+    """Clips its input to [0, 1], which changes nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.clamp(0, 1))
 
 
 class Dynamic(nn.Module):
@@ -105,6 +138,20 @@ def test_quantised_inputs(small, images):
     assert found["zero-gradients"]["share_ce"] == 1
     assert found["masked-gradients"]["points"] > 0.2
     assert found["survives-large-eps"]["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("masked", [StraightThrough, Reversed])
+def test_a_gradient_that_is_not_the_models(small, images, masked):
+    evidence = names(masked(small).eval(), images)["finite-differences"]
+    assert evidence["share"] > 0.5
+    assert evidence["median_relative_error"] > 0.5
+
+
+def test_finite_differences_stay_inside_the_box(small, images):
+    x, y = (4 * (images[0] - 0.5) + 0.5).clamp(0, 1), images[1]
+    assert ((x == 0) | (x == 1)).float().mean() > 0.1
+    assert (small(x).argmax(1) == y).sum() > 10
+    assert "finite-differences" not in names(Clipped(small).eval(), (x, y))
 
 
 def test_a_stochastic_layer(small, images):

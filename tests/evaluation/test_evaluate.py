@@ -15,11 +15,10 @@ from robudget.accuracy import wilson
 from robudget.attacks.build import attack
 from robudget.attacks.ensemble import Member
 from robudget.errors import InputError
-from robudget.evaluation import Progress, Verdicts, evaluate
-from robudget.evaluation.compare import agreement, differences
+from robudget.evaluation.evaluator import evaluate
 from robudget.evaluation.examples import replay
-from robudget.evaluation.merge import merge
-from robudget.evaluation.page import page
+from robudget.evaluation.state import Progress
+from robudget.evaluation.verdicts import Verdicts, merge, page
 from robudget.threat import Threat
 
 THREAT = Threat("linf", 0.08)
@@ -151,9 +150,10 @@ def test_batch_sizes_agree_on_all_but_close_calls(small, many):
     runs = [evaluate(small, x, y, threat, attacks=quick, batch_size=b, checks=False) for b in (7, 64, 512)]
     assert 0.2 < runs[0].robust_accuracy < 0.9
     for run in runs[1:]:
-        table = differences(runs[0], run)
-        assert len(table) <= 0.005 * len(x), table
-        assert (table[["worst_margin_a", "worst_margin_b"]].abs().max(axis=1) < 0.05).all(), table
+        differ = runs[0].robust != run.robust
+        assert differ.sum() <= 0.005 * len(x)
+        for verdicts in (runs[0], run):
+            assert (verdicts.frame.loc[differ, "worst_margin"].abs() < 0.05).all()
 
 
 def test_progress_grows_to_one(small, images):
@@ -319,18 +319,7 @@ def test_a_custom_list_may_be_names_or_members(small, images):
 def test_the_model_may_be_a_function(small, images):
     verdicts = evaluate(lambda v: small(v), images[0][:10], images[1][:10], THREAT, attacks=QUICK, checks=False)
     module = evaluate(small, images[0][:10], images[1][:10], THREAT, attacks=QUICK, checks=False)
-    assert agreement(verdicts, module) == 1
-
-
-def test_differences_are_listed_with_their_margins(small, images, verdicts):
-    other = evaluate(small, *images, Threat("linf", 0.05), attacks=QUICK, checks=False)
-    table = differences(verdicts, other)
-    assert len(table) == int((verdicts.robust != other.robust).sum()) > 0
-    assert {"index", "broken_by_a", "broken_by_b", "worst_margin_a", "worst_margin_b"} <= set(table.columns)
-    assert agreement(verdicts, verdicts) == 1
-    half = evaluate(small, images[0][:9], images[1][:9], THREAT, attacks=["pgd"], checks=False)
-    with pytest.raises(InputError, match="share 9 images"):
-        differences(verdicts, half)
+    assert (verdicts.robust == module.robust).all()
 
 
 class Gives(nn.Module):

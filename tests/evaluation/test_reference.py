@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robudget.backend.precision import has_bfloat16
-from robudget.evaluation import Verdicts, evaluate
+from robudget.evaluation.evaluator import evaluate
+from robudget.evaluation.verdicts import Verdicts
 from robudget.threat import Threat
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"

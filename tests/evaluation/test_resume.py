@@ -15,9 +15,9 @@ from torch import nn
 
 from robudget.attacks.ensemble import Member
 from robudget.errors import InputError
-from robudget.evaluation import Progress, Verdicts, evaluate
-from robudget.evaluation.merge import merge
-from robudget.evaluation.state import FILE
+from robudget.evaluation.evaluator import evaluate
+from robudget.evaluation.state import FILE, Progress
+from robudget.evaluation.verdicts import Verdicts, merge
 from robudget.threat import Threat
 
 THREAT = Threat("linf", 0.05)

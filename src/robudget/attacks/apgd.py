@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robudget.attacks.driver import Rows, State, fresh
+from robudget.attacks.driver import Rows, State, initial
 from robudget.attacks.geometry import GEOMETRY, l1_project, per_row
 from robudget.attacks.noise import Stream
 from robudget.attacks.victim import Victim, margin, objective
@@ -72,7 +72,7 @@ class Apgd:
         return max(int((0.04 if self._l1 else 0.22) * steps), 1)
 
     def init(self, rows: Rows, x: Tensor, y: Tensor, stream: Stream) -> ApgdState:
-        base = fresh(rows, x, y, stream.index)
+        base = initial(rows, x, y, stream.index)
         x0 = base["x0"]
         shape = tuple(x.shape[1:])
         eps, steps = self.phases[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,8 +68,9 @@ def attack(
         if not len(images) or threat.eps == 0:
             return x_adv
         member, _ = fit_to_classes(member, logits.shape[1])
-        nearest = member.name in ("fab", "fab-t")
-        drive(
+        # FAB runs to its end and every example of it is heard of; of the others an image's first one ends the search.
+        exhaust = member.name in ("fab", "fab-t")
+        reports = drive(
             build(member, victim, threat, noise.seed, first=False),
             rows_of(member, images, logits),
             x,
@@ -79,32 +79,16 @@ def attack(
             noise=noise,
             verify=lambda at, label: victim.logits(at).argmax(1) != label,
             batch_size=batch_size,
-            found=_keep_nearest(x_adv, x, threat) if nearest else _keep(x_adv),
-            exhaust=nearest,
+            exhaust=exhaust,
         )
+        distance = GEOMETRY[threat.norm].distance
+        best = torch.full((len(x),), torch.inf, device=x.device)
+        for report in reports:
+            for i, example in zip(report.image.to(x.device), report.x_adv.to(x.device), strict=True):
+                away = distance(example.unsqueeze(0), x[i].unsqueeze(0))[0]
+                if away < best[i]:
+                    best[i], x_adv[i] = away, example
     return x_adv
-
-
-def _keep(x_adv: Tensor) -> Callable[[Tensor, Tensor], None]:
-    """Writes examples into x_adv."""
-
-    def keep(at: Tensor, examples: Tensor) -> None:
-        x_adv[at.to(x_adv.device)] = examples.to(x_adv.device)
-
-    return keep
-
-
-def _keep_nearest(x_adv: Tensor, x: Tensor, threat: Threat) -> Callable[[Tensor, Tensor], None]:
-    """Writes examples into x_adv where they are nearer to x than the ones before."""
-    best = torch.full((len(x),), torch.inf, device=x.device)
-
-    def keep(at: Tensor, examples: Tensor) -> None:
-        at, examples = at.to(x.device), examples.to(x.device)
-        distance = GEOMETRY[threat.norm].distance(examples, x[at])
-        nearer = distance < best[at]
-        best[at[nearer]], x_adv[at[nearer]] = distance[nearer], examples[nearer]
-
-    return keep
 
 
 def check_images(x: Tensor, y: Tensor) -> None:

@@ -6,14 +6,14 @@ is refilled from the queue; targets of one image share batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from robudget.attacks.geometry import seal
+from robudget.attacks.geometry import enforce
 from robudget.attacks.noise import Noise, Stream
 from robudget.threat import Threat
 
@@ -97,7 +97,7 @@ class State(Batch):
         self.fooled[rows] = False
 
 
-def fresh(rows: Rows, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
+def initial(rows: Rows, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
     """The fields of `State` for new rows, sitting on their clean image."""
     # The caller's images may lie in another memory than the rows are worked on.
     n, device = len(rows), index.device
@@ -125,7 +125,7 @@ S = TypeVar("S", bound=State)
 
 
 class Attack(Protocol[S]):
-    """A state machine over rows. `name` keys the noise; `stride` is how many `step`s to make between looks."""
+    """A state machine over rows. `name` keys the noise; `stride`: how many `step`s to make between two reports."""
 
     name: str
     stride: int
@@ -137,9 +137,6 @@ class Attack(Protocol[S]):
 
 Verify = Callable[[Tensor, Tensor], Tensor]
 """(x_adv, y) → (N,) bool: does the model as given, in full precision, misclassify?"""
-
-Found = Callable[[Tensor, Tensor], None]
-"""(positions (N,), x_adv (N, C, H, W)): these images were just broken by these examples."""
 
 
 @dataclass
@@ -169,12 +166,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What `watch` is told: rows done, rows in all, and evaluations made by the rows at work."""
+class Report:
+    """Where `drive` is. `outcome` so far (the same object in every report); rows that are done, rows in all, and
+    evaluations made by those at work; `x_adv` (M, C, H, W): verified examples since the last report, of the images at
+    positions `image` (M,)."""
 
+    outcome: Outcome
     rows_done: int
     rows: int
     evaluations: int
+    image: Tensor
+    x_adv: Tensor
 
 
 def drive(
@@ -187,15 +189,13 @@ def drive(
     noise: Noise,
     verify: Verify,
     batch_size: int,
-    found: Found,
-    watch: Callable[[Outcome, Look], None] | None = None,
     exhaust: bool = False,
-) -> Outcome:
-    """Run `attack` over `rows` of images x (N, C, H, W), labels y (N,); at most `batch_size` rows at a time.
+) -> Iterator[Report]:
+    """Run `attack` over `rows` of images x (N, C, H, W), labels y (N,), at most `batch_size` rows at a time; the last
+    report has the whole outcome (there is none where there are no rows).
 
-    Every claim of a row is sealed into the threat's contract and verified; a refuted row stays in the attack. `found`
-    is told the examples, `watch` is called after every look. With `exhaust` the rows of a broken image go on, and
-    `found` hears of every success.
+    Every claim of a row is moved exactly into the ball and verified; a refuted row stays in the attack. With `exhaust`
+    the rows of a broken image go on, and every example of theirs is reported.
     """
     out = Outcome.blank(len(x), rows.image.device)
     left = torch.bincount(rows.image, minlength=len(x))
@@ -203,65 +203,57 @@ def drive(
     first = 0
     while True:
         # Refill, skipping rows whose image has meanwhile been broken by another row.
-        live = 0 if state is None else len(state)
-        while live < batch_size and first < len(rows):
+        while (live := 0 if state is None else len(state)) < batch_size and first < len(rows):
             piece = slice(first, first + batch_size - live)
-            chosen = Rows(*(getattr(rows, f.name)[piece] for f in fields(rows)))
-            first += len(chosen)
+            more = Rows(*(getattr(rows, f.name)[piece] for f in fields(rows)))
+            first += len(more)
             if not exhaust:
-                chosen.keep(~out.broken[chosen.image])
-            if len(chosen):
-                stream = noise.stream(attack.name, chosen.image, chosen.rank, chosen.restart)
-                new = attack.init(chosen, x, y, stream)
+                more.keep(~out.broken[more.image])
+            if len(more):
+                stream = noise.stream(attack.name, more.image, more.rank, more.restart)
+                new = attack.init(more, x, y, stream)
                 if state is None:
                     state = new
                 else:
                     state.extend(new)
-                live = len(state)
         if state is None or not len(state):
-            return out
+            return
         for _ in range(attack.stride):
             attack.step(state)
-        _settle(state, out, threat, verify, found, exhaust)
+        image, x_adv = _verify_claims(state, out, threat, verify, exhaust)
         gone = state.done
         if bool(gone.any()):
-            image = state.image[gone]
-            out.worst.scatter_reduce_(0, image, state.worst[gone], "amin")
-            left.scatter_add_(0, image, torch.full_like(image, -1))
-            out.finished[image] = out.broken[image] | (left[image] <= 0)
+            ended = state.image[gone]
+            out.worst.scatter_reduce_(0, ended, state.worst[gone], "amin")
+            left.scatter_add_(0, ended, torch.full_like(ended, -1))
+            out.finished[ended] = out.broken[ended] | (left[ended] <= 0)
             state.keep(~gone)
-        if watch is not None:
-            watch(out, Look(first - len(state), len(rows), int(state.it.sum())))
+        yield Report(out, first - len(state), len(rows), int(state.it.sum()), image, x_adv)
 
 
-def _settle(state: State, out: Outcome, threat: Threat, verify: Verify, found: Found, exhaust: bool) -> None:
-    """Verify the claims, record what broke, and finish every row of a broken image."""
+def _verify_claims(state: State, out: Outcome, threat: Threat, verify: Verify, exhaust: bool) -> tuple[Tensor, Tensor]:
+    """Record the claims that hold, and end every row of a broken image; the examples as (positions, x_adv)."""
     claims = state.fooled.nonzero().squeeze(1)
+    image = state.image[claims]
     if not len(claims):
-        return
-    x_adv = seal(state.adv[claims], state.x0[claims], threat.eps, threat.norm)
+        return image, state.adv[claims]
+    x_adv = enforce(state.adv[claims], state.x0[claims], threat.eps, threat.norm)
     true = verify(x_adv, state.y[claims])
     out.refuted += int((~true).sum())
     state.refute(claims[~true])
     if exhaust:
-        # One row at a time, so that several examples of one image are all heard of.
-        for n in true.nonzero():
-            found(state.image[claims[n]], x_adv[n])
-        out.broken[state.image[claims[true]]] = True
+        out.broken[image[true]] = True
         state.fooled[claims[true]] = False
-        return
-    # Two rows of one image may succeed in the same look: the first one is reported.
-    image = state.image[claims]
-    chosen, seen = [], set()
-    for n, (i, ok) in enumerate(zip(image.tolist(), true.tolist(), strict=True)):
-        if ok and i not in seen:
-            seen.add(i)
-            chosen.append(n)
-    if not chosen:
-        return
-    pick = torch.tensor(chosen, device=image.device)
+        return image[true], x_adv[true]
+    # Two rows of one image may succeed at once: the first one is reported.
+    by_image: dict[int, int] = {}
+    for n, (i, holds) in enumerate(zip(image.tolist(), true.tolist(), strict=True)):
+        if holds:
+            by_image.setdefault(i, n)
+    pick = torch.tensor(list(by_image.values()), dtype=torch.int64, device=image.device)
     at, row = image[pick], claims[pick]
     out.broken[at] = True
     out.when[at], out.restart[at], out.target[at] = state.when[row], state.restart[row], state.target[row]
-    found(at, x_adv[pick])
-    state.done |= out.broken[state.image]
+    if len(pick):
+        state.done |= out.broken[state.image]
+    return at, x_adv[pick]

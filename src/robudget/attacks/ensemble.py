@@ -20,6 +20,10 @@ class Passes:
     forward: int = 0
     backward: int = 0
 
+    @property
+    def total(self) -> int:
+        return self.forward + self.backward
+
     def __add__(self, other: Passes) -> Passes:
         return Passes(self.forward + other.forward, self.backward + other.backward)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robudget.attacks.driver import Rows, State, fresh
+from robudget.attacks.driver import Rows, State, initial
 from robudget.attacks.geometry import GEOMETRY, per_row
 from robudget.attacks.noise import Stream
 from robudget.attacks.victim import Victim, difference, margin
@@ -51,7 +51,7 @@ class Fab:
         self._geometry = GEOMETRY[self.threat.norm]
 
     def init(self, rows: Rows, x: Tensor, y: Tensor, stream: Stream) -> FabState:
-        base = fresh(rows, x, y, stream.index)
+        base = initial(rows, x, y, stream.index)
         x0, shape = base["x0"], tuple(x.shape[1:])
         again = rows.restart > 0
         if bool(again.any()):

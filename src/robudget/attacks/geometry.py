@@ -169,7 +169,7 @@ GEOMETRY: dict[Norm, Geometry] = {
 # -- the contract ------------------------------------------------------------------------------------------------------
 
 
-def seal(x_adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
+def enforce(x_adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
     """x_adv moved, by rounding errors only, to where the attack's contract holds exactly. Same shape and dtype.
 
     In [0, 1]; L∞: fl(x − ε) ≤ x_adv ≤ fl(x + ε); L2 and L1: the float64 norm of x_adv − x is at most ε(1 + 1e-6).
@@ -192,7 +192,7 @@ def seal(x_adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def within(x_adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
-    """(N,) bool: does the contract hold for each row? (What `seal` makes true, checked on its own.)"""
+    """(N,) bool: does the contract hold for each row? (What `enforce` makes true, checked on its own.)"""
     boxed = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
     if norm == "linf":
         return boxed & ((x_adv >= x - eps) & (x_adv <= x + eps)).flatten(1).all(1)

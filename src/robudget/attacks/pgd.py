@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robudget.attacks.driver import Rows, State, fresh
+from robudget.attacks.driver import Rows, State, initial
 from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.noise import Stream
 from robudget.attacks.victim import Victim, margin, objective
@@ -35,7 +35,7 @@ class Pgd:
         self._geometry = GEOMETRY[self.threat.norm]
 
     def init(self, rows: Rows, x: Tensor, y: Tensor, stream: Stream) -> State:
-        base = fresh(rows, x, y, stream.index)
+        base = initial(rows, x, y, stream.index)
         x0, eps, shape = base["x0"], self.threat.eps, tuple(x.shape[1:])
         if self._geometry.noise == "uniform":
             start = self._geometry.project(x0 + eps * stream.uniform(0, shape), x0, eps)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robudget.attacks.driver import Rows, State, fresh
+from robudget.attacks.driver import Rows, State, initial
 from robudget.attacks.geometry import GEOMETRY, l1_project, per_row
 from robudget.attacks.noise import Stream, below
 from robudget.attacks.victim import Victim, margin
@@ -62,7 +62,7 @@ class Square:
     stride: int = 1
 
     def init(self, rows: Rows, x: Tensor, y: Tensor, stream: Stream) -> SquareState:
-        base = fresh(rows, x, y, stream.index)
+        base = initial(rows, x, y, stream.index)
         x0 = base["x0"]
         c, w = x.shape[1], x.shape[3]
         eps = self.threat.eps

@@ -52,7 +52,7 @@ def evaluate(
     """Attack any classifier with the standard ensemble: a verdict per image, intervals, checks, the bill. Resumes."""
     from robudget import judge
     from robudget.cli.view import terminal
-    from robudget.evaluation.page import page
+    from robudget.evaluation.verdicts import page
     from robudget.execution import Site
     from robudget.threat import Threat
 

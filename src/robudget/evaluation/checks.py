@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from robudget.attacks.apgd import Apgd
 from robudget.attacks.driver import drive, plan
-from robudget.attacks.geometry import GEOMETRY
+from robudget.attacks.geometry import GEOMETRY, per_row
 from robudget.attacks.noise import Noise
-from robudget.attacks.victim import Model, Victim, ce, dlr
+from robudget.attacks.victim import Model, Victim, ce, cw, dlr, margin
 from robudget.errors import InputError
 from robudget.evaluation.verdicts import Finding, Verdicts
 from robudget.threat import Threat
@@ -53,14 +53,14 @@ class Subject:
 # -- before anything runs ----------------------------------------------------------------------------------------------
 
 
-def of_mode(model: Model) -> list[Finding]:
+def check_mode(model: Model) -> list[Finding]:
     """How the model was handed over: in train mode, or with BatchNorm that has no statistics of its own."""
     if not isinstance(model, nn.Module):
         return []
-    found = []
+    findings = []
     training = [type(m).__name__ for m in model.modules() if m.training]
     if training:
-        found.append(
+        findings.append(
             Finding(
                 "train-mode",
                 "the model was given in train mode; it was evaluated in evaluation mode and put back",
@@ -70,7 +70,7 @@ def of_mode(model: Model) -> list[Finding]:
         )
     loose = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
     if loose:
-        found.append(
+        findings.append(
             Finding(
                 "batch-statistics",
                 "BatchNorm layers keep no running statistics, so an image's answer depends on its batch",
@@ -78,10 +78,10 @@ def of_mode(model: Model) -> list[Finding]:
                 "Use running statistics (track_running_stats=True) or a norm that looks at one image.",
             )
         )
-    return found
+    return findings
 
 
-def logits_of(model: Model, x: Tensor, y: Tensor, classes: int | None) -> Tensor:
+def check_logits(model: Model, x: Tensor, y: Tensor, classes: int | None) -> Tensor:
     """The model's answer to a few images. Raises InputError unless it is logits (N, classes) that know every label."""
     with torch.no_grad():
         z: Any = model(x)
@@ -130,26 +130,25 @@ def few_classes(classes: int, note: str) -> Finding:
 # -- on the clean images -----------------------------------------------------------------------------------------------
 
 
-def before(subject: Subject, clean_margin: np.ndarray[Any, Any], *, random_expected: bool) -> list[Finding]:
+def check_model(subject: Subject, clean_margin: np.ndarray[Any, Any], *, random_expected: bool) -> list[Finding]:
     """The checks that need no attack's verdicts. `clean_margin` (n,) of all images; `random_expected`: the attacks take
     expectations over several passes, so a randomised model is no news."""
-    found = [*_finite(clean_margin)]
+    findings = [*_finite(clean_margin)]
     if not len(subject.x):
-        return found
+        return findings
     random = list(_randomised(subject))
-    found += [] if random_expected else random
+    findings += [] if random_expected else random
     subject = replace(subject, randomised=bool(random))
-    found += [
-        *_dynamic(subject),
-        *_probabilities(subject),
-        *([] if random else _neighbours(subject)),
-    ]
+    findings += [*_dynamic(subject), *_probabilities(subject)]
+    if not random:
+        findings += _neighbours(subject)
     if subject.differentiable:
-        found += _zero_gradients(subject)
+        findings += _zero_gradients(subject)
+        findings += [] if random else _finite_differences(subject)
     if subject.threat.eps > 0:
-        found += _noise(subject)
-        found += _monotone(subject) if subject.differentiable else []
-    return found
+        findings += _noise(subject)
+        findings += _monotone(subject) if subject.differentiable else []
+    return findings
 
 
 def _finite(margin: np.ndarray[Any, Any]) -> Iterator[Finding]:
@@ -246,6 +245,37 @@ def _zero_gradients(s: Subject) -> Iterator[Finding]:
         )
 
 
+def _finite_differences(s: Subject) -> Iterator[Finding]:
+    """Along the gradient of the margin the margin must change as the gradient says (a central difference, ours).
+
+    The step is chosen for a change of 1% of the spread of the logits, above the rounding of float32 and small enough
+    that few ReLUs switch; images are moved inside the box first, since a model may clip what leaves it.
+    """
+    inside = s.x.clamp(_STEP, 1 - _STEP)
+    logits, _, gradient = s.victim.gradient(inside, cw, s.y, s.y)
+    slope = gradient.flatten(1).norm(dim=1)
+    usable = (slope > 0) & slope.isfinite()
+    if not bool(usable.any()):
+        return
+    inside, label, gradient, slope = inside[usable], s.y[usable], gradient[usable], slope[usable]
+    direction = gradient / per_row(slope, gradient)
+    step = (0.01 * logits[usable].std(1) / slope).minimum(_STEP / direction.flatten(1).abs().amax(1))
+    move = direction * per_row(step, direction)
+    change = margin(s.victim.logits(inside - move), label) - margin(s.victim.logits(inside + move), label)
+    error = (change / (2 * step * slope) - 1).abs()
+    share = float((error > 0.5).float().mean())
+    if share > 0.2:
+        yield Finding(
+            "finite-differences",
+            "the gradient with respect to the image disagrees with finite differences of the model's own answers",
+            {"share": share, "median_relative_error": float(error.median()), "images": len(error)},
+            ADAPTIVE,
+        )
+
+
+_STEP = 1 / 255  # of a pixel, at most
+
+
 def _noise(s: Subject) -> Iterator[Finding]:
     rows = torch.arange(len(s.x))
     zero = torch.zeros_like(rows)
@@ -268,7 +298,7 @@ def _monotone(s: Subject) -> Iterator[Finding]:
 
     def accuracy(eps: float, steps: int) -> float:
         threat = replace(s.threat, eps=eps)
-        out = drive(
+        *_, last = drive(
             Apgd(s.victim, threat, steps=steps),
             plan(torch.arange(len(s.x), device=s.x.device), s.x.new_empty(0)),
             s.x,
@@ -277,9 +307,8 @@ def _monotone(s: Subject) -> Iterator[Finding]:
             noise=Noise(s.seed, s.index),
             verify=lambda at, label: s.victim.logits(at).argmax(1) != label,
             batch_size=PROBE,
-            found=lambda at, x_adv: None,
         )
-        return 1 - float(out.broken.float().mean())
+        return 1 - float(last.outcome.broken.float().mean())
 
     eps, large = s.threat.eps, max(LARGE[s.threat.norm], s.threat.eps)
     few, many = accuracy(eps, 5), accuracy(eps, 20)
@@ -296,7 +325,7 @@ def _monotone(s: Subject) -> Iterator[Finding]:
     if huge > 0.1:
         yield Finding(
             "survives-large-eps",
-            f"APGD leaves images standing in a ball of radius {large:g}, where any image may become any other",
+            f"APGD leaves images unbroken in a ball of radius {large:g}, where any image may become any other",
             {"accuracy": huge, "eps": large, "images": len(s.x)},
             ADAPTIVE,
         )
@@ -309,17 +338,17 @@ def _unit(z: Tensor) -> Tensor:
 # -- on the verdicts ---------------------------------------------------------------------------------------------------
 
 
-def after(verdicts: Verdicts) -> list[Finding]:
+def check_verdicts(verdicts: Verdicts) -> list[Finding]:
     """The checks on what the attacks did."""
-    found = []
+    findings = []
     by = verdicts.broken_by
     white = [item.attack for item in verdicts.spent if item.attack.startswith(("apgd", "fab", "pgd"))]
     square = int((by == "square").sum())
     if white and square / len(by) > 0.002:
-        found.append(
+        findings.append(
             Finding(
                 "masked-gradients",
-                "Square, which needs no gradients, breaks images that every white-box attack left standing",
+                "Square, which needs no gradients, breaks images that no white-box attack broke",
                 {"images": square, "points": 100 * square / len(by)},
                 ADAPTIVE,
             )
@@ -327,7 +356,7 @@ def after(verdicts: Verdicts) -> list[Finding]:
     again = [item for item in verdicts.spent if "@float32" in item.attack]
     changed = sum(item.broken for item in again)
     if changed:
-        found.append(
+        findings.append(
             Finding(
                 "float32-changed",
                 f"attacking the nearest survivors again in float32 broke {changed} more; then all were attacked again",
@@ -336,7 +365,7 @@ def after(verdicts: Verdicts) -> list[Finding]:
             )
         )
     if verdicts.about.get("halved"):
-        found.append(
+        findings.append(
             Finding(
                 "batch-halved",
                 "memory ran out, and the evaluation went on with smaller batches",
@@ -344,4 +373,4 @@ def after(verdicts: Verdicts) -> list[Finding]:
                 "Verdicts may differ in the last bits from those at the batch size asked for.",
             )
         )
-    return found
+    return findings

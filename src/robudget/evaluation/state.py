@@ -1,12 +1,15 @@
-"""What an evaluation has found so far, per image; written atomically, so that a killed evaluation goes on."""
+"""Where an evaluation is: verdicts so far, what each attack took, how far it is; saved, so that it resumes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,19 +20,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robudget import files
+from robudget.attacks.driver import Outcome
+from robudget.attacks.ensemble import Passes
 from robudget.errors import InputError
 from robudget.evaluation.examples import Examples
+from robudget.evaluation.specification import Stage, images_to_confirm
 from robudget.evaluation.verdicts import Spent
-from robudget.threat import Threat
+from robudget.threat import Norm, Threat
 
 FILE = "evaluation.npz"
-STANDING = "robust"
+ROBUST = "robust"
+TELL_EVERY_SECONDS = 0.2  # at least, between two reports of progress
+
+
+# -- what has been found -----------------------------------------------------------------------------------------------
 
 
 @dataclass
 class State:
-    """Per image: `broken_by` ("robust" while it stands), when, restart, target, margins, and whether the stage in
-    progress is over for it. `spent` has an entry per stage begun; `examples` maps a broken image to its example."""
+    """Per image: `broken_by` ("robust" until it is broken), when, restart, target, margins, and whether the attack in
+    progress is over for it. `spent` has an entry per attack that was saved; `examples` maps a broken image to its
+    example."""
 
     broken_by: NDArray[np.str_]
     when: NDArray[np.int64]
@@ -46,7 +57,7 @@ class State:
     def blank(cls, n: int, *, keep_examples: bool) -> State:
         counts = np.zeros(n, dtype=np.int64)
         return cls(
-            broken_by=np.full(n, STANDING, dtype="U16"),
+            broken_by=np.full(n, ROBUST, dtype="U16"),
             when=counts,
             restart=counts.copy(),
             target=counts - 1,
@@ -57,8 +68,27 @@ class State:
         )
 
     @property
-    def standing(self) -> NDArray[np.bool_]:
-        return np.asarray(self.broken_by == STANDING)
+    def robust(self) -> NDArray[np.bool_]:
+        return np.asarray(self.broken_by == ROBUST)
+
+    def done(self, stage: str) -> bool:
+        """Is the stage of this name over?"""
+        return stage in self.spent and self.spent[stage].done
+
+    def record(self, attack: str, outcome: Outcome) -> None:
+        """Enter what an attack did; may be entered again later."""
+        finished = outcome.finished.nonzero().squeeze(1).cpu().numpy()
+        broken = outcome.broken.nonzero().squeeze(1).cpu().numpy()
+        self.finished[finished] = True
+        self.broken_by[broken] = attack
+        for name in ("when", "restart", "target"):
+            getattr(self, name)[broken] = getattr(outcome, name).cpu().numpy()[broken]
+        self.worst_margin = np.fmin(self.worst_margin, outcome.worst.cpu().numpy())
+
+    def keep(self, at: Tensor, x_adv: Tensor) -> None:
+        """Keep the examples x_adv of the images at these positions, if examples are wanted."""
+        if self.examples is not None and len(at):
+            self.examples |= dict(zip(at.tolist(), x_adv.cpu().numpy(), strict=True))
 
     def table(self, index: NDArray[np.int64], label: NDArray[np.int64]) -> pd.DataFrame:
         """`Verdicts.frame`, of images with these rows of the split and labels."""
@@ -75,10 +105,10 @@ class State:
             }
         )
 
-    def kept(
+    def examples_of(
         self, index: NDArray[np.int64], label: NDArray[np.int64], shape: Sequence[int], threat: Threat
     ) -> Examples | None:
-        """The examples of images of this shape (C, H, W); None where they were not wanted."""
+        """The examples, of images with these rows and labels and shape (C, H, W); None where they were not wanted."""
         if self.examples is None:
             return None
         at = sorted(self.examples)
@@ -115,22 +145,19 @@ class State:
             with np.load(path, allow_pickle=False) as data:
                 about = json.loads(str(data["about"]))
                 arrays = {name: data[name] for name in _ARRAYS}
-                found = (
-                    {int(i): x for i, x in zip(data["example_of"], data["examples"], strict=True)}
-                    if ("examples" in data)
-                    else {}
-                )
+                pairs = zip(data["example_of"], data["examples"], strict=True) if "examples" in data else ()
+                examples = {int(i): x for i, x in pairs}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"cannot resume from {path}: {error} (delete it, --restart, to start again)") from None
-        theirs = about["identity"]
+        before = about["identity"]
         for key, value in files.to_plain(identity).items():
-            if theirs.get(key) != value:
+            if before.get(key) != value:
                 raise InputError(
-                    f"cannot resume from {path}: {_SPOKEN.get(key, key)} differs ({_brief(theirs.get(key))} there, "
+                    f"cannot resume from {path}: {_WORDS.get(key, key)} differs ({_brief(before.get(key))} there, "
                     f"{_brief(value)} now); use another folder, or delete it (--restart) to start again"
                 )
         spent = {name: Spent(**item) for name, item in about["spent"].items()}
-        return cls(**arrays, spent=spent, notes=about["notes"], examples=found if about["keeps"] else None)
+        return cls(**arrays, spent=spent, notes=about["notes"], examples=examples if about["keeps"] else None)
 
 
 def begun_seed(folder: Path) -> int | None:
@@ -142,7 +169,7 @@ def begun_seed(folder: Path) -> int | None:
 
 
 _ARRAYS = ("broken_by", "when", "restart", "target", "clean_margin", "worst_margin", "finished")
-_SPOKEN = {
+_WORDS = {
     "weights": "the model (its weights)",
     "images": "the data (images)",
     "labels": "the data (labels)",
@@ -175,3 +202,108 @@ def weights_of(model: Callable[[Tensor], Tensor], logits: Callable[[], Tensor]) 
     state = cast(dict[str, Tensor], {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)})
     names = hashlib.sha256("\n".join(state).encode()).hexdigest()[:4]
     return f"{type(model).__name__} {names}{fingerprint(*state.values())}"
+
+
+# -- what it took ------------------------------------------------------------------------------------------------------
+
+Window = Callable[[str], AbstractContextManager[Any]]
+"""A context around a stage, by its name. If what it gives has an `energy` with `kwh` (NaN: unknown) and `how`, that is
+the stage's."""
+
+
+@dataclass
+class Account:
+    """What a stage takes, on top of what earlier attempts at it took (`before`). `broken`, `refuted`: in this one."""
+
+    before: Spent
+    passes: Callable[[], Passes]
+    """Of the whole evaluation in this process."""
+    meter: Any
+    broken: int = 0
+    refuted: int = 0
+
+    def __post_init__(self) -> None:
+        self.began, self.passes_before = time.perf_counter(), self.passes()
+
+    def total(self, *, done: bool = False) -> Spent:
+        """Up to now."""
+        passes = self.passes() - self.passes_before
+        energy = getattr(self.meter, "energy", None)
+        kwh, how = (None, None) if energy is None else (energy.kwh, energy.how)
+        unknown = kwh is not None and math.isnan(kwh)
+        now = Spent(
+            self.before.attack,
+            broken=self.broken,
+            refuted=self.refuted,
+            seconds=time.perf_counter() - self.began,
+            forward=passes.forward,
+            backward=passes.backward,
+            energy_kwh=None if unknown else kwh,
+            energy_how="unknown" if unknown else how,
+        )
+        return replace(self.before + now, done=done)
+
+
+# -- how far it is -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an evaluation is: `fraction` of its estimated work; `robust` so far, a fraction of all images."""
+
+    attack: str
+    images_done: int
+    images: int
+    robust: float
+    fraction: float
+    seconds_left: float | None
+
+
+class Estimate:
+    """Tells `progress`, a few times a second, how much of the estimated work is done and how long the rest will take.
+
+    `plan`: the stages of the ensemble, on a model with so many classes; `images`: how many there are.
+    """
+
+    def __init__(
+        self, plan: Sequence[Stage], classes: int, norm: Norm, images: int, progress: Callable[[Progress], None] | None
+    ) -> None:
+        self.costs = {stage.member.name: stage.member.passes(classes, norm).total for stage in plan}
+        self.low_precision = not all(stage.precise for stage in plan)
+        self.images, self.progress = images, progress
+        self.began = self.last = time.monotonic()
+        self.first_fraction: float | None = None
+
+    @property
+    def due(self) -> bool:
+        """Is it time to `tell` again? (A stage's end may always be told.)"""
+        return self.progress is not None and time.monotonic() - self.last > TELL_EVERY_SECONDS
+
+    def tell(
+        self,
+        stage: Stage,
+        later: Sequence[Stage],
+        spent: Mapping[str, Spent],
+        *,
+        images_done: int,
+        images: int,
+        part: float,
+        robust: int,
+    ) -> None:
+        """`stage` is done for `images_done` of its `images`, to the fraction `part` of its work; `robust` of all images
+        are robust so far; `later` stages are to come, those done are in `spent`."""
+        if self.progress is None:
+            return
+        self.last = time.monotonic()
+        cost = self.costs[stage.member.name]
+        past = sum(self.costs.get(s.attack.partition("@")[0], 0) * s.images for s in spent.values() if s.done)
+        work = past + cost * images * part
+        ahead = sum(self.costs[s.member.name] for s in later) * (min(images, robust) if stage.again else robust)
+        if self.low_precision and not stage.again:
+            ahead += sum(self.costs.values()) * images_to_confirm(robust)
+        whole = past + cost * images + ahead
+        fraction = work / whole if whole else 1.0
+        self.first_fraction = fraction if self.first_fraction is None else self.first_fraction
+        gain = fraction - self.first_fraction
+        left = (self.last - self.began) * (1 - fraction) / gain if gain > 0 else None
+        self.progress(Progress(stage.name, images_done, images, robust / self.images, fraction, left))

@@ -1,9 +1,11 @@
-"""A verdict per image, with what each attack took and what the checks found; saved as parquet and JSON."""
+"""A verdict per image, what each attack took and what the checks found: saved, merged from shards, told on a page."""
 
 from __future__ import annotations
 
+import functools
 import json
-import math
+import operator
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,7 +19,6 @@ from robudget import files
 from robudget.accuracy import wilson
 from robudget.errors import InputError
 from robudget.evaluation.examples import Examples
-from robudget.evaluation.page import page
 from robudget.threat import Threat
 
 FORMAT = 1
@@ -37,9 +38,9 @@ class Finding:
         return asdict(self)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Spent:
-    """What one attack took. `images` entered it, `broken` of them fell; passes are of images, padding included.
+    """What one attack took. `images` entered it, it broke `broken` of them; passes are of images, padding included.
 
     `refuted` claims were made in the attack's own arithmetic and not confirmed in float32. `energy_kwh` (at the plug,
     without PUE, `energy_how` obtained) is known where the evaluation ran inside a meter, `flops` where the model's were
@@ -58,11 +59,28 @@ class Spent:
     energy_how: str | None = None
     done: bool = False
 
-    def add_energy(self, kwh: float, how: str) -> None:
-        """Book what a meter's window took. Once a part of it is unknown (NaN), so is the whole."""
-        known = not math.isnan(kwh) and not (self.energy_how is not None and self.energy_kwh is None)
-        self.energy_kwh = (self.energy_kwh or 0.0) + kwh if known else None
-        self.energy_how = how if known and self.energy_how in (None, how) else "estimated" if known else "unknown"
+    def __add__(self, other: Spent) -> Spent:
+        """Two parts together: attempts, shards, or attacks. Where one part's energy or FLOPs are unknown, so is the
+        sum's."""
+        parts = [part for part in (self, other) if part.seconds]
+        kwh = _sum(part.energy_kwh for part in parts)
+        ways = {part.energy_how for part in parts}
+        mixed = "unknown" if kwh is None else "estimated"
+        counts = ("images", "broken", "refuted", "seconds", "forward", "backward")
+        return Spent(
+            self.attack,
+            **{name: getattr(self, name) + getattr(other, name) for name in counts},
+            flops=_sum(part.flops for part in parts),
+            energy_kwh=kwh,
+            energy_how=mixed if len(ways) > 1 else next(iter(ways), None),
+            done=self.done and other.done,
+        )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """None, unknown, where one of the values is or where there are none."""
+    items = list(values)
+    return None if None in items or not items else sum(value for value in items if value is not None)
 
 
 @dataclass(frozen=True)
@@ -133,24 +151,28 @@ class Verdicts:
         return out
 
     @property
+    def total(self) -> Spent:
+        """Of all attacks, clean pass and checks included; its `images` and `broken` are of no use."""
+        return functools.reduce(operator.add, self.spent)
+
+    @property
     def seconds(self) -> float:
-        return sum(item.seconds for item in self.spent)
+        return self.total.seconds
 
     @property
     def flops(self) -> float | None:
         """Of all attacks, clean pass and checks included; None: unknown."""
-        return _sum(item.flops for item in self.spent)
+        return self.total.flops
 
     @property
     def energy_kwh(self) -> float | None:
         """Of all attacks, clean pass and checks included; None: unknown."""
-        return _sum(item.energy_kwh for item in self.spent)
+        return self.total.energy_kwh
 
     @property
     def energy_how(self) -> str | None:
         """`measured`, `estimated` or `unknown`, as the least certain attack's; None without a meter."""
-        ways = {item.energy_how for item in self.spent}
-        return ways.pop() if len(ways) == 1 else "unknown" if self.energy_kwh is None else "estimated"
+        return self.total.energy_how
 
     def with_flops(self, forward: float, backward: float) -> Verdicts:
         """The same with each attack's FLOPs, from those of one image's pass forward and back to the image."""
@@ -227,6 +249,114 @@ class Verdicts:
         )
 
 
-def _sum(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if any(value is None for value in known) else sum(value for value in known if value is not None)
+# -- shards -----------------------------------------------------------------------------------------------------------
+
+# What has to be equal for two shards to be parts of one evaluation.
+SAME = ("weights", "version", "attacks", "members", "seed", "precision", "batch_size")
+
+
+def merge(parts: Sequence[Verdicts]) -> Verdicts:
+    """One `Verdicts` over the images of all `parts`, in the order of their rows; times and passes are added up.
+
+    Raises InputError for no parts, for parts of different evaluations, and for images that are in two of them.
+    """
+    if not parts:
+        raise InputError("nothing to merge")
+    first = parts[0]
+    for part in parts[1:]:
+        if part.threat != first.threat:
+            raise InputError(f"the shards are of different threats: {first.threat} and {part.threat}")
+        for key in SAME:
+            if key == "weights" and all(str(p.about.get(key)).startswith("function") for p in (part, first)):
+                continue  # a plain function is known by its answers to the images only, and those differ
+            if part.about.get(key) != first.about.get(key):
+                values = f"{first.about.get(key)!r} and {part.about.get(key)!r}"
+                raise InputError(f"the shards are of different evaluations: {key} = {values}")
+    frame = pd.concat([part.frame for part in parts]).sort_values("index", kind="stable").reset_index(drop=True)
+    twice = frame["index"][frame["index"].duplicated()]
+    if len(twice):
+        raise InputError(f"{len(twice)} images are in more than one shard (row {twice.iloc[0]} among them)")
+    spent: dict[str, Spent] = {}
+    for item in (item for part in parts for item in part.spent):
+        spent[item.attack] = spent[item.attack] + item if item.attack in spent else item
+    # Each finding once, as the first shard that has it gives it.
+    findings = {finding.name: finding for part in reversed(parts) for finding in part.findings}
+    about = {**first.about, "shards": len(parts)}
+    return Verdicts(frame, first.threat, list(spent.values()), list(findings.values()), about, _examples(parts))
+
+
+def _examples(parts: Sequence[Verdicts]) -> Examples | None:
+    """Those of all parts, where all have kept theirs."""
+    examples = [part.examples for part in parts if part.examples is not None]
+    if len(examples) < len(parts):
+        return None
+    index, label, x_adv = (np.concatenate([getattr(e, name) for e in examples]) for name in ("index", "label", "x_adv"))
+    order = np.argsort(index, kind="stable")
+    return Examples(index[order], label[order], x_adv[order], parts[0].threat)
+
+
+# -- in words ---------------------------------------------------------------------------------------------------------
+
+
+def page(verdicts: Verdicts) -> str:
+    """The verdict in words; ends with a newline."""
+    v, about = verdicts, verdicts.about
+    low, high = (100 * end for end in v.interval)
+    clean_low, clean_high = (100 * end for end in v.clean_interval)
+    lines = [
+        f"Robust accuracy {100 * v.robust_accuracy:.2f}% [{low:.2f}, {high:.2f}] "
+        f"against {v.threat}, on {v.n} images (95% Wilson interval)",
+        f"Clean accuracy  {100 * v.clean_accuracy:.2f}% [{clean_low:.2f}, {clean_high:.2f}]",
+        "",
+        f"Model     {about.get('weights', 'unknown')}",
+        f"Attacks   {about.get('version', 'unknown')}: {', '.join(about.get('members', ()))}; seed {about.get('seed')}",
+        f"Computed  in {about.get('precision')} on {about.get('device')}, {about.get('threads')} threads, "
+        f"batch {about.get('batch_size')}; every success confirmed in float32 on the model as given",
+        "",
+        f"{'attack':<20}{'images':>8}{'broken':>8}{'left %':>8}{'seconds':>10}{'forward':>12}{'backward':>12}"
+        f"{'FLOP':>10}{'Wh':>9}",
+    ]
+    left = v.after_each()
+    for item in v.spent:
+        share = f"{100 * left[item.attack]:.2f}" if item.attack in left else ""
+        lines.append(
+            f"{item.attack:<20}{item.images:>8}{item.broken:>8}{share:>8}{item.seconds:>10.1f}"
+            f"{item.forward:>12}{item.backward:>12}{_flops(item.flops):>10}{_wh(item.energy_kwh):>9}"
+        )
+    forward, backward = (sum(getattr(item, key) for item in v.spent) for key in ("forward", "backward"))
+    lines += [
+        f"{'in all':<20}{v.n:>8}{int((~v.robust).sum()):>8}{100 * v.robust_accuracy:>8.2f}{v.seconds:>10.1f}"
+        f"{forward:>12}{backward:>12}{_flops(v.flops):>10}{_wh(v.energy_kwh):>9}",
+        f"Passes are of images, padding included; FLOP {'unknown' if v.flops is None else 'counted'}; "
+        f"energy at the plug, without PUE: {v.energy_how or 'not metered'}",
+        "",
+    ]
+    if not v.findings:
+        lines.append("Checks: nothing was found that speaks against these numbers.")
+    else:
+        lines.append(f"Checks: {len(v.findings)} finding{'s' if len(v.findings) > 1 else ''}")
+        for finding in v.findings:
+            lines += ["", *_wrap(f"[{finding.name}] {finding.message}", "  ")]
+            if finding.evidence:
+                lines += _wrap(
+                    "evidence: " + ", ".join(f"{k} = {_short(x)}" for k, x in finding.evidence.items()), "    "
+                )
+            if finding.advice:
+                lines += _wrap("advice: " + finding.advice, "    ")
+    return "\n".join(lines) + "\n"
+
+
+def _flops(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2e}"
+
+
+def _wh(kwh: float | None) -> str:
+    return "unknown" if kwh is None else f"{1000 * kwh:.3g}"
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

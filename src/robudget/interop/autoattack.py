@@ -19,7 +19,8 @@ from torch import Tensor
 from robudget.attacks.ensemble import Member, ensemble
 from robudget.attacks.victim import Model, Victim, frozen
 from robudget.errors import InputError, unknown
-from robudget.evaluation.evaluator import Precision, evaluate
+from robudget.evaluation.evaluator import evaluate
+from robudget.evaluation.specification import Precision
 from robudget.evaluation.state import begun_seed
 from robudget.evaluation.verdicts import Verdicts
 from robudget.threat import Threat

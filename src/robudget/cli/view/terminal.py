@@ -22,7 +22,7 @@ from robudget.formats import fixed, known, number
 from robudget.sweep.queue import SweepState
 
 if TYPE_CHECKING:
-    from robudget.evaluation import Progress as EvaluationProgress
+    from robudget.evaluation.state import Progress as EvaluationProgress
     from robudget.meter.devices import Device
     from robudget.runner import Progress
 
