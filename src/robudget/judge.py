@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ from robudget.meter.energy import Energy, Meter
 from robudget.meter.machine import open_meter
 from robudget.runner import environment, resolve_device
 from robudget.store import RunFolder, writing
-from robudget.threat import Threat
+from robudget.threat import CUSTOMARY, Threat
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def judge(
 ) -> Judgement:
     """Put a classifier through the ensemble on a test split and keep the verdicts; resumes what was begun.
 
-    `source` is a run's folder, whose recipe then gives dataset and threat, or anything that `load_classifier` takes.
+    `source` is a run's folder, whose recipe then gives dataset and threat, or anything that `load_classifier` takes;
+    `threat` None is then the dataset's customary one.
     `attacks` (`["pgd:steps=50,loss=cw"]`) replaces the version. `images`: the first n of the test split. `shard` =
     (i, n): the i-th of n contiguous parts, from 1; noise goes with an image's row in the split, so shards give the
     verdicts of the whole. `examples` keeps the adversarial examples in examples.npz; `restart` forgets what was begun.
@@ -78,7 +79,7 @@ def judge(
     if site.threads:
         torch.set_num_threads(site.threads)
     classifier, read, run = _load(source, dataset, model, site)
-    threat = threat or (run.recipe.evaluation_threat if run is not None else None)
+    threat = threat or (run.recipe.evaluation_threat if run is not None else CUSTOMARY.get(read.name))
     if threat is None:
         raise InputError("an evaluation needs its threat (--norm linf --eps 8/255)")
     chosen = read.test.first(images)
@@ -107,6 +108,7 @@ def judge(
         )
         index = torch.arange(first, last)
         verdicts = evaluator.run(part.unit(), part.labels, index=index, classes=read.classes)
+    verdicts = replace(verdicts, about={**verdicts.about, "dataset": read.name})
     counted = _counted(classifier, read.image_shape)
     if counted is not None:
         verdicts = verdicts.with_flops(counted.forward, counted.input_backward)

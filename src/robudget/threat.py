@@ -69,3 +69,11 @@ class Threat:
 
     def __str__(self) -> str:
         return f"{self.norm} {format_eps(self.eps)}"
+
+
+CUSTOMARY = {
+    "cifar10": Threat("linf", 8 / 255),
+    "cifar100": Threat("linf", 8 / 255),
+    "imagenet": Threat("linf", 4 / 255),
+}
+"""The threat that a dataset's robust accuracies are usually reported for, as RobustBench does (Croce et al. 2021)."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 Run = Callable[..., tuple[int, str, str]]
 NETWORK = """
@@ -79,6 +80,25 @@ def test_eps_zero_is_the_clean_accuracy(robudget_eval: Run) -> None:
     assert code == 0
     found = json.loads(out)
     assert found["robust_accuracy"] == found["clean_accuracy"]
+
+
+def test_a_dataset_with_a_customary_threat_needs_none(
+    robudget_eval: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUDGET_CACHE", str(tmp_path / "cache"))
+    for split, count in (("train", 1), ("test", 2)):
+        for label in range(10):
+            folder = tmp_path / "cifar10" / split / str(label)
+            folder.mkdir(parents=True)
+            for n in range(count):
+                Image.new("RGB", (32, 32), (20 * label, 10 * n, 0)).save(folder / f"{n}.png")
+    (tmp_path / "network.py").write_text(NETWORK.replace("nn.Linear(64, 10)", "nn.Linear(3072, 10)"))
+    asked = ["network.py:load", "--data", "cifar10", "--data-root", "cifar10", "--samples", "5"]
+    code, out, err = robudget_eval(*asked, "--attack", "apgd-ce:steps=3")
+    assert code == 0, err
+    assert "against linf 8/255 (customary for cifar10), on 5 images" in out
+    _, out, _ = robudget_eval(*asked, "--attack", "apgd-ce:steps=3", "--eps", "4/255")
+    assert "against linf 4/255, on 5 images" in out
 
 
 @pytest.mark.parametrize(

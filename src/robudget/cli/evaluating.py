@@ -25,7 +25,9 @@ def evaluate(
     data_root: Annotated[str | None, typer.Option(help="where the dataset lies")] = None,
     model: Annotated[str | None, typer.Option(help="architecture of a safetensors file, e.g. wrn-28-10")] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1 (default: linf)")] = None,
-    eps: Annotated[str | None, typer.Option(help="radius, e.g. 8/255; a run brings its own")] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="radius, e.g. 8/255; default: the run's, or the data's customary threat")
+    ] = None,
     version: Annotated[str, typer.Option(help="standard, plus or rand")] = "standard",
     attack: Annotated[
         list[str] | None,

@@ -19,7 +19,7 @@ from robudget import files
 from robudget.accuracy import wilson
 from robudget.errors import InputError
 from robudget.evaluation.examples import Examples
-from robudget.threat import Threat
+from robudget.threat import CUSTOMARY, Threat
 
 FORMAT = 1
 COLUMNS = ("index", "label", "broken_by", "when", "restart", "target", "clean_margin", "worst_margin")
@@ -303,9 +303,11 @@ def page(verdicts: Verdicts) -> str:
     v, about = verdicts, verdicts.about
     low, high = (100 * end for end in v.interval)
     clean_low, clean_high = (100 * end for end in v.clean_interval)
+    dataset = str(about.get("dataset"))
+    customary = f" (customary for {dataset})" if v.threat == CUSTOMARY.get(dataset) else ""
     lines = [
         f"Robust accuracy {100 * v.robust_accuracy:.2f}% [{low:.2f}, {high:.2f}] "
-        f"against {v.threat}, on {v.n} images (95% Wilson interval)",
+        f"against {v.threat}{customary}, on {v.n} images (95% Wilson interval)",
         f"Clean accuracy  {100 * v.clean_accuracy:.2f}% [{clean_low:.2f}, {clean_high:.2f}]",
         "",
         f"Model     {about.get('weights', 'unknown')}",
