@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from robudget import files
-from robudget.report.style import COLUMN, THEMED
+from robudget.report.style import COLUMN, FONTS, THEMED
 
 DPI = 300  # of the PNG
 
@@ -36,12 +36,8 @@ class Drawing:
 
 @dataclass(frozen=True)
 class FigureFile:
-    """A figure on disk: one path per format, its title and its caption (n and intervals in it).
-
-    For a page: `inline`, its SVG element with the theme's colours as CSS variables and ids that no other figure of the
-    page has, but for the letters, which figures share: `glyphs` maps their ids to their shapes, which the page defines
-    once. `wide` figures span both columns of a paper.
-    """
+    """A figure on disk: one path per format, its title and its caption (n and intervals in it). `inline` is its SVG
+    element for a page; `wide` figures span both columns of a paper."""
 
     name: str
     title: str
@@ -50,30 +46,36 @@ class FigureFile:
     svg: Path
     png: Path
     inline: str
-    glyphs: dict[str, str]
     wide: bool
 
 
 def save(figure: Figure, folder: Path, name: str, *, title: str, caption: str) -> FigureFile:
     """Write name.pdf, name.svg and name.png, each in one step and without a date, so that equal input gives equal
     bytes."""
-    with _quiet():
+    # The name in the SVG's ids makes them different from those of every other figure of a page.
+    with _quiet(), mpl.rc_context({"svg.hashsalt": name}):
         # `savefig` lays out and draws everything twice for every format; once laid out, the canvases draw it once each.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-        vector = _bytes(FigureCanvasSVG(figure).print_svg, metadata={"Date": None, "Title": title})
-        made = {
-            "svg": vector,
-            "pdf": _bytes(FigureCanvasPdf(figure).print_pdf, metadata={"CreationDate": None, "Title": title}),
-        }
+        nothing = dict.fromkeys(("Date", "Format", "Type", "Creator"))
+        svg = _bytes(FigureCanvasSVG(figure).print_svg, metadata={"Title": title, **nothing}).decode("utf-8")
+        svg = svg.replace("*{", f"text, tspan {{font-family: {FONTS} !important}} *{{", 1)
+        pdf = _bytes(FigureCanvasPdf(figure).print_pdf, metadata={"Title": title, "CreationDate": None})
         figure.set_dpi(DPI)
-        made["png"] = _bytes(FigureCanvasAgg(figure).print_png, metadata={"Title": title})
-    paths = {kind: folder / f"{name}.{kind}" for kind in made}
-    for kind, data in made.items():
+        png = _bytes(FigureCanvasAgg(figure).print_png, metadata={"Title": title})
+    paths = {kind: folder / f"{name}.{kind}" for kind in ("pdf", "svg", "png")}
+    for kind, data in (("pdf", pdf), ("svg", svg.encode("utf-8")), ("png", png)):
         files.replace(paths[kind], partial(Path.write_bytes, data=data), durable=False)
-    inline, glyphs = _inline(vector.decode("utf-8"), name, f"{title}. {caption}")
-    wide = figure.get_figwidth() > COLUMN
-    return FigureFile(name, title, caption, paths["pdf"], paths["svg"], paths["png"], inline, glyphs, wide)
+    return FigureFile(name, title, caption, **paths, inline=inline(svg), wide=figure.get_figwidth() > COLUMN)
+
+
+def inline(svg: str) -> str:
+    """The SVG element for a page, with the page's theme as CSS variables in place of the colours, and without the names
+    of its parts, which are alike in every figure and which nothing refers to. matplotlib has no setting for these."""
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg[svg.index("<svg") :])
+    for colour, variable in THEMED.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg.replace("<svg ", '<svg role="img" ', 1)
 
 
 def _bytes(write: Callable[..., object], **kwargs: Any) -> bytes:
@@ -92,39 +94,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-_GLYPH = re.compile(r'<path id="([^"]+)" d="([^"]*)" transform="(scale\(0\.015625\))"/>')
-_DIGITS = re.compile(r"-?\d+\.\d{3,}")
-
-
-def _inline(svg: str, name: str, label: str) -> tuple[str, dict[str, str]]:
-    """The SVG element for a page, with no more digits than a screen shows, and the letters it uses."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<title>.*?</title>|<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r'\b(d|x|y)="([^"]*)"', lambda m: f'{m[1]}="{_DIGITS.sub(_shorter, " ".join(m[2].split()))}"', svg)
-    letters = {m[1]: f'<path id="glyph-{m[1]}" d="{m[2]}" transform="{m[3]}"/>' for m in _GLYPH.finditer(svg)}
-    svg = _GLYPH.sub("", svg)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#([^"]+)"', lambda m: f'href="#{"glyph" if m[1] in letters else name}-{m[1]}"', svg)
-    svg = svg.replace("url(#", f"url(#{name}-")
-    for colour, variable in THEMED.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)  # it takes the width that the page gives it
-    svg = re.sub(r">\s+<", "><", svg).replace("<defs></defs>", "")
-    svg = _classes(svg, f"figure-{name}")
-    safe = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{safe}" ', 1), letters
-
-
-def _classes(svg: str, prefix: str) -> str:
-    """The styles that recur as classes, written once: a scatter repeats one of a few for each of its points."""
-    uses = Counter(re.findall(r'style="([^"]+)"', svg))
-    names = {style: f"{prefix}-{i}" for i, (style, n) in enumerate(uses.items()) if n > 3}
-    svg = re.sub(r'style="([^"]+)"', lambda m: f'class="{names[m[1]]}"' if m[1] in names else m[0], svg)
-    rules = "".join(f".{name}{{{style}}}" for style, name in names.items())
-    return svg.replace("<defs>", f"<style>{rules}</style><defs>", 1) if rules else svg
-
-
-def _shorter(match: re.Match[str]) -> str:
-    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")

@@ -106,7 +106,6 @@ def render(
         planner=next_point.planner(first),
         methods=methods.methods(rows, analysis, notes),
         figures=figures,
-        glyphs={key: shape for figure in figures.values() for key, shape in sorted(figure.glyphs.items())},
         data=runs.payload(first, analysis),
         plotly=get_plotlyjs(),
     )  # fmt: skip

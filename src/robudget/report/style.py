@@ -14,7 +14,6 @@ from typing import Any, cast
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -27,6 +26,7 @@ from robudget.formats import known, word
 from robudget.laws import Envelope
 
 COLUMN, PAGE = 3.3, 7.0  # inches
+FONTS = "Arial, Helvetica, Liberation Sans, DejaVu Sans, sans-serif"  # the first that a machine has
 INK, MUTED, GRID, PAPER = "#1a1d21", "#6a7178", "#e4e7ea", "#fefefe"
 
 # Okabe & Ito (2008), without the yellow, which is invisible on white.
@@ -94,22 +94,12 @@ def collapse_ramp() -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("collapse", [GRID, "#f2c4a3", VERMILLION])
 
 
-def _family() -> list[str]:
-    """The first of the paper's sans faces that this machine has; DejaVu ships with matplotlib and has every glyph."""
-    have = set(font_manager.fontManager.get_font_names())
-    found = [name for name in ("Arial", "Helvetica", "Liberation Sans") if name in have]
-    return [*found[:1], "DejaVu Sans"]
-
-
 def _parameters() -> dict[str, Any]:
-    family = _family()
     return {
-        "font.family": family,
+        "font.family": ["sans-serif", "DejaVu Sans"],  # the second has every glyph and comes with matplotlib
+        "font.sans-serif": FONTS.split(", ")[:-1],
         "mathtext.fontset": "custom",
-        "mathtext.rm": family[0],
-        "mathtext.it": f"{family[0]}:italic",
-        "mathtext.bf": f"{family[0]}:bold",
-        "mathtext.cal": family[0],
+        "mathtext.cal": "sans",  # unused; its default warns on machines without a cursive font
         "font.size": 7,
         "axes.labelsize": 7,
         "axes.titlesize": 7.5,
@@ -150,9 +140,8 @@ def _parameters() -> dict[str, Any]:
         "ytick.minor.size": 1.5,
         "lines.linewidth": 1.2,
         "lines.markersize": 3.5,
-        "pdf.fonttype": 42,  # editable text
-        "svg.fonttype": "path",  # the same glyphs on every screen
-        "svg.hashsalt": "robudget",
+        "pdf.fonttype": 42,  # text stays text, here and in SVG
+        "svg.fonttype": "none",
         "savefig.dpi": 300,
         "figure.constrained_layout.h_pad": 0.035,
         "figure.constrained_layout.w_pad": 0.045,

@@ -107,7 +107,7 @@ def costs_table(analysis: Analysis) -> Table:
 def published_table(analysis: Analysis) -> Table:
     rows = [
         (
-            column(w.y).name,
+            column(w.y).label,
             number(w.C, 4),
             (number(w.alpha), span(w.alpha_interval)),
             fixed(w.r2, 2),
@@ -295,7 +295,7 @@ def cost_figure(law: Law, table: pd.DataFrame) -> tuple[Figure, str]:
     ]
     style.legend_above(figure, [losses, numbers])
     caption = (
-        f"{column(law.y).name} ({how(table, law.y)}) of {env.n_runs} runs against {column(law.x).phrase}: "
+        f"{column(law.y).label} ({how(table, law.y)}) of {env.n_runs} runs against {column(law.x).phrase}: "
         f"α = {number(law.alpha)} ({law.level:.0%} interval {interval(*law.alpha_interval, 3)}, bootstrap over "
         f"runs), R² = {law.r2:.2f} in log-log."
     )

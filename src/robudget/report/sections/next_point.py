@@ -102,14 +102,14 @@ def price_figure(analysis: Analysis) -> tuple[Figure, str] | None:
     ax.set_ylim(bottom, top)
     style.log_y(ax)
     ax.set_xticks(targets)
-    ax.set_xlabel(f"target {column(first.y).name} (%)")
+    ax.set_xlabel(f"target {column(first.y).label} (%)")
     ax.set_ylabel(column(first.x).axis)
     style.grid(ax)
     keys.append(style.key("o", INK, "farther, or never", 3.4, fill=PAPER))
     line = Line2D([], [], color=MUTED, lw=0.8, ls=(0, (2, 2)), label="largest best run")
     style.legend_above(figure, [keys[:2], keys[2:], [line]])
     caption = (
-        f"{column(first.x).name} at which each law reaches a target accuracy, with its {first.level:.0%} bootstrap "
+        f"{column(first.x).label} at which each law reaches a target accuracy, with its {first.level:.0%} bootstrap "
         f"interval; arrows: the interval goes beyond the axis; open marks at the top: more than a million times the "
         f"largest run, or never."
     )
