@@ -22,12 +22,21 @@ class RunFailed(RobudgetError):
     """A run that could not be completed (diverged, out of disk, device lost); what was saved stays usable."""
 
 
+def nearest(value: object, names: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The name most like `value`, whatever their case; None where the likeness stays below `cutoff`."""
+    by_lower = {name.lower(): name for name in sorted(names)}
+    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[near[0]] if near else None
+
+
+def hint(value: object, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """`; did you mean 'x'?` for the nearest name, or nothing."""
+    near = nearest(value, names, cutoff)
+    return f"; did you mean {near!r}?" if near else ""
+
+
 def unknown(kind: str, value: object, allowed: Iterable[str]) -> InputError:
     """The error for a name that is not one of `allowed`, with the nearest valid one."""
     names = sorted(allowed)
-    # Case is the commonest slip, so matching ignores it while the answer keeps the true spelling.
-    by_lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1, cutoff=0.5)
-    hint = f"; did you mean {by_lower[near[0]]!r}?" if near else ""
-    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-    return InputError(f"unknown {kind} {str(value)!r}{hint} (allowed: {listed})")
+    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    return InputError(f"unknown {kind} {str(value)!r}{hint(value, names)} (allowed: {shown})")

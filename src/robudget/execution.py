@@ -3,7 +3,6 @@ that changes what is asked for. What it resolves to is recorded in `environment.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,22 +10,8 @@ from typing import Any
 from pydantic import Field
 
 from robudget.config import Record
-from robudget.errors import InputError
+from robudget.errors import InputError, nearest
 from robudget.recipe import keys as recipe_keys
-
-# The command line writes `data.root=…` beside the recipe's own keys; these are the ones that are for the site.
-KEYS = {
-    "data.root": "data_root",
-    "synthetic.root": "synthetic_root",
-    "synthetic.teacher": "teacher",
-    "device": "device",
-    "threads": "threads",
-    "checkpointing": "checkpointing",
-    "sync_batchnorm": "sync_batchnorm",
-    "deterministic": "deterministic",
-    "meter.cpu_watts": "cpu_watts",
-    "meter.gpu_watts": "gpu_watts",
-}
 
 
 def first_process() -> bool:
@@ -35,7 +20,7 @@ def first_process() -> bool:
 
 
 class Site(Record):
-    """Where and how a run executes.
+    """Where and how a run executes. A field's `title` is its key on the command line, beside the recipe's own keys.
 
     `data_root`, `synthetic_root`: folder or file of the real and of the generated images; `teacher`: weights that label
     the latter; `device`: "auto", "cpu", "cuda" or "cuda:1"; `threads`: CPU threads of torch, 0 = as many as there are
@@ -45,9 +30,9 @@ class Site(Record):
     InputError for a value that is not allowed.
     """
 
-    data_root: str | None = Field(None, description="a path")
-    synthetic_root: str | None = Field(None, description="a path")
-    teacher: str | None = Field(None, description="a path")
+    data_root: str | None = Field(None, title="data.root", description="a path")
+    synthetic_root: str | None = Field(None, title="synthetic.root", description="a path")
+    teacher: str | None = Field(None, title="synthetic.teacher", description="a path")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int = Field(0, ge=0, description="a whole number, 0 = all cores")
     checkpointing: bool = Field(False, description="true, false")
@@ -59,8 +44,9 @@ class Site(Record):
     @classmethod
     def take(cls, overrides: Mapping[str, Any]) -> tuple[Site, dict[str, Any]]:
         """Split dotted overrides into the site's and the rest, which is the recipe's."""
-        for key in overrides.keys() - KEYS.keys() - set(recipe_keys()):
-            if near := difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8):
-                raise InputError(f"unknown key {key!r}; did you mean {near[0]!r}?")
-        mine = {KEYS[key]: value for key, value in overrides.items() if key in KEYS}
-        return cls(**mine), {key: value for key, value in overrides.items() if key not in KEYS}
+        names = {field.title or name: name for name, field in cls.model_fields.items()}
+        for key in overrides:
+            if key not in names and key not in recipe_keys() and (near := nearest(key, names, 0.8)):
+                raise InputError(f"unknown key {key!r}; did you mean {near!r}?")
+        mine = {names[key]: value for key, value in overrides.items() if key in names}
+        return cls(**mine), {key: value for key, value in overrides.items() if key not in names}

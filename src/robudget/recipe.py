@@ -7,10 +7,10 @@ default orphans no run. What does not change a result (folders, device, threads,
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from robudget.config import Number, load_yaml, merge, nest, one_line, read_named
-from robudget.errors import InputError
+from robudget.errors import InputError, nearest
 from robudget.threat import Norm, Threat, format_eps, parse_eps
 
 SCHEMA = 1
@@ -322,7 +322,13 @@ class Recipe(_Part):
         return Recipe.from_dict(merge(self.to_dict(), nest(overrides)), where=where)
 
 
-# -- keys and complaints ----------------------------------------------------------------------------------------------
+def wide_resnet(name: str) -> tuple[int, int] | None:
+    """Depth and width of a model called `wrn-<depth>-<width>`; None for any other."""
+    match = re.fullmatch(r"wrn-(\d+)-(\d+)", name.lower())
+    return (int(match[1]), int(match[2])) if match else None
+
+
+# -- keys and their errors --------------------------------------------------------------------------------------------
 
 
 def keys() -> list[str]:
@@ -352,12 +358,12 @@ def _check_keys(part: type[BaseModel], data: Mapping[str, Any], where: str, pref
     allowed = {info.alias or name: info for name, info in part.model_fields.items()}
     for key, value in data.items():
         if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1) or difflib.get_close_matches(
-                key, [k for k in keys() if k.rpartition(".")[2] == key] or keys(), n=1, cutoff=0.4
-            )
-            hint = f"; did you mean {(prefix + near[0]) if near[0] in allowed else near[0]!r}?" if near else ""
+            sibling = nearest(key, allowed, 0.6)
+            others = [k for k in keys() if k.rpartition(".")[2] == key] or keys()
+            near = prefix + sibling if sibling else nearest(key, others, 0.4)
+            meant = f"; did you mean {near!r}?" if near else ""
             raise InputError(
-                f"{where}: unknown key {prefix + key!r}{hint} (allowed: {', '.join(prefix + k for k in allowed)})"
+                f"{where}: unknown key {prefix + key!r}{meant} (allowed: {', '.join(prefix + k for k in allowed)})"
             )
         inner = _part_of(allowed[key].annotation)
         if inner is not None and value is not None:

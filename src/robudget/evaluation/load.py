@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robudget.errors import InputError, unknown
+from robudget.errors import InputError, hint, unknown
 from robudget.models.build import ImageSpec, build, build_for
 from robudget.models.preact import Normalize, Normalized
 from robudget.recipe import Recipe
@@ -124,9 +123,8 @@ def _timm(name: str, spec: ImageSpec) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"cannot evaluate {name!r}{hint} (allowed: {FORMS})")
+        near = hint(name, timm.list_models(), 0.6)
+        raise InputError(f"cannot evaluate {name!r}{near} (allowed: {FORMS})")
     published = timm.get_pretrained_cfg(name)
     if published is None:
         raise InputError(f"timm has no weights for {name!r} (allowed: weights.safetensors with --model {name})")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from robudget.attacks.ensemble import ensemble
 from robudget.datasets import PUBLISHED, Sizes
 from robudget.meter.conventions import passes_per_image, wrn_forward_flops
-from robudget.recipe import Recipe
+from robudget.recipe import Recipe, wide_resnet
 
 # Validation attacks only what the model gets right: over a whole training, about this share of the images.
 RIGHT_SHARE = 0.8
@@ -87,8 +86,7 @@ def weight(recipe: Recipe) -> float:
     """
     sizes = PUBLISHED.get(recipe.data.name, PUBLISHED["cifar10"])
     channels, side, _ = sizes.image_shape
-    match = re.fullmatch(r"wrn-(\d+)-(\d+)", recipe.model.name)
-    depth, width = (int(match[1]), int(match[2])) if match else (28, 10)
+    depth, width = wide_resnet(recipe.model.name) or (28, 10)
     depth = max(10, depth - (depth - 4) % 6)  # a depth that does not exist is for the run to refuse
     forward = _OVERHEAD_FLOPS + wrn_forward_flops(depth, width, base=recipe.model.base, channels=channels, size=side)
     calls = training_passes(recipe, sizes).calls | evaluation_passes(recipe, sizes, clean=0.85, robust=0.5)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from robudget.errors import InputError
+from robudget.errors import InputError, hint
 from robudget.models.preact import Normalize, Normalized, PreActNet, WideResNet
-from robudget.recipe import Recipe
+from robudget.recipe import Recipe, wide_resnet
 
 # Offered in messages; any depth 6n + 4 and any width are allowed.
 EXAMPLES = (
@@ -29,8 +27,6 @@ EXAMPLES = (
     "preact-resnet-18",
     "rawrn-70-16",
 )
-
-_WRN = re.compile(r"wrn-(\d+)-(\d+)")
 
 
 class ImageSpec(Protocol):
@@ -80,7 +76,7 @@ def build(
     if not 8 <= image_size <= 1024:
         raise InputError(f"image_size = {image_size} (allowed: 8 to 1024 pixels)")
     key = name.lower()
-    wrn = _WRN.fullmatch(key)
+    wrn = wide_resnet(key)
     if wrn is None and key not in EXAMPLES:
         return _timm(name, classes, image_size, channels, patch, mean, std)
     if patch is not None:
@@ -113,8 +109,7 @@ def build(
         )
     assert wrn is not None
     return WideResNet(
-        int(wrn[1]),
-        int(wrn[2]),
+        *wrn,
         classes=classes,
         normalize=normalize,
         channels=channels,
@@ -159,9 +154,8 @@ def _timm(
     import timm
 
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name.lower(), [*EXAMPLES, *timm.list_models()], n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown model {name!r}{hint} (allowed: {', '.join(EXAMPLES)}, or any timm model)")
+        near = hint(name, [*EXAMPLES, *timm.list_models()])
+        raise InputError(f"unknown model {name!r}{near} (allowed: {', '.join(EXAMPLES)}, or any timm model)")
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
     published = timm.get_pretrained_cfg(name)
     if published is not None and published.fixed_input_size:

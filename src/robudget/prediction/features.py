@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +13,10 @@ from numpy.typing import NDArray
 
 from robudget.columns import COLUMNS, FEATURES, NONE_IF_MISSING, Scale
 from robudget.datasets import PUBLISHED
-from robudget.errors import InputError, unknown
+from robudget.errors import InputError, hint, unknown
 from robudget.files import fields
 from robudget.meter.conventions import wrn_parameters
-from robudget.recipe import Recipe
+from robudget.recipe import Recipe, wide_resnet
 from robudget.tables.usable import Floats, check_scope, collapsed_rows, failed_rows, numbers_of
 
 MOST_UNPUBLISHED = 0.2  # a column with more unknown values than this is no feature
@@ -57,9 +55,8 @@ class Features:
         """
         for name in names or ():
             if name not in frame.columns:
-                near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=1, cutoff=0.4)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise InputError(f"the table has no column {name!r} for a feature{hint}")
+                near = hint(name, map(str, frame.columns), 0.4)
+                raise InputError(f"the table has no column {name!r} for a feature{near}")
         wanted = [name for name in (names or FEATURES) if name in frame.columns]
         features: list[Feature] = []
         codes: list[tuple[str, NDArray[np.int64]]] = []
@@ -188,11 +185,11 @@ def _parameters(recipe: Recipe, table: pd.DataFrame | None) -> float:
         sizes = table.loc[same, "parameters"].dropna()
         if len(sizes):
             return float(sizes.iloc[0])
-    match, dataset = re.fullmatch(r"wrn-(\d+)-(\d+)", recipe.model.name), PUBLISHED.get(recipe.data.name)
-    if not match or dataset is None:
+    shape, dataset = wide_resnet(recipe.model.name), PUBLISHED.get(recipe.data.name)
+    if shape is None or dataset is None:
         return math.nan
-    depth, width, base = int(match[1]), int(match[2]), recipe.model.base
-    return wrn_parameters(depth, width, classes=dataset.classes, base=base, channels=dataset.image_shape[0])
+    channels = dataset.image_shape[0]
+    return wrn_parameters(*shape, classes=dataset.classes, base=recipe.model.base, channels=channels)
 
 
 def _images(recipe: Recipe, table: pd.DataFrame | None) -> float:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,10 @@ from numpy.typing import NDArray
 
 from robudget import accuracy
 from robudget.columns import ACCURACIES, COLUMNS, ERRORS, ROBUST, SCOPE
-from robudget.errors import InputError
+from robudget.errors import InputError, hint
 from robudget.threat import parse_eps
 
 Floats = NDArray[np.float64]
-Collapsed = Literal["drop", "keep"]
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,9 @@ def numbers_of(frame: pd.DataFrame, name: str, role: str = "column") -> Floats:
         return 100.0 - numbers_of(frame, ERRORS[name], role)
     if name not in frame.columns:
         numeric = [str(c) for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c])]
-        near = difflib.get_close_matches(name, numeric, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         shown = ", ".join(numeric[:12]) + (", …" if len(numeric) > 12 else "")
-        raise InputError(f"the table has no column {name!r} for {role}{hint} (numeric columns: {shown or 'none'})")
+        near = hint(name, numeric, 0.4)
+        raise InputError(f"the table has no column {name!r} for {role}{near} (numeric columns: {shown or 'none'})")
     try:
         values = pd.to_numeric(frame[name]).to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):
@@ -136,9 +133,8 @@ def select_rows(frame: pd.DataFrame, choice: Mapping[str, Any] | None) -> pd.Dat
         if name == "eps":
             value = parse_eps(value)
         if name not in frame.columns:
-            near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"the table has no column {name!r} to select by{hint}")
+            near = hint(name, map(str, frame.columns), 0.4)
+            raise InputError(f"the table has no column {name!r} to select by{near}")
         values = frame[name]
         if isinstance(value, float):
             keep = np.isclose(pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64), value)
