@@ -12,7 +12,7 @@ from robudget import columns
 from robudget.columns import COLUMNS, column, stored
 from robudget.meter.prices import Prices
 from robudget.recipe import Recipe
-from robudget.store import _row
+from robudget.tables.read import _row
 
 RECIPE = Recipe()
 

@@ -23,19 +23,19 @@ ALLOWED = {
     "evaluation": {"models", "attacks", "data", "backend"},
     "meter": {"models"},
     "forecast": {"models", "training", "attacks", "losses", "data", "meter", "backend"},
-    "store": {"meter"},
+    "store": set(),
     "energy_log": {"meter", "store"},
     "runner": {"data", "models", "training", "evaluation", "meter", "store", "energy_log"},
     "judge": {"data", "models", "training", "evaluation", "meter", "store", "runner"},
     "sweep": {"attacks", "store", "runner", "meter", "forecast"},
-    "interop": {"attacks", "evaluation", "meter", "models", "store"},
+    "interop": {"attacks", "evaluation", "meter", "models", "store", "tables"},
     "tables": {"store", "meter"},
     "laws": {"tables"},
     "prediction": {"tables", "laws", "meter"},
     "planning": {"tables", "laws", "prediction"},
     "analysis": {"tables", "laws", "prediction", "planning"},
     "report": {"analysis", "tables", "laws", "prediction", "planning", "store"},
-    "demo": {"sweep", "store", "analysis", "laws", "report"},
+    "demo": {"sweep", "store", "analysis", "laws", "report", "tables"},
 }
 
 

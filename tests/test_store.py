@@ -13,7 +13,8 @@ from robudget.columns import stored
 from robudget.errors import InputError
 from robudget.meter.prices import Prices
 from robudget.recipe import Recipe
-from robudget.store import Busy, RunFolder, Store, load_runs, writing
+from robudget.store import Busy, RunFolder, Store, writing
+from robudget.tables.read import load_runs
 
 
 def make(store: Store, recipe: Recipe, **parts: object) -> RunFolder:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from robudget.prediction import predict
     from robudget.recipe import Recipe
     from robudget.runner import run
-    from robudget.store import load_runs
     from robudget.sweep.study import Study
+    from robudget.tables.read import load_runs
     from robudget.threat import Threat
 
 _HOME = {
@@ -46,7 +46,7 @@ _HOME = {
     "Recipe": "recipe",
     "run": "runner",
     "Site": "execution",
-    "load_runs": "store",
+    "load_runs": "tables.read",
     "Study": "sweep.study",
     "Threat": "threat",
 }

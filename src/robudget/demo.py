@@ -16,10 +16,11 @@ from robudget import __version__
 from robudget.errors import RunFailed
 from robudget.execution import Site
 from robudget.files import write_json
-from robudget.store import Store, load_runs, writing
+from robudget.store import Store, writing
 from robudget.sweep.local import sweep
 from robudget.sweep.queue import SweepState
 from robudget.sweep.study import Study
+from robudget.tables.read import load_runs
 
 STUDY = "digits-30"
 

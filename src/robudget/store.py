@@ -1,4 +1,4 @@
-"""A run is a folder, a store is a folder of runs, a table is a DataFrame with units in its column names.
+"""A run is a folder and a store is a folder of runs.
 
     <store>/<slug>-<id>/
         recipe.yaml        every choice, complete
@@ -8,15 +8,14 @@
         evals/<id>/        verdicts.parquet and result.json of one evaluation
         run.json           the record: written last, atomically; its presence means done
 
-Raw records are kept; the table's columns are derived on load, so that another price or a corrected formula needs no
-rerun. Imports no torch.
+Raw records are kept; `tables/read.py` derives the table's columns from them, so that another price or a corrected
+formula needs no rerun. Imports neither torch nor pandas.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -25,14 +24,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from filelock import FileLock, Timeout
 
-from robudget.accuracy import collapsed
-from robudget.columns import stored
 from robudget.errors import InputError, RobudgetError
 from robudget.files import to_plain, write_json, write_text
-from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
 
 FORMAT = 1
@@ -194,73 +189,3 @@ def read_record(path: Path) -> dict[str, Any]:
             f"{str(path)!r} is of format {found!r}, written by another version of robudget (this one reads {FORMAT})"
         )
     return record
-
-
-# -- the table --------------------------------------------------------------------------------------------------------
-
-
-def load_runs(root: Path | str, *, prices: Prices | None = None) -> pd.DataFrame:
-    """The finished runs of a store as a table, one row a run.
-
-    Accuracies are percent; `train_flops_*` are FLOP of the whole run on all devices; `train_energy_kwh` is at the plug
-    of the machine, without PUE; `cost_usd` and `co2_kg` are the training's, by `prices` (the paper's by default).
-    Unknown is NaN. Raises InputError where `root` is no folder or a record is of another version.
-    """
-    rows = [_row(record, prices or Prices()) for record in Store(root).records()]
-    return pd.DataFrame(rows, columns=list(stored()))
-
-
-def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
-    recipe = Recipe.from_dict(record["recipe"], where=record["path"])
-    training, evaluation = record.get("training") or {}, record.get("evaluation") or {}
-    energy, eval_energy = training.get("energy") or {}, evaluation.get("energy") or {}
-    kwh, eval_kwh = _number(energy.get("kwh")), _number(eval_energy.get("kwh"))
-    on_gpu = (record.get("environment") or {}).get("device") == "cuda"
-    gpus = int((record.get("environment") or {}).get("processes") or 1) if on_gpu else 0
-    generated = (record.get("dataset") or {}).get("synthetic") if recipe.synthetic.share else 0
-    spent = bill(kwh, _number(training.get("seconds")), prices, gpus=gpus, synthetic_images=generated)
-    spent_on_evaluation = bill(eval_kwh, _number(evaluation.get("seconds")), prices)
-    clean, robust = _percent(evaluation.get("clean")), _percent(evaluation.get("robust"))
-    return recipe.to_row() | {
-        "path": record["path"],
-        "status": record["status"],
-        "parameters": _number((record.get("model") or {}).get("parameters")),
-        "synthetic_amount": _number((record.get("dataset") or {}).get("synthetic")),
-        "aa_acc": robust,
-        "aa_acc_low": _percent(evaluation.get("low")),
-        "aa_acc_high": _percent(evaluation.get("high")),
-        "n_eval": _number(evaluation.get("n")),
-        "clean_acc": clean,
-        "val_acc": _percent(training.get("val_robust")),
-        "collapsed": recipe.adversarial and collapsed(robust, clean),
-        "images_seen": _number(training.get("images_seen")),
-        "train_flops_exact": _number(training.get("flops_exact")),
-        "train_flops_paper": _number(training.get("flops_paper")),
-        "train_flops_how": "counted",
-        "eval_flops_exact": _number(evaluation.get("flops_exact")),
-        "train_seconds": _number(training.get("seconds")),
-        "train_seconds_how": "measured",
-        "gpu_hours": gpus * _number(training.get("seconds")) / 3600 if on_gpu else math.nan,
-        "eval_seconds": _number(evaluation.get("seconds")),
-        "train_energy_kwh": kwh,
-        "train_energy_how": energy.get("how"),
-        "eval_energy_kwh": eval_kwh,
-        "eval_energy_how": eval_energy.get("how"),
-        "cost_usd": spent.cost_usd,
-        "eval_cost_usd": spent_on_evaluation.cost_usd,
-        "cost_usd_how": energy.get("how"),
-        "co2_kg": spent.co2_kg,
-        "eval_co2_kg": spent_on_evaluation.co2_kg,
-        "co2_kg_how": energy.get("how"),
-        "rent_usd": _number(spent.rent_usd),
-        "synthetic_energy_kwh": _number(spent.synthetic_kwh),
-        "synthetic_energy_how": spent.synthetic,
-    }
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _percent(value: Any) -> float:
-    return 100 * _number(value)

@@ -320,9 +320,9 @@ def test_very_many_runs_are_cut_and_said(demo_table: pd.DataFrame, tmp_path: Pat
 def test_the_papers_319_runs(tmp_path: Path) -> None:
     if not PAPER.exists():
         pytest.skip("the paper's CSV is not beside this checkout")
-    from robudget.tables import published as timm_adv
+    from robudget.tables.read import read_table
 
-    table = timm_adv.load(PAPER)
+    table = read_table(PAPER)
     analysis = analyse(table, resamples=100, predict=False)
     out = report.write(table, analysis, tmp_path, title="The paper")
     assert out.stat().st_size < 6.2e6

@@ -13,9 +13,10 @@ from pandas.testing import assert_frame_equal
 
 from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.store import Busy, Store, load_runs
+from robudget.store import Busy, Store
 from robudget.sweep.local import sweep
 from robudget.sweep.queue import SweepState
+from robudget.tables.read import load_runs
 
 # What must not depend on when or where a run was interrupted: everything but seconds and what follows from them.
 EXACT = [

@@ -5,8 +5,8 @@ import pytest
 from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.store import load_runs
 from robudget.sweep.ray import sweep_on_ray
+from robudget.tables.read import load_runs
 
 
 def test_a_cluster_of_this_machine_runs_what_is_not_done(tiny: Recipe, tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from robudget.errors import InputError
-from robudget.tables import leaderboard as robustbench
+from robudget.tables.published import is_leaderboard, leaderboard_table
 
 
 @pytest.fixture(scope="module")
 def entries(shared):
-    return robustbench.load(shared / "data" / "robustbench" / "cifar10" / "Linf").set_index("run_id")
+    return leaderboard_table(shared / "data" / "robustbench" / "cifar10" / "Linf").set_index("run_id")
 
 
 def test_all_99(entries):
@@ -23,7 +23,7 @@ def test_all_99(entries):
 
 
 def test_a_folder_of_several_threats_names_them(shared):
-    both = robustbench.load(shared / "data" / "robustbench" / "cifar10")
+    both = leaderboard_table(shared / "data" / "robustbench" / "cifar10")
     assert both.run_id.is_unique
     assert {"cifar10-linf-Ding2020MMA", "cifar10-l2-Ding2020MMA"} <= set(both.run_id)
 
@@ -63,27 +63,27 @@ def test_sizes_and_data(entries):
 
 def test_other_threats_and_datasets(shared):
     root = shared / "data" / "robustbench"
-    l2 = robustbench.load(root / "cifar10" / "L2")
+    l2 = leaderboard_table(root / "cifar10" / "L2")
     assert set(l2.norm) == {"l2"}
-    hundred = robustbench.load(root / "cifar100" / "Linf")
+    hundred = leaderboard_table(root / "cifar100" / "Linf")
     assert set(hundred.dataset) == {"cifar100"}  # an entry that says cifar10 lies in this folder
-    assert robustbench.is_folder(root)
-    assert len(robustbench.load(root)) == 188
-    imagenet = robustbench.load(root / "imagenet" / "Linf")
+    assert is_leaderboard(root)
+    assert len(leaderboard_table(root)) == 188
+    imagenet = leaderboard_table(root / "imagenet" / "Linf")
     assert imagenet.eps.to_numpy() == pytest.approx(np.full(len(imagenet), 4 / 255))
 
 
 def test_what_is_no_entry(tmp_path):
-    assert not robustbench.is_folder(tmp_path)
+    assert not is_leaderboard(tmp_path)
     with pytest.raises(InputError, match="no RobustBench entry"):
-        robustbench.load(tmp_path)
+        leaderboard_table(tmp_path)
     (tmp_path / "a.json").write_text("{")
-    assert not robustbench.is_folder(tmp_path)
+    assert not is_leaderboard(tmp_path)
     entry = {"autoattack_acc": "50", "architecture": "x", "clean_acc": "high", "eps": "8/255", "dataset": "cifar10"}
     (tmp_path / "a.json").write_text(json.dumps(entry))
-    assert robustbench.is_folder(tmp_path)
+    assert is_leaderboard(tmp_path)
     with pytest.raises(InputError, match=r"a\.json' is no RobustBench entry"):
-        robustbench.load(tmp_path)
+        leaderboard_table(tmp_path)
     (tmp_path / "a.json").write_text(json.dumps(entry | {"clean_acc": "90", "dataset": "cifar11"}))
     with pytest.raises(InputError, match=r"unknown dataset of a\.json 'cifar11'; did you mean 'cifar10'"):
-        robustbench.load(tmp_path)
+        leaderboard_table(tmp_path)

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from robudget.errors import InputError
-from robudget.tables import published as timm_adv
+from robudget.tables.published import is_paper_table, paper_table
+from robudget.tables.read import read_table
 from robudget.tables.usable import collapsed_rows
 
 
@@ -16,7 +17,7 @@ def raw(shared):
 
 @pytest.fixture(scope="module")
 def runs(raw):
-    return timm_adv.table(raw)
+    return paper_table(raw)
 
 
 def test_all_rows_and_the_published_columns_beside(raw, runs):
@@ -79,19 +80,20 @@ def test_intervals_of_ten_thousand_images(runs):
 
 def test_what_is_not_the_papers(raw, tmp_path):
     with pytest.raises(InputError, match="it has no column 'at_steps'"):
-        timm_adv.table(raw.drop(columns="at_steps"))
+        paper_table(raw.drop(columns="at_steps"))
     with pytest.raises(InputError, match="unknown model in the paper's CSV 'wide_resnet28_11'; did you mean"):
-        timm_adv.table(raw.assign(model="wide_resnet28_11"))
+        paper_table(raw.assign(model="wide_resnet28_11"))
     with pytest.raises(InputError, match="unknown loss in the paper's CSV 'mart'"):
-        timm_adv.table(raw.assign(at="mart"))
+        paper_table(raw.assign(at="mart"))
+    (tmp_path / "none.csv").touch()
     with pytest.raises(InputError, match="cannot read"):
-        timm_adv.load(tmp_path / "none.csv")
-    assert not timm_adv.is_paper_table(["aa_acc", "steps"])
-    assert timm_adv.is_paper_table(raw.columns)
+        read_table(tmp_path / "none.csv")
+    assert not is_paper_table(["aa_acc", "steps"])
+    assert is_paper_table(raw.columns)
 
 
 def test_a_row_twice_is_one_run_and_said(raw, runs):
-    again = timm_adv.table(pd.concat([raw, raw.iloc[:4]]))
+    again = paper_table(pd.concat([raw, raw.iloc[:4]]))
     pd.testing.assert_frame_equal(again, runs)
     assert again.attrs["notes"] == ("4 rows repeat another run and were dropped",)
     assert runs.attrs["notes"] == ()
@@ -99,7 +101,7 @@ def test_a_row_twice_is_one_run_and_said(raw, runs):
 
 def test_fractions_are_recognised_and_said(raw, runs):
     names = ["aa_robust_acc", "eval_acc"]
-    given = timm_adv.table(raw.assign(**{name: raw[name] / 100 for name in names}))
+    given = paper_table(raw.assign(**{name: raw[name] / 100 for name in names}))
     assert given.aa_acc.to_numpy() == pytest.approx(runs.aa_acc.to_numpy())
     assert given.aa_acc_low.to_numpy() == pytest.approx(runs.aa_acc_low.to_numpy(), abs=1e-6)
     assert given.attrs["notes"][0].endswith("read as fractions and turned into percent")
@@ -109,11 +111,11 @@ def test_cells_that_are_unknown_or_no_numbers(raw):
     holes = raw.copy()
     holes.loc[3, "aa_robust_acc"] = np.nan
     holes.loc[4, "train_electricity_cost"] = np.nan
-    made = timm_adv.table(holes)
+    made = paper_table(holes)
     assert np.isnan(made.loc[3, ["aa_acc", "aa_acc_low", "aa_acc_high"]].astype(float)).all()
     assert np.isnan(made.loc[4, ["train_energy_kwh", "cost_usd", "co2_kg", "train_seconds"]].astype(float)).all()
     for name, value in (("at_steps", "ten"), ("train_flops", np.nan), ("eval_acc", "good")):
         wrong = raw.astype({name: object})
         wrong.loc[3, name] = value
         with pytest.raises(InputError, match=rf"{name} = .* in row 4 \(allowed: a number\)"):
-            timm_adv.table(wrong)
+            paper_table(wrong)

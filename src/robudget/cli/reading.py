@@ -19,7 +19,7 @@ def runs(
     """The leaderboard of a folder of runs: accuracy with its interval, FLOPs, energy, cost."""
     from robudget.cli.view import terminal
     from robudget.meter.prices import Prices as PriceList
-    from robudget.store import load_runs
+    from robudget.tables.read import load_runs
 
     table = load_runs(store, prices=PriceList.load(prices) if prices else None)
     if json:

@@ -26,7 +26,7 @@ def run(
     from robudget.files import to_plain
     from robudget.recipe import Recipe
     from robudget.runner import run as run_recipe
-    from robudget.store import load_runs
+    from robudget.tables.read import load_runs
 
     site, changes = Site.take(parse_overrides(overrides or []))
     chosen = Recipe.load(recipe, changes)
@@ -56,9 +56,10 @@ def sweep(
     from robudget.cli.view import terminal
     from robudget.config import parse_overrides
     from robudget.execution import Site
-    from robudget.store import Store, load_runs
+    from robudget.store import Store
     from robudget.sweep.local import sweep as run_sweep
     from robudget.sweep.study import Study
+    from robudget.tables.read import load_runs
 
     site, changes = Site.take(parse_overrides(overrides or []))
     chosen = Study.load(study, changes)

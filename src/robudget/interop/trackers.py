@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from robudget.errors import InputError, unknown
-from robudget.store import RunFolder, load_runs
+from robudget.store import RunFolder
+from robudget.tables.read import load_runs
 
 PROJECT = "robudget"
 _EPOCH_SERIES = ("train_loss", "train_acc", "craft_acc", "val_clean", "val_robust", "lr")

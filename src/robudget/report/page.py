@@ -34,7 +34,7 @@ def write(
 ) -> Path:
     """Write folder/report.html and folder/figures/*.{pdf,svg,png}; return the path of the page.
 
-    `table` has the columns of a store's table (`robudget.store.load_runs`); a missing one counts as unknown. `analysis`
+    `table` has the columns of a store's table (`robudget.load_runs`); a missing one counts as unknown. `analysis`
     is what `robudget.analysis.analyse` made of it, or None: the page then says that there is no law. `notes` are
     sentences for the methods section. `others` are published models (`robudget.tables.leaderboard`) to set beside the
     runs. Equal input gives equal bytes. Raises InputError for a table without runs, for published models of another

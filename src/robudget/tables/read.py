@@ -5,15 +5,21 @@ What was understood about a table beyond its plain reading is said in `frame.att
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from robudget.columns import COLUMNS, ERRORS
+from robudget.accuracy import collapsed
+from robudget.columns import COLUMNS, ERRORS, stored
 from robudget.errors import InputError
-from robudget.store import load_runs
-from robudget.tables import leaderboard, published
+from robudget.meter.prices import Prices, bill
+from robudget.recipe import Recipe
+from robudget.store import Store
+from robudget.tables import published
 from robudget.tables.usable import is_accuracy
 from robudget.threat import parse_eps
 
@@ -29,8 +35,8 @@ def read_table(source: str | Path) -> pd.DataFrame:
     """
     path = Path(source)
     if path.is_dir():
-        if leaderboard.is_folder(path):
-            return tidy(leaderboard.load(path))
+        if published.is_leaderboard(path):
+            return tidy(published.leaderboard_table(path))
         runs = load_runs(path)
         if runs.empty:
             raise InputError(f"no finished run in {str(path)!r}")
@@ -52,8 +58,74 @@ def read_table(source: str | Path) -> pd.DataFrame:
     if frame.empty:
         raise InputError(f"{str(path)!r} holds no run")
     if published.is_paper_table(frame.columns):
-        return tidy(published.table(frame, where=str(path)))
+        return tidy(published.paper_table(frame, where=str(path)))
     return tidy(frame)
+
+
+def load_runs(root: Path | str, *, prices: Prices | None = None) -> pd.DataFrame:
+    """The finished runs of a store as a table, one row a run.
+
+    Accuracies are percent; `train_flops_*` are FLOP of the whole run on all devices; `train_energy_kwh` is at the plug
+    of the machine, without PUE; `cost_usd` and `co2_kg` are the training's, by `prices` (the paper's by default).
+    Unknown is NaN. Raises InputError where `root` is no folder or a record is of another version.
+    """
+    rows = [_row(record, prices or Prices()) for record in Store(root).records()]
+    return pd.DataFrame(rows, columns=list(stored()))
+
+
+def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
+    recipe = Recipe.from_dict(record["recipe"], where=record["path"])
+    training, evaluation, data, environment, model = (
+        record.get(part) or {} for part in ("training", "evaluation", "dataset", "environment", "model")
+    )
+    energy, eval_energy = training.get("energy") or {}, evaluation.get("energy") or {}
+    kwh, seconds = _number(energy.get("kwh")), _number(training.get("seconds"))
+    eval_kwh, eval_seconds = _number(eval_energy.get("kwh")), _number(evaluation.get("seconds"))
+    on_gpu = environment.get("device") == "cuda"
+    gpus = int(environment.get("processes") or 1) if on_gpu else 0
+    synthetic = data.get("synthetic") if recipe.synthetic.share else 0
+    train_bill = bill(kwh, seconds, prices, gpus=gpus, synthetic_images=synthetic)
+    eval_bill = bill(eval_kwh, eval_seconds, prices)
+    clean, robust = 100 * _number(evaluation.get("clean")), 100 * _number(evaluation.get("robust"))
+    return recipe.to_row() | {
+        "path": record["path"],
+        "status": record["status"],
+        "parameters": _number(model.get("parameters")),
+        "synthetic_amount": _number(data.get("synthetic")),
+        "aa_acc": robust,
+        "aa_acc_low": 100 * _number(evaluation.get("low")),
+        "aa_acc_high": 100 * _number(evaluation.get("high")),
+        "n_eval": _number(evaluation.get("n")),
+        "clean_acc": clean,
+        "val_acc": 100 * _number(training.get("val_robust")),
+        "collapsed": recipe.adversarial and collapsed(robust, clean),
+        "images_seen": _number(training.get("images_seen")),
+        "train_flops_exact": _number(training.get("flops_exact")),
+        "train_flops_paper": _number(training.get("flops_paper")),
+        "train_flops_how": "counted",
+        "eval_flops_exact": _number(evaluation.get("flops_exact")),
+        "train_seconds": seconds,
+        "train_seconds_how": "measured",
+        "gpu_hours": gpus * seconds / 3600 if on_gpu else math.nan,
+        "eval_seconds": eval_seconds,
+        "train_energy_kwh": kwh,
+        "train_energy_how": energy.get("how"),
+        "eval_energy_kwh": eval_kwh,
+        "eval_energy_how": eval_energy.get("how"),
+        "cost_usd": train_bill.cost_usd,
+        "eval_cost_usd": eval_bill.cost_usd,
+        "cost_usd_how": energy.get("how"),
+        "co2_kg": train_bill.co2_kg,
+        "eval_co2_kg": eval_bill.co2_kg,
+        "co2_kg_how": energy.get("how"),
+        "rent_usd": _number(train_bill.rent_usd),
+        "synthetic_energy_kwh": _number(train_bill.synthetic_kwh),
+        "synthetic_energy_how": train_bill.synthetic,
+    }
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
