@@ -22,7 +22,7 @@ HOWS: tuple[How, ...] = get_args(How)
 BINS = 19  # the paper's
 
 Resamples = tuple[Floats, Floats, Floats]  # x, y and weight of the points of every bootstrap table
-LARGE = 5_000  # above this many runs, whether a run is drawn is independent of the others to within 1e-4
+LARGE = 5_000  # above this many runs, the draws of two runs are independent to within 1e-4
 BEST_PER_PART = 32  # best runs looked at per part of a bin: all are missing from a bootstrap table once in e^32
 PARTS_PER_BIN = 8  # since a bootstrap table's bins may shift a little
 MOST_NUMBERS = 20_000_000  # drawn at most for a fit to every run; larger tables get fewer bootstrap tables …
@@ -95,33 +95,33 @@ def envelope(
     return envelope_of(points(frame, x, y), bins, how)
 
 
-def envelope_of(chosen: Points, bins: int = BINS, how: How = "log") -> Envelope:
-    """As `envelope`, from points that are already chosen."""
+def envelope_of(runs: Points, bins: int = BINS, how: How = "log") -> Envelope:
+    """As `envelope`, from the usable runs of a table."""
     if how not in HOWS:
         raise unknown("kind of envelope", how, HOWS)
     if bins < 1:
         raise InputError(f"bins = {bins} (allowed: 1 or more)")
-    best: Literal["max", "min"] = "min" if is_error(chosen.y_name) else "max"
-    xs, ys = chosen.x, chosen.y if best == "max" else -chosen.y
+    best: Literal["max", "min"] = "min" if is_error(runs.y_name) else "max"
+    xs, ys = runs.x, runs.y if best == "max" else -runs.y
     edges = _edges(xs, bins, how)
     if how == "all":
-        picked = np.argsort(xs, kind="stable")
+        best_runs = np.argsort(xs, kind="stable")
         sizes = np.ones(len(xs), dtype=np.int64)
     elif how == "pareto":
-        picked = _frontier(xs, ys)
+        best_runs = _frontier(xs, ys)
         order = np.argsort(xs, kind="stable")
-        starts = np.searchsorted(xs[order], xs[picked])
+        starts = np.searchsorted(xs[order], xs[best_runs])
         sizes = np.diff(np.append(starts, len(xs)))
     else:
         which = _bin_of(xs, edges)
         order = np.lexsort((-xs, ys))  # ascending y; of equals the cheapest is written last and wins
         best_of = np.full(bins, -1)
         best_of[which[order]] = order
-        picked = best_of[best_of >= 0]
+        best_runs = best_of[best_of >= 0]
         sizes = np.bincount(which, minlength=bins)[best_of >= 0]
     return Envelope(
-        chosen.x_name, chosen.y_name, how, bins if len(edges) else 0, best, chosen.counts,
-        xs[picked], chosen.y[picked], chosen.rows[picked], np.asarray(sizes, dtype=np.int64), edges, chosen,
+        runs.x_name, runs.y_name, how, bins if len(edges) else 0, best, runs.counts,
+        xs[best_runs], runs.y[best_runs], runs.rows[best_runs], np.asarray(sizes, dtype=np.int64), edges, runs,
     )  # fmt: skip
 
 
@@ -267,7 +267,7 @@ def winners_curse(env: Envelope, rng: np.random.Generator) -> tuple[float, float
     for start in range(0, tables, chunk):
         shape = (min(chunk, tables - start), len(y))
         more = noise * rng.standard_normal(shape)
-        present = rng.random(shape) < 1 - np.exp(-1)  # whether a run is drawn is nearly independent of the others
+        present = rng.random(shape) < 1 - np.exp(-1)  # the draws of two runs are nearly independent
         by_size = [np.broadcast_to(y, shape), *(y + np.sqrt(size**2 - 1) * more for size in NOISE_SIZES)]
         whole.append(_noise_in_best(by_size, starts))
         bootstrap.append(_noise_in_best([np.where(present, table, -np.inf) for table in by_size], starts))
@@ -275,7 +275,7 @@ def winners_curse(env: Envelope, rng: np.random.Generator) -> tuple[float, float
 
 
 def _noise_in_best(by_size: list[Floats], starts: NDArray[np.int64]) -> Floats:
-    """What the best of each bin owes to noise, from tables at noise sizes 1, 1.5 and 2: (bins with a run, all tables).
+    """What noise adds to the best of each bin, from tables at noise sizes 1, 1.5 and 2: (bins with a run, all tables).
 
     `starts` are the first positions of the bins."""
     best = [np.maximum.reduceat(table, starts, axis=1) for table in by_size]

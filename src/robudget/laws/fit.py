@@ -196,13 +196,13 @@ def _frontier_shifts(env: Envelope, loss: float, resamples: int, seed: int) -> F
     Up by `loss`, what a resample loses of the envelope, and up again by what the envelope lacks of the frontier. With
     runs right up to the frontier the gaps between the best are exponential, and as a resample misses the k best with
     probability e^−k, it lacks e − 1 times the loss. If runs differ by noise instead, nothing is lacking and the
-    envelope owes its height to the winner's curse. The table does not say which of the two it is: half of the
-    resamples take the one, half the other.
+    envelope is too high by the winner's curse. The table does not say which of the two it is: half of the
+    resamples are shifted for the one, half for the other.
     """
     lift, resampled_lift = winners_curse(env, np.random.default_rng(seed))
-    short = np.e * loss
-    lucky = loss + env.sign * ((np.e - 1) * max(env.sign * loss - (lift - resampled_lift), 0.0) - lift)
-    return np.where(np.arange(resamples) % 2 == 0, short, lucky if lift > 0 else short)
+    by_gaps = np.e * loss
+    by_noise = loss + env.sign * ((np.e - 1) * max(env.sign * loss - (lift - resampled_lift), 0.0) - lift)
+    return np.where(np.arange(resamples) % 2 == 0, by_gaps, by_noise if lift > 0 else by_gaps)
 
 
 def _checked_space(env: Envelope, form: Form, on: On, space: Space | None) -> Space:

@@ -54,7 +54,7 @@ class Average:
     """Laws on one envelope and their Akaike weights (summing to 1), answering together.
 
     Intervals are those of the mixture: each law's resamples count with its weight, so that both the scatter of the runs
-    and the doubt about the form are in them.
+    and the uncertainty about the form are in them.
     """
 
     laws: tuple[Law, ...]
@@ -234,8 +234,8 @@ def holdout(env: Envelope, hidden: Hidden = "decade", candidates: Sequence[Scale
     }
     for one in candidates:
         if train.n_bins > form_named(one.form).n_params and one.possible(train):
-            guess = fit_envelope(train, one.form, on=one.on, resamples=0).predict(xs)
-            predictions[one.name] = np.clip(guess, 0, 100) if is_percent(env.y) else guess
+            prediction = fit_envelope(train, one.form, on=one.on, resamples=0).predict(xs)
+            predictions[one.name] = np.clip(prediction, 0, 100) if is_percent(env.y) else prediction
     rmse = {name: float(np.sqrt(((p - ys) ** 2).mean())) for name, p in predictions.items()}
     misses = tuple(
         Miss(name, rmse[name], float((p - ys).mean()), float(np.abs(p - ys).max()), rmse[name] < rmse["last value"])

@@ -187,10 +187,10 @@ def _m4(theta: Floats, u: Floats, shape: Shape) -> tuple[Floats, Floats]:
     gamma, d_gamma = _bounded(theta[..., 3, None], LARGEST_GAMMA)
     q = theta[..., 1, None] - alpha * u
     # With z = logit(s) the left side is γ·softplus(z) − softplus(−z): smooth, with a slope between γ and 1, so that
-    # Newton's steps, kept short, always arrive.
+    # Newton's method with steps of at most 4 always converges.
     z = np.where(q < 0, q, q / np.maximum(gamma, 1e-3))
     for _ in range(40):
-        # Written out, softplus takes half the time of numpy's logaddexp; softplus(−z) = softplus(z) − z.
+        # By its formula, softplus takes half the time of numpy's logaddexp; softplus(−z) = softplus(z) − z.
         soft = np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
         s = np.exp(z - soft)
         miss = z - soft + gamma * soft - q

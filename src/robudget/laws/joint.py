@@ -147,13 +147,13 @@ def fit_joint(
     seed: int = 0,
 ) -> Joint:
     """Fit accuracy = E − A·N^−a − B·D^−d to every usable run by least squares, from several starts, with analytic
-    gradients. Raises InputError where N or D has fewer than three levels (a curve in it would be a guess) or there are
+    gradients. Raises InputError where N or D has fewer than three levels (two do not determine a curve) or there are
     fewer runs than parameters."""
     frame = as_table(source)
-    chosen = points(frame, n, y)
-    D_all = numbers_of(frame, d, "d")[chosen.rows]
+    runs = points(frame, n, y)
+    D_all = numbers_of(frame, d, "d")[runs.rows]
     keep = D_all > 0
-    N, D, accuracy = chosen.x[keep], D_all[keep], chosen.y[keep]
+    N, D, accuracy = runs.x[keep], D_all[keep], runs.y[keep]
     for name, values in ((n, N), (d, D)):
         if len(np.unique(values)) < 3:
             raise InputError(f"{name} has {len(np.unique(values))} levels: a joint law needs at least 3 of N and of D")

@@ -174,9 +174,9 @@ class Law:
         """The x at which every resampled law reaches `target`: (resamples,), inf where it never does."""
         costs = np.full(len(self.draws), np.inf)
         for shift in np.unique(self.shift):
-            mine, goal = self.shift == shift, target - float(shift)
+            those, goal = self.shift == shift, target - float(shift)
             goal = float(np.clip(goal, 1e-6, 100 - 1e-6)) if is_percent(self.y) else goal
-            costs[mine] = self._inverse(self.draws[mine], goal)
+            costs[those] = self._inverse(self.draws[those], goal)
         return costs
 
     def next_point(self, x: float, gain: float = 1.0) -> Reach:

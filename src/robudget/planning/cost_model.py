@@ -55,8 +55,8 @@ class CostModel:
         if not use.any():
             return None
         runs = frame[use]
-        guess = np.log(images[use]) + _sizes(runs) + np.log([_passes(*effort) for effort in _efforts(runs)])
-        target = np.log(cost[use]) - guess
+        first_guess = np.log(images[use]) + _sizes(runs) + np.log([_passes(*effort) for effort in _efforts(runs)])
+        target = np.log(cost[use]) - first_guess
         efforts = _efforts(runs)
         columns: list[Sequence[Hashable]] = [_models(runs), efforts, _activations(runs)]
         levels = [sorted(set(values), key=str) for values in columns]

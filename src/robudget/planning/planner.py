@@ -324,16 +324,15 @@ def _reaches(
     table: pd.DataFrame, first: str, others: Sequence[str], target: float | None, seed: int, warnings: list[str]
 ) -> tuple[Reach, ...]:
     """What `target` percent costs by the average over forms, in the column `first` and then in `others`; without a
-    target, what one point more than the best run costs. Columns without a law are left out: said in `warnings` where it
-    is the first, which leaves none."""
+    target, what one point more than the best run costs. Columns without a law are left out; where it is the first, none
+    is left, and `warnings` say so."""
     reaches: dict[str, Reach] = {}
     for name in (first, *others):
-        ratios = ((known, _ratio(table, known, name)) for known in reaches)
-        known, ratio = next(((known, ratio) for known, ratio in ratios if ratio is not None), ("", None))
-        if ratio is not None:
-            one = reaches[known]
-            scaled = {end: getattr(one, end) * ratio for end in ("value", "low", "high")}
-            reaches[name] = replace(one, x=name, **scaled)
+        ratios = {other: _ratio(table, other, name) for other in reaches}
+        other = next((other for other, ratio in ratios.items() if ratio is not None), None)
+        if other is not None:
+            one, ratio = reaches[other], ratios[other] or 1.0
+            reaches[name] = replace(one, x=name, value=one.value * ratio, low=one.low * ratio, high=one.high * ratio)
             continue
         try:
             runs = points(table, name, "aa_acc")

@@ -66,9 +66,9 @@ class Features:
             code = pd.factorize(values)[0]
             if len(set(code[code >= 0])) < 2 or (code < 0).mean() > MOST_UNPUBLISHED:
                 continue
-            twin = next((i for i, (_, other) in enumerate(codes) if _same_split(code, other)), None)
-            if twin is not None:
-                features[twin] = replace(features[twin], aliases=(*features[twin].aliases, name))
+            same = next((i for i, (_, other) in enumerate(codes) if _same_split(code, other)), None)
+            if same is not None:
+                features[same] = replace(features[same], aliases=(*features[same].aliases, name))
                 continue
             codes.append((name, code))
             if kind in ("log", "number"):
@@ -120,10 +120,10 @@ class Features:
 
     def known(self, rows: pd.DataFrame) -> NDArray[np.bool_]:
         """Rows of which every feature is known, (n,)."""
-        ok = np.ones(len(rows), dtype=np.bool_)
+        complete = np.ones(len(rows), dtype=np.bool_)
         for feature in self.columns:
-            ok &= _values(rows[feature.name], feature.name, feature.kind).notna().to_numpy()
-        return ok
+            complete &= _values(rows[feature.name], feature.name, feature.kind).notna().to_numpy()
+        return complete
 
     def outside(self, rows: pd.DataFrame) -> list[tuple[str, ...]]:
         """For each row, the numeric features that lie outside the fitted table's range: extrapolations."""

@@ -134,12 +134,12 @@ def _survivor_model(Z: Floats, y: Floats, seed: int, kernels: Kernels | None) ->
     forest = _forest(Z, y, seed)
     if len(y) < 2 * FEWEST_OF_CLASS or np.ptp(y) == 0:
         return forest, None
-    known = kernels.survivor if kernels is not None else None
+    fitted = kernels.survivor if kernels is not None else None
     initial = ConstantKernel(1.0) * RBF(np.ones(Z.shape[1]), (0.1, 30)) + WhiteKernel(0.1, (1e-4, 10))
-    process = GaussianProcessRegressor(known or initial, normalize_y=True, **_search(known))
-    few = _subset(len(y), seed)
-    gp = _model(_fit_process(process, Z[few], y[few]))
-    return lambda rows: (forest(rows) + gp(rows)) / 2, process.kernel_
+    process = GaussianProcessRegressor(fitted or initial, normalize_y=True, **_search(fitted))
+    rows = _subset(len(y), seed)
+    gp = _model(_fit_process(process, Z[rows], y[rows]))
+    return lambda Z: (forest(Z) + gp(Z)) / 2, process.kernel_
 
 
 def _collapse_model(Z: Floats, collapsed: Bools, seed: int, kernels: Kernels | None) -> tuple[Model, Any]:
@@ -152,21 +152,21 @@ def _collapse_model(Z: Floats, collapsed: Bools, seed: int, kernels: Kernels | N
 
     if min(int(collapsed.sum()), int((~collapsed).sum())) < FEWEST_OF_CLASS:
         return _constant(float(collapsed.mean()) if len(collapsed) else float("nan")), None
-    known = kernels.collapse if kernels is not None else None
+    fitted = kernels.collapse if kernels is not None else None
     initial = ConstantKernel(10.0, (1.0, 1e3)) * RBF(np.ones(Z.shape[1]), (0.3, 10))
-    process = GaussianProcessClassifier(known or initial, **_search(known))
-    few = _subset(len(collapsed), seed, collapsed)
+    process = GaussianProcessClassifier(fitted or initial, **_search(fitted))
+    rows = _subset(len(collapsed), seed, collapsed)
     members = [
         RandomForestClassifier(TREES, random_state=seed).fit(Z, collapsed),
-        _fit_process(process, Z[few], collapsed[few]),
+        _fit_process(process, Z[rows], collapsed[rows]),
     ]
-    if min(int(collapsed[few].sum()), int((~collapsed[few]).sum())) >= CALIBRATION_FOLDS:
+    if min(int(collapsed[rows].sum()), int((~collapsed[rows]).sum())) >= CALIBRATION_FOLDS:
         folds = StratifiedKFold(CALIBRATION_FOLDS, shuffle=True, random_state=seed)
-        members.append(CalibratedClassifierCV(SVC(C=10), cv=folds, ensemble=False).fit(Z[few], collapsed[few]))
+        members.append(CalibratedClassifierCV(SVC(C=10), cv=folds, ensemble=False).fit(Z[rows], collapsed[rows]))
 
-    def p_collapse(rows: Floats) -> Floats:
+    def p_collapse(Z: Floats) -> Floats:
         least, most = LEAST_PROBABILITY, 1 - LEAST_PROBABILITY
-        log_odds = [logit(np.clip(member.predict_proba(rows)[:, 1], least, most)) for member in members]
+        log_odds = [logit(np.clip(member.predict_proba(Z)[:, 1], least, most)) for member in members]
         return np.asarray(expit(LOG_ODDS_FACTOR * np.mean(log_odds, axis=0)))
 
     return p_collapse, process.kernel_
