@@ -1,1 +1,1 @@
-"""Attacks as state machines over rows (image, target, restart), each also callable alone: `pgd.pgd`, `apgd.apgd`, …"""
+"""Attacks as state machines over rows (image, target, restart), and what an ensemble of them is"""

@@ -1,4 +1,4 @@
-"""FAB and FAB-T: walk along the decision boundary towards the nearest adversarial point (Croce & Hein 2020b).
+"""FAB and FAB-T: steps along the decision boundary to the nearest adversarial point (Croce & Hein 2020b).
 
 A minimum-norm attack: it counts where the nearest point found lies within the threat's ε. Inside an ensemble a row may
 stop at its first point within ε (`first=True`); alone it runs all its steps and keeps the nearest.
@@ -30,10 +30,10 @@ class FabState(State):
 
 @dataclass
 class Fab:
-    """The state machine. With `targeted` a row walks to its own target class, else to the class that seems nearest.
+    """The state machine. With `targeted` a row moves to its own target class, else to the class that seems nearest.
 
-    A step is a gradient, a walk and an answer: two forward passes and a backward one. (An answer of "not misclassified"
-    would spare the next step's forward pass, but near the boundary, where FAB lives, 97 of 100 walks cross it.)
+    A step is a gradient, a move and a look at the class there: two forward passes and a backward one. (Where the class
+    is still the label, the next step could reuse that forward pass; but 97 of 100 moves cross the boundary.)
     """
 
     victim: Victim
@@ -60,14 +60,11 @@ class Fab:
             noise = noise / per_row(self._geometry.size(noise), noise)
             start = (x0 + 0.5 * self.threat.eps * noise).clamp_(0, 1)
             base["x"] = torch.where(per_row(again, x0), start, x0)
-        return FabState(
-            **base,
-            nearest=torch.full_like(base["worst"], torch.inf),
-        )
+        return FabState(**base, nearest=torch.full_like(base["worst"], torch.inf))
 
     def step(self, s: FabState) -> None:
         gap, w = self._linearise(s.x, s.y, s.target)
-        x = self._walk(s.x, s.x0, gap, w)
+        x = self._move(s.x, s.x0, gap, w)
         s.it += 1
         logits = self.victim.logits(x)
         wrong = (logits.argmax(1) != s.y) & ~s.done
@@ -96,7 +93,7 @@ class Fab:
         best = distance.argmin(1)
         return gap[n, best], grads[n, best]
 
-    def _walk(self, x: Tensor, x0: Tensor, gap: Tensor, w: Tensor) -> Tensor:
+    def _move(self, x: Tensor, x0: Tensor, gap: Tensor, w: Tensor) -> Tensor:
         """The next iterate: overshoot both projections onto w·(z − x) = −gap, and mix them."""
         n = len(x)
         gap0 = gap + (w * (x0 - x)).flatten(1).sum(1)
@@ -110,48 +107,48 @@ class Fab:
 def to_plane(t: Tensor, w: Tensor, gap: Tensor, norm: Norm) -> Tensor:
     """The smallest d with w·d = −gap and t + d in [0, 1]; where the box forbids it, the d that comes nearest.
 
-    t, w (N, …), gap (N,). With the direction fixed by the signs, the length taken along each axis is a function of one
-    multiplier λ, and what it achieves is concave and piecewise linear in λ: Newton from 0 climbs to the solution and
-    stops there, in a handful of passes instead of a sort (L1 has steps instead of kinks, and is sorted).
+    t, w (N, …), gap (N,). The signs of d are known; its lengths along the axes are functions of one multiplier λ, and
+    w·d is concave and piecewise linear in λ. Newton's method from λ = 0 rises to the solution and stops there, in a few
+    passes instead of a sort (in L1, where w·d has steps instead of kinks, the axes are sorted).
     """
     shape, t, w = t.shape, t.flatten(1), w.flatten(1)
-    way = -gap.sign().unsqueeze(1) * w.sign()
+    sign = -gap.sign().unsqueeze(1) * w.sign()
     weight = w.abs()
-    room = torch.where(way > 0, 1 - t, t) * (weight > 0)
+    room = torch.where(sign > 0, 1 - t, t) * (weight > 0)
     need = gap.abs()
     if norm == "l1":
-        take = _fill_by_weight(weight, room, need)
+        length = _heaviest_first(weight, room, need)
     else:
-        take = _fill_together(weight, weight if norm == "l2" else None, room, need)
-    return (way * take).view(shape)
+        length = _all_together(weight, weight if norm == "l2" else None, room, need)
+    return (sign * length).view(shape)
 
 
-def _fill_together(weight: Tensor, speed: Tensor | None, room: Tensor, need: Tensor) -> Tensor:
-    """min(λ·speed, room) with the λ for which weight·min(λ·speed, room) = need (speed None: 1 everywhere)."""
-    level = torch.zeros_like(need)
-    pull = weight if speed is None else weight * speed
+def _all_together(weight: Tensor, rate: Tensor | None, room: Tensor, need: Tensor) -> Tensor:
+    """min(λ·rate, room) with the λ for which weight·min(λ·rate, room) = need (rate None: 1 everywhere)."""
+    multiplier = torch.zeros_like(need)
+    gain = weight if rate is None else weight * rate
     for _ in range(24):
-        raised = level.unsqueeze(1) if speed is None else level.unsqueeze(1) * speed
-        take = torch.minimum(raised, room)
-        lack = need - (weight * take).sum(1)
-        slope = (pull * (raised < room)).sum(1)
+        free = multiplier.unsqueeze(1) if rate is None else multiplier.unsqueeze(1) * rate
+        length = torch.minimum(free, room)
+        lack = need - (weight * length).sum(1)
+        slope = (gain * (free < room)).sum(1)
         rise = torch.where((slope > 0) & (lack > 0), lack / slope, torch.zeros_like(lack))
-        higher = level + rise
-        if level.device.type == "cpu" and not bool((higher > level * (1 + 1e-6)).any()):
+        higher = multiplier + rise
+        if multiplier.device.type == "cpu" and not bool((higher > multiplier * (1 + 1e-6)).any()):
             break
-        level = higher
-    raised = level.unsqueeze(1) if speed is None else level.unsqueeze(1) * speed
+        multiplier = higher
+    free = multiplier.unsqueeze(1) if rate is None else multiplier.unsqueeze(1) * rate
     # Where even the whole room is not enough, take it.
     short = ((weight * room).sum(1) <= need).unsqueeze(1)
-    return torch.where(short, room, torch.minimum(raised, room))
+    return torch.where(short, room, torch.minimum(free, room))
 
 
-def _fill_by_weight(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    """Greedy: the heaviest axes first, each to its wall, the last one in part."""
+def _heaviest_first(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """Along the axes of the largest weights, each up to the bound of [0, 1], the last one in part."""
     heavy, order = weight.sort(dim=1, descending=True)
     space = room.gather(1, order)
     achieved = heavy * space
     before = achieved.cumsum(1) - achieved
     left = (need.unsqueeze(1) - before).clamp_(min=0)
-    take = torch.where(heavy > 0, torch.minimum(space, left / heavy.clamp(min=1e-38)), 0.0)
-    return torch.zeros_like(weight).scatter_(1, order, take)
+    length = torch.where(heavy > 0, torch.minimum(space, left / heavy.clamp(min=1e-38)), 0.0)
+    return torch.zeros_like(weight).scatter_(1, order, length)

@@ -118,9 +118,9 @@ def _l1_steepest(g: Tensor) -> Tensor:
 def l1_project(x_adv: Tensor, x: Tensor, eps: Radius) -> Tensor:
     """The nearest point (in L2) of the L1 ball around x intersected with [0, 1] (Croce & Hein 2021, "Mind the box").
 
-    With y = x_adv − x and the room r_i to the wall that y_i points at, the answer is sign(y_i)·min(max(|y_i| − λ, 0),
-    r_i) with the smallest λ ≥ 0 whose norm is at most eps. The norm falls piecewise linearly in λ, with kinks at |y_i|
-    and |y_i| − r_i; sorting them makes the solution exact.
+    With y = x_adv − x and the room r_i to the bound of [0, 1] that y_i points at, the answer is
+    sign(y_i)·min(max(|y_i| − λ, 0), r_i) with the smallest λ ≥ 0 whose norm is at most eps. The norm falls piecewise
+    linearly in λ, with kinks at |y_i| and |y_i| − r_i; sorting them makes the solution exact.
     """
     flat, centre = x_adv.flatten(1), x.flatten(1)
     delta = flat - centre

@@ -17,7 +17,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
-# Stable numbers: they are part of the noise, so an attack keeps its number for ever.
+# They are part of the noise, so an attack keeps its number for ever.
 ATTACK_IDS = {
     "pgd": 1,
     "apgd-ce": 2,

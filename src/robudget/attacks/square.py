@@ -70,7 +70,7 @@ class Square:
             words = stream.words(0, c * w).view(-1, c, 1, w)
             start = torch.where(words >= 1 << 31, _high(x0, eps), _low(x0, eps))
         else:
-            start = self._tiles(x0, stream)
+            start = self._bumps(x0, stream)
         base["x"] = start
         gap = margin(self.victim.logits(start), base["y"])
         base["it"] += 1
@@ -91,7 +91,7 @@ class Square:
         words = Stream(self.seed, self.name, s.index, s.rank, s.restart).block(
             s.it, self.block, self._words(s.x.shape[1])
         )
-        propose = self._faces(s, words) if self.threat.norm == "linf" else self._patches(s, words)
+        propose = self._linf_proposals(s, words) if self.threat.norm == "linf" else self._bump_proposals(s, words)
         row = torch.arange(n, device=s.it.device)
         turn = torch.arange(ahead, device=s.it.device).unsqueeze(1)
         label = s.y.repeat(ahead)
@@ -135,7 +135,7 @@ class Square:
         """Random words of a query: corners (and an orientation), then a bit per channel."""
         return (2 if self.threat.norm == "linf" else 5) + -(-channels // 32)
 
-    def _faces(self, s: SquareState, words: Tensor) -> Propose:
+    def _linf_proposals(self, s: SquareState, words: Tensor) -> Propose:
         """L∞: adding ±2ε to a window of a point in the ball and clipping lands on the ball's upper or lower face."""
         c, h, w = s.x.shape[1:]
         *_, mask = self._windows(s, words, h, w)
@@ -149,7 +149,7 @@ class Square:
 
     # -- L2 and L1: a window's mass is moved into another, shaped like a bump of two signs -----------------------------
 
-    def _patches(self, s: SquareState, words: Tensor) -> Propose:
+    def _bump_proposals(self, s: SquareState, words: Tensor) -> Propose:
         c, h, w = s.x.shape[1:]
         size, top, left, first = self._windows(s, words[..., 0:2], h, w)
         *_, second = self._windows(s, words[..., 2:4], h, w)
@@ -166,23 +166,14 @@ class Square:
         def propose(query: Tensor, row: Tensor) -> Tensor:
             which = number[query, row].unsqueeze(-1).unsqueeze(-1), turned[query, row].unsqueeze(-1).unsqueeze(-1)
             bump = bumps[(*which, i[query, row].unsqueeze(-1), j[query, row].unsqueeze(-2))].unsqueeze(2)
-            return self._moved(s, bump * sign[query, row], first[query, row], second[query, row])
+            return self._move_mass(s, bump * sign[query, row], first[query, row], second[query, row])
 
         return propose
 
-    def _moved(self, s: SquareState, bump: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    def _move_mass(self, s: SquareState, bump: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """x with the mass of two windows gathered in the first, plus what the ball allows, along old + new bump."""
         eps, c = self.threat.eps, s.x.shape[1]
-        delta, ahead = s.x - s.x0, len(bump)
-        if self.threat.norm == "l2":
-
-            def mass(v: Tensor) -> Tensor:
-                return v.square().sum((-2, -1), keepdim=True).sqrt()
-        else:
-
-            def mass(v: Tensor) -> Tensor:
-                return v.abs().sum((-2, -1), keepdim=True)
-
+        delta, mass = s.x - s.x0, functools.partial(_mass, norm=self.threat.norm)
         total = per_row(GEOMETRY[self.threat.norm].size(delta), delta)
         both = mass(delta * (first | second))
         old = delta * first
@@ -192,13 +183,10 @@ class Square:
         else:
             scale = ((eps - total).clamp(min=0) / c + both) * c
         new = new / (mass(new) + 1e-12) * scale
-        delta = torch.where(first, new, torch.where(second, 0, delta)).flatten(0, 1)
-        x0 = s.x0.repeat(ahead, 1, 1, 1)
-        if self.threat.norm == "l1":
-            return l1_project(x0 + delta, x0, eps * (1 - 1e-6)).view(ahead, *s.x.shape)
-        return (x0 + delta * (eps / (total_of(delta) + 1e-12))).clamp_(0, 1).view(ahead, *s.x.shape)
+        delta = torch.where(first, new, torch.where(second, 0, delta))
+        return self._onto_ball(s.x0.repeat(len(delta), 1, 1, 1), delta.flatten(0, 1)).view_as(delta)
 
-    def _tiles(self, x0: Tensor, stream: Stream) -> Tensor:
+    def _bumps(self, x0: Tensor, stream: Stream) -> Tensor:
         """The L2 and L1 start: a grid of bumps, each with its own sign per channel and its own orientation per row."""
         c, h, w = x0.shape[1:]
         s = max(h // 5, 1)
@@ -211,13 +199,15 @@ class Square:
             sign = bits(words[:, n, 1:], c).to(x0.dtype) * 2 - 1
             shape = shapes[(words[:, n, 0] >= 1 << 31).long()].unsqueeze(1)
             delta[:, :, a : a + s, b : b + s] = shape * sign.unsqueeze(-1).unsqueeze(-1)
+        return self._onto_ball(x0, delta)
+
+    def _onto_ball(self, x0: Tensor, delta: Tensor) -> Tensor:
+        """x0 + delta, scaled to norm ε (L2) or projected into the ball (L1), and moved into [0, 1]."""
+        eps = self.threat.eps
         if self.threat.norm == "l1":
-            return l1_project(x0 + delta, x0, self.threat.eps * (1 - 1e-6))
-        return (x0 + delta * (self.threat.eps / (total_of(delta) + 1e-12))).clamp_(0, 1)
-
-
-def total_of(delta: Tensor) -> Tensor:
-    return per_row(GEOMETRY["l2"].size(delta), delta)
+            return l1_project(x0 + delta, x0, eps * (1 - 1e-6))
+        size = per_row(GEOMETRY["l2"].size(delta), delta)
+        return (x0 + delta * (eps / (size + 1e-12))).clamp_(0, 1)
 
 
 def bits(words: Tensor, count: int) -> Tensor:
@@ -254,7 +244,10 @@ def _pyramid(x: int, y: int, norm: Norm) -> Tensor:
 
 
 def _mass(v: Tensor, norm: Norm) -> Tensor:
-    return v.square().sum().sqrt() if norm == "l2" else v.abs().sum()
+    """The norm over height and width, (…, 1, 1)."""
+    if norm == "l2":
+        return v.square().sum((-2, -1), keepdim=True).sqrt()
+    return v.abs().sum((-2, -1), keepdim=True)
 
 
 def _padded_bump(s: int, norm: Norm, h: int, w: int, turned: bool) -> Tensor:
