@@ -28,11 +28,11 @@ from robudget.training.optimisation import lr_at
 from training import EPS, Textbook
 
 
-def parity(asked: argparse.Namespace, device: torch.device) -> None:
+def parity(arguments: argparse.Namespace, device: torch.device) -> None:
     """Both loops on the same recipe, seed by seed; a line of results each, and what is there is not done again."""
-    model, base, images, epochs = asked.model, asked.base, asked.images, asked.epochs
-    results, most, seeds = asked.results, asked.most, asked.seeds
-    dataset = data.load("cifar10", root=asked.root)
+    model, base, images, epochs = arguments.model, arguments.base, arguments.images, arguments.epochs
+    results, most, seeds = arguments.results, arguments.most, arguments.seeds
+    dataset = data.load("cifar10", root=arguments.root)
     test = dataset.test.first(1000)
     for seed, name in itertools.product(range(seeds), ("ours", "textbook")):
         recipe = Recipe().with_(
@@ -139,10 +139,10 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=-1, help="trainings in this call, -1 = all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0)
-    asked = parser.parse_args()
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    parity(asked, torch.device(asked.device))
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    parity(arguments, torch.device(arguments.device))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robudget.data.dataset import Dataset, Split
 from robudget.data.stream import prepare
+from robudget.execution import Site
 from robudget.models import build_for
 from robudget.recipe import Recipe
 from robudget.training import Trainer
@@ -109,7 +110,7 @@ class Textbook:
 def serve(orders: Connection, recipe_yaml: str, batch: int, device: str, threads: int, cpu_clock: bool) -> None:
     """The textbook loop in a process of its own, which knows nothing of our allocator settings: one time per order."""
     torch.set_num_threads(threads)
-    recipe, dataset = Recipe.from_yaml(recipe_yaml), made_up(max(2048, 2 * batch))
+    recipe, dataset = Recipe.from_yaml(recipe_yaml), random_images(max(2048, 2 * batch))
     textbook = Textbook(recipe, dataset, prepare(recipe, dataset).train, torch.device(device))
     textbook.step()
     orders.send(None)
@@ -120,14 +121,14 @@ def serve(orders: Connection, recipe_yaml: str, batch: int, device: str, threads
 # -- speed -----------------------------------------------------------------------------------------------------------
 
 
-def made_up(n: int, size: int = 32) -> Dataset:
+def random_images(n: int, size: int = 32) -> Dataset:
     generator = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
         images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
         return Split(images, torch.arange(count) % 10)
 
-    return Dataset("made-up", split(n), split(100), tuple("0123456789"), "made-up")
+    return Dataset("noise", split(n), split(100), tuple("0123456789"), "noise")
 
 
 def forward_flops(model: nn.Module) -> int:
@@ -169,7 +170,7 @@ def timed(step: Callable[[], object], device: torch.device, clock: Clock) -> flo
 
 
 def speed(models: list[str], losses: list[str], batch: int, rounds: int, device: torch.device, clock: Clock) -> None:
-    dataset, context = made_up(max(2048, 2 * batch)), multiprocessing.get_context("spawn")
+    dataset, context = random_images(max(2048, 2 * batch)), multiprocessing.get_context("spawn")
     for name, loss in itertools.product(models, losses):
         recipe = Recipe().with_(
             {
@@ -259,7 +260,7 @@ def write_npz(path: Path, n: int) -> None:
 
 
 def growth(sizes: list[int], steps: int, device: torch.device, clock: Clock) -> None:
-    dataset = made_up(2000)
+    dataset = random_images(2000)
     print(f"wrn-10-1 base 4, PGD-1, 70% of every batch of 256 generated, {steps} steps, {device}")
     for n in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -277,7 +278,7 @@ def growth(sizes: list[int], steps: int, device: torch.device, clock: Clock) -> 
             )
             before = resident()
             begun = clock()
-            trainer = Trainer(recipe, dataset, synthetic_root=path, device=device)
+            trainer = Trainer(recipe, dataset, Site(synthetic_root=str(path)), device=device)
             opened = clock() - begun
             trainer.model.train()
             for _ in range(3):
@@ -306,15 +307,15 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--steps", type=int, default=40)
-    asked = parser.parse_args()
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    device = torch.device(asked.device)
-    clock = time.process_time if asked.clock == "cpu" else time.perf_counter
-    if asked.what == "speed":
-        speed(asked.models, asked.losses, asked.batch, asked.rounds, device, clock)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    if arguments.what == "speed":
+        speed(arguments.models, arguments.losses, arguments.batch, arguments.rounds, device, clock)
     else:
-        growth(asked.sizes, asked.steps, device, clock)
+        growth(arguments.sizes, arguments.steps, device, clock)
 
 
 if __name__ == "__main__":

@@ -220,14 +220,11 @@ class _One:
             trainer = Trainer(
                 recipe,
                 self.dataset,
-                synthetic_root=self.site.synthetic_root,
-                teacher=self.site.teacher,
+                self.site,
                 device=self.device,
                 folder=self.folder.path,
                 window=self.ledger.window,
                 notify=self._notice,
-                checkpointing=self.site.checkpointing,
-                sync_batchnorm=self.site.sync_batchnorm,
             )
         tell(len(trainer.records))
         epochs = iter(trainer)

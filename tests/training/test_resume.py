@@ -73,7 +73,7 @@ def test_a_crash_within_an_epoch(kind: str, digits: Dataset, tmp_path: Path, mon
     recipe = Recipe().with_(BASE | KINDS[kind])
     whole = Trainer(recipe, digits)
     list(whole)
-    monkeypatch.setattr(loop, "LOOK", 1)
+    monkeypatch.setattr(loop, "LOOK_STEPS", 1)
     step = Step.__call__
 
     def crashing(self: Step, x: Any, labels: Any, target: Any, number: int) -> Outcome:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from robudget import data
 from robudget.data import Dataset
 from robudget.errors import InputError
+from robudget.execution import Site
 from robudget.recipe import Recipe
 from robudget.training import Trainer, best_model
 from robudget.training.checkpoint import save_weights
@@ -44,7 +45,7 @@ def teacher(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_labels_are_the_teachers(digits: Dataset, teacher: Path) -> None:
-    taught = Trainer(TAUGHT, digits, teacher=teacher).data.synthetic
+    taught = Trainer(TAUGHT, digits, Site(teacher=str(teacher))).data.synthetic
     own = Trainer(TAUGHT.with_({"synthetic.relabel": False}), digits).data.synthetic
     assert taught is not None
     assert own is not None
@@ -57,27 +58,27 @@ def test_labels_are_the_teachers(digits: Dataset, teacher: Path) -> None:
 
 def test_resuming_with_another_teachers_labels_is_refused(digits: Dataset, teacher: Path, tmp_path: Path) -> None:
     recipe = TAUGHT.with_({"epochs": 2})
-    next(iter(Trainer(recipe, digits, teacher=teacher, folder=tmp_path / "run")))
+    next(iter(Trainer(recipe, digits, Site(teacher=str(teacher)), folder=tmp_path / "run")))
     torch.manual_seed(1)
     weights = {name: torch.randn_like(t) if t.is_floating_point() else t for name, t in load_file(teacher).items()}
     save_weights(tmp_path / "other.safetensors", weights, RECIPE, {})
     with pytest.raises(InputError, match="was made with synthetic images = "):
-        Trainer(recipe, digits, teacher=tmp_path / "other.safetensors", folder=tmp_path / "run")
+        Trainer(recipe, digits, Site(teacher=str(tmp_path / "other.safetensors")), folder=tmp_path / "run")
 
 
 def test_a_teacher_that_is_missing_or_does_not_fit(digits: Dataset, teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"needs synthetic\.teacher="):
         Trainer(TAUGHT, digits)
     with pytest.raises(InputError, match="no weights at"):
-        Trainer(TAUGHT, digits, teacher=tmp_path / "absent.safetensors")
+        Trainer(TAUGHT, digits, Site(teacher=str(tmp_path / "absent.safetensors")))
     weights = load_file(teacher)
     other = {name: t[:7].contiguous() if name.startswith("head") else t for name, t in weights.items()}
     save_weights(tmp_path / "seven.safetensors", other, RECIPE, {})
     with pytest.raises(InputError, match=r"other classes or images: head\.\w+ is \(7.*needs \(10"):
-        Trainer(TAUGHT, digits, teacher=tmp_path / "seven.safetensors")
+        Trainer(TAUGHT, digits, Site(teacher=str(tmp_path / "seven.safetensors")))
     save_file(weights, tmp_path / "bare.safetensors")
     with pytest.raises(InputError, match="carries no recipe"):
-        Trainer(TAUGHT, digits, teacher=tmp_path / "bare.safetensors")
+        Trainer(TAUGHT, digits, Site(teacher=str(tmp_path / "bare.safetensors")))
     (tmp_path / "torn.safetensors").write_bytes(teacher.read_bytes()[:-100])
     with pytest.raises(InputError, match="are damaged"):
-        Trainer(TAUGHT, digits, teacher=tmp_path / "torn.safetensors")
+        Trainer(TAUGHT, digits, Site(teacher=str(tmp_path / "torn.safetensors")))

@@ -1,4 +1,4 @@
-"""What the machine does with a batch: sizes that give bit-identical answers, and memory that is not given back."""
+"""How many images a call of the model takes: as many as fit and pay, and not so few that an answer changes its bits."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def _answers(victim: Victim, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
 
 def layer_outputs(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, torch.Size]]:
     """Each convolution and linear layer that one image of x (N, C, H, W) passes through, with its output's shape."""
-    seen: list[tuple[nn.Module, torch.Size]] = []
+    outputs: list[tuple[nn.Module, torch.Size]] = []
 
     def look(layer: nn.Module, _: object, out: Tensor) -> None:
-        seen.append((layer, out.shape))
+        outputs.append((layer, out.shape))
 
     hooks = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     try:
@@ -55,7 +55,7 @@ def layer_outputs(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, torch.Si
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return outputs
 
 
 def call_size(model: Model, x: Tensor, batch_size: int, bytes_each: int) -> int:
@@ -76,7 +76,7 @@ _FEW = 16  # below so many images the fixed cost of a call shows
 
 def tile(device: torch.device, batch_size: int) -> int:
     """Images a call when the model as given is asked for its verdicts: always this many, the last call padded, so that
-    an answer knows nothing of what else is asked. Small where a padded image costs as much as a real one."""
+    an answer does not depend on what else is asked. Small where a padded image costs as much as a real one."""
     return min(batch_size, 8 if device.type == "cpu" else 64)
 
 

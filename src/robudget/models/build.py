@@ -120,7 +120,7 @@ def build(
 
 
 def build_for(recipe: Recipe, spec: ImageSpec) -> nn.Module:
-    """The recipe's model for this dataset, weights drawn from `recipe.seed`; the global generator stays as it was."""
+    """The recipe's model for this dataset, weights by `recipe.seed`; the global generator stays as it was."""
     channels, height, width = spec.image_shape
     if height != width:
         raise InputError(f"images of {height}×{width} pixels are not square (set data.image_size)")

@@ -208,7 +208,7 @@ def kaiming(model: nn.Module) -> None:
 def run_block(block: nn.Module, x: Tensor, *, recompute: bool) -> Tensor:
     """`block(x)`, its inner activations kept for the backward pass or computed again in it.
 
-    The second forward must not count in BatchNorm's running statistics: the batch has been seen once.
+    The second forward must not count in BatchNorm's running statistics: the batch counts once.
     """
     if not recompute or not torch.is_grad_enabled():
         out: Tensor = block(x)

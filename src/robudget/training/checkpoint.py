@@ -1,8 +1,8 @@
 """What a training leaves on disk: `last.pt` to go on from, `previous.pt` behind it, `best.safetensors` to use.
 
 `last.pt` is a `torch.save` of plain data and tensors, loaded with `weights_only=True`, so that a hostile file can't
-run code. It carries a SHA-256 of its own content: a flipped bit or a truncated file is found, and the one before it is
-used.
+run code. It carries a SHA-256 of its own content: a flipped bit or a truncated file is recognised, and the
+one before it is used.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def load_last(folder: Path, notify: Callable[[str], None]) -> State | None:
     A damaged `last.pt` is passed over for `previous.pt`, and `notify` is told. Raises InputError when files are there
     and none is usable.
     """
-    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     problems = []
-    for path in found:
+    for path in paths:
         try:
             state = _read(path)
         except InputError as error:
@@ -103,7 +103,7 @@ def load_last(folder: Path, notify: Callable[[str], None]) -> State | None:
         if problems:
             notify(f"{problems[0]}; going on from {path.name} (step {state['step']})")
         return state
-    if found:
+    if paths:
         raise InputError(f"{problems[0]}; no usable checkpoint in {str(folder)!r} (delete its *.pt to start afresh)")
     return None
 
@@ -113,8 +113,8 @@ def check_setting(state: State, recipe_id: str, setting: Mapping[str, str | int 
     if state["recipe_id"] != recipe_id:
         raise InputError(f"{where} is of recipe {state['recipe_id']}, not {recipe_id}")
     for name, mine in setting.items():
-        if (found := state["setting"].get(name)) != mine:
-            raise InputError(f"{where} was made with {name} = {found}, this run has {mine}")
+        if (theirs := state["setting"].get(name)) != mine:
+            raise InputError(f"{where} was made with {name} = {theirs}, this run has {mine}")
 
 
 def _read(path: Path) -> State:

@@ -92,9 +92,9 @@ def join(device: str) -> tuple[World, torch.device]:
         return World(), torch.device(device)
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.startswith("cuda"):
-        found = torch.cuda.device_count()
-        if here > found:
-            raise InputError(f"{here} processes were started on this machine, but it has {found} GPUs (one each)")
+        gpus = torch.cuda.device_count()
+        if here > gpus:
+            raise InputError(f"{here} processes were started on this machine, but it has {gpus} GPUs (one each)")
         torch.cuda.set_device(local)
         device = f"cuda:{local}"
     if not dist.is_initialized():

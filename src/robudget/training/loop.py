@@ -20,6 +20,7 @@ from robudget.backend.precision import gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.stream import prepare
 from robudget.errors import InputError
+from robudget.execution import Site
 from robudget.models.build import build_for
 from robudget.models.preact import checkpoint_activations
 from robudget.recipe import Recipe
@@ -31,9 +32,9 @@ from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
 from robudget.training.records import PHASES, Best, EpochRecord, Stopwatch
 from robudget.training.step import CLEAN, Step
 from robudget.training.teacher import relabel
-from robudget.training.validation import Validation, Validator, check_collapse, check_losses, validating
+from robudget.training.validation import Validation, Validator, check_collapse, check_losses, validation_adversary
 
-LOOK = 50  # steps between two looks at the loss and the clock, since each waits for the device
+LOOK_STEPS = 50  # between two looks at the loss and the clock, since each waits for the device
 Window = Callable[[str], AbstractContextManager[object]]
 
 
@@ -46,13 +47,14 @@ class Trainer:
 
     With a `folder` it writes `last.pt` after every epoch (and within one, every `save_seconds`) and `best.safetensors`
     whenever validation improves; a new Trainer on the same folder goes on from there to the same bits. `records` holds
-    all epochs, those before a resume too. `synthetic_root` and `teacher` (weights as safetensors with their recipe):
-    for recipes that ask for them. `window(name)` is entered around each epoch's "train" and "validation". `notify` gets
-    one-line notices. `checkpointing` recomputes activations in the backward pass to save memory.
+    all epochs, those before a resume too. Of the `site`, which does not change what is trained: `synthetic_root` and
+    `teacher` (weights as safetensors with their recipe) for recipes that ask for them; `checkpointing` recomputes
+    activations in the backward pass to save memory. `window(name)` is entered around each epoch's "train" and
+    "validation". `notify` gets one-line notices.
 
-    Under an initialised torch.distributed every process makes the same Trainer and gets the same records: the batch is
-    shared out, only the first one writes. `sync_batchnorm` (default) makes BatchNorm see the whole batch, so that the
-    result does not depend on the number of processes.
+    Under an initialised torch.distributed every process makes the same Trainer, on its own `device`, and gets the same
+    records: the batch is shared out, only the first one writes. With `site.sync_batchnorm` (default) BatchNorm's
+    statistics are those of the whole batch, so that the result does not depend on the number of processes.
 
     Raises InputError for a recipe, data or checkpoint that can't be used, RunFailed when the loss diverges.
     """
@@ -61,38 +63,34 @@ class Trainer:
         self,
         recipe: Recipe,
         dataset: Dataset,
+        site: Site = Site(),  # noqa: B008 (frozen)
         *,
-        synthetic_root: str | Path | None = None,
-        teacher: str | Path | None = None,
         device: str | torch.device = "cpu",
         folder: Path | None = None,
         window: Window | None = None,
         notify: Callable[[str], None] = warnings.warn,
         save_seconds: float = 600.0,
-        checkpointing: bool = False,
-        sync_batchnorm: bool = True,
-        cache: str | Path | None = None,
     ) -> None:
-        self.recipe, self.dataset, self.folder = recipe, dataset, folder
+        self.recipe, self.dataset, self.site, self.folder = recipe, dataset, site, folder
         self.device, self.world = torch.device(device), current()
         self._window: Window = window or (lambda name: nullcontext())
-        self._notify, self._save_seconds, self._checkpointing = notify, save_seconds, checkpointing
+        self._notify, self._save_seconds = notify, save_seconds
         if self.device.type == "cpu":
             keep_freed_memory()
         if recipe.batch_size % self.world.size:
             raise InputError(f"batch_size = {recipe.batch_size} can't be shared by {self.world.size} processes")
 
-        self.data = relabel(prepare(recipe, dataset, synthetic_root, cache), recipe, dataset, teacher, self.device)
+        data = prepare(recipe, dataset, site.synthetic_root)
+        self.data = relabel(data, recipe, dataset, site.teacher, self.device)
         synthetic = self.data.synthetic
         self._synthetic = sampled_fingerprint(synthetic) if synthetic is not None else "none"
         self.steps_per_epoch = max(1, (recipe.epoch_images or len(self.data.rows)) // recipe.batch_size)
         self.steps = recipe.epochs * self.steps_per_epoch
 
         model = build_for(recipe, dataset)
-        if self.world.size > 1 and sync_batchnorm:
+        if self.world.size > 1 and site.sync_batchnorm:
             model = synchronise_batchnorm(model, self.device)
-        self._synchronised = sync_batchnorm
-        if checkpointing:
+        if site.checkpointing:
             checkpoint_activations(model, recipe.model.name)
         gains = partial(gains_in_training, model)
         self.precision = craft_precision = resolve(recipe.precision, self.device, gains)
@@ -125,10 +123,9 @@ class Trainer:
             calls=self._calls,
             steps_per_epoch=self.steps_per_epoch,
         )
-        held = self.data.validation
         self._validator = Validator(
-            held.images.to(self.device),
-            held.labels.to(self.device),
+            self.data.validation.images.to(self.device),
+            self.data.validation.labels.to(self.device),
             recipe.seed,
             validation_size(recipe.batch_size // self.world.size),
             craft_precision,
@@ -175,7 +172,7 @@ class Trainer:
         self._watch.start()
         while self.step < last:
             self._train_step()
-            if self.step % LOOK == 0 and self.step < last:
+            if self.step % LOOK_STEPS == 0 and self.step < last:
                 self._look()
 
     def _train_step(self) -> None:
@@ -197,7 +194,7 @@ class Trainer:
     def _count_recomputed(self) -> None:
         """With checkpointing, every pass with a backward has run its forward twice."""
         backwards = sum(count for name, count in self._calls.items() if name.endswith("_backward"))
-        if self._checkpointing:
+        if self.site.checkpointing:
             self._calls["recompute_forward"] += backwards - self._backwards
         self._backwards = backwards
 
@@ -215,29 +212,29 @@ class Trainer:
         recipe, epoch = self.recipe, len(self.records) + 1
         history = [loss / self.world.size for loss in self.world.total(self._losses.clone()).tolist()]
         self._check_losses(history)
-        held, collapse = None, None
+        validation, collapse = None, None
         self._watch.start()
         with self._window("validation"):
             if epoch % recipe.validation.every == 0 or self.done:
-                held = self._validator(self.final_model, validating(recipe))
+                validation = self._validator(self.final_model, validation_adversary(recipe))
             if recipe.adversarial and recipe.collapse.action != "off":
                 before = max((r.multi_step or 0.0 for r in self.records), default=0.0)
                 collapse = check_collapse(self.model, self._validator, recipe, before)
         self._count_recomputed()
         self._watch.lap("validation")
-        best = held is not None and self._keep_if_best(epoch, held)
-        seen = self.steps_per_epoch * recipe.batch_size
+        best = validation is not None and self._keep_if_best(epoch, validation)
+        images = self.steps_per_epoch * recipe.batch_size
         clean, crafted = (int(self.world.total(self._correct[name].clone())) for name in ("clean", "craft"))
         record = EpochRecord(
             epoch=epoch,
             steps=self.step,
             images=self.step * recipe.batch_size,
             train_loss=sum(history) / len(history),
-            train_acc=clean / seen if recipe.loss in CLEAN else None,
-            craft_acc=crafted / seen if recipe.adversarial else None,
-            val_clean=held.clean if held else None,
-            val_robust=held.robust if held else None,
-            val_images=held.images if held else 0,
+            train_acc=clean / images if recipe.loss in CLEAN else None,
+            craft_acc=crafted / images if recipe.adversarial else None,
+            val_clean=validation.clean if validation else None,
+            val_robust=validation.robust if validation else None,
+            val_images=validation.images if validation else 0,
             lr=self._optimizer.param_groups[0]["lr"],
             best=best,
             one_step=collapse.one_step if collapse else None,
@@ -291,7 +288,7 @@ class Trainer:
 
     @property
     def final_model(self) -> nn.Module:
-        """What is validated and kept: the average where there is one and the recipe says so."""
+        """What is validated and saved: the average where there is one and the recipe says so."""
         return self.ema.model if self.ema is not None and self.recipe.ema.evaluate else self.model
 
     @property
@@ -299,16 +296,16 @@ class Trainer:
         """Robust validation accuracy; clean for a standard loss, whose most robust epoch is the untrained one."""
         return "val_robust" if self.recipe.adversarial else "val_clean"
 
-    def _keep_if_best(self, epoch: int, held: Validation) -> bool:
-        now = Best(epoch, held.clean, held.robust)
-        if self.best is not None and now.score(self.selected_by) <= self.best.score(self.selected_by):
+    def _keep_if_best(self, epoch: int, validation: Validation) -> bool:
+        best = Best(epoch, validation.clean, validation.robust)
+        if self.best is not None and best.score(self.selected_by) <= self.best.score(self.selected_by):
             return False
-        self.best = now
+        self.best = best
         weights = self.final_model.state_dict()
         if self.folder is None:
             self._best_weights = checkpoint.copied(weights)
         elif self.world.leads:
-            about = {key: str(value) for key, value in asdict(now).items()}
+            about = {key: str(value) for key, value in asdict(best).items()}
             checkpoint.save_weights(self.folder / checkpoint.BEST, weights, self.recipe, about)
         return True
 
@@ -372,7 +369,7 @@ class Trainer:
             "precision": self.precision.name,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
             "processes": self.world.size,
-            "synchronised BatchNorm": self._synchronised,
+            "synchronised BatchNorm": self.site.sync_batchnorm,
         }
 
     def _restore(self, state: checkpoint.State) -> None:

@@ -56,7 +56,7 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Best:
-    """The checkpoint kept: its epoch (from 1) and its validation, as fractions."""
+    """The best checkpoint: its epoch (from 1) and its validation, as fractions."""
 
     epoch: int
     val_clean: float

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from robudget import losses
 from robudget.attacks.geometry import GEOMETRY
+from robudget.attacks.victim import Model
 from robudget.backend.folding import Folded
 from robudget.backend.kernels import Arithmetic
 from robudget.backend.precision import Autocast, Precision
@@ -32,7 +33,7 @@ from robudget.training.records import Stopwatch
 
 GAUSSIAN = 0.001  # TRADES starts from x + 0.001·N(0, 1) (Zhang et al. 2019, released code)
 
-Model = Callable[[Tensor], Tensor]
+Norm = nn.modules.batchnorm._BatchNorm
 Objective = Callable[[Tensor], Tensor]
 """Logits (N, classes) to the sum over the batch of what the adversary raises."""
 
@@ -77,7 +78,7 @@ class CraftMode:
     def __init__(self, model: nn.Module, precision: Precision, batchnorm: str = "eval") -> None:
         self._model, self._precision, self._batch = model, precision, batchnorm == "batch"
         self._modules = list(model.modules())
-        self._norms = [m for m in self._modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._norms = _norms_of(model) if self._batch else []
         self._parameters = list(model.parameters())
         own = isinstance(model, PreActNet) and not model.checkpointing
         self._folds = own and precision.name == "bfloat16" and not self._batch
@@ -86,23 +87,20 @@ class CraftMode:
     @contextmanager
     def __call__(self, x: Tensor) -> Iterator[tuple[Model, Autocast]]:
         modes = [m.training for m in self._modules]
-        tracked = [m.track_running_stats for m in self._norms]
-        learnt = [p for p in self._parameters if p.requires_grad]
+        trainable = [p for p in self._parameters if p.requires_grad]
         try:
             for module in self._modules:
                 module.training = False
-            if self._batch:
-                for norm in self._norms:
-                    norm.training, norm.track_running_stats = True, False
-            for parameter in learnt:
+            for norm in self._norms:
+                norm.training = True
+            for parameter in trainable:
                 parameter.requires_grad_(False)
-            yield (self._folded(x), nullcontext) if self._folds else (self._model, self._precision.autocast)
+            with _untracked(self._norms):
+                yield (self._folded(x), nullcontext) if self._folds else (self._model, self._precision.autocast)
         finally:
             for module, mode in zip(self._modules, modes, strict=True):
                 module.training = mode
-            for norm, track in zip(self._norms, tracked, strict=True):
-                norm.track_running_stats = track
-            for parameter in learnt:
+            for parameter in trainable:
                 parameter.requires_grad_(True)
 
     def _folded(self, x: Tensor) -> Folded:
@@ -158,7 +156,7 @@ def craft(
     loss and images stay in float32.
     """
     threat, geometry = adversary.threat, GEOMETRY[adversary.threat.norm]
-    x_adv = start_of(x, adversary, generator, world).contiguous(memory_format=_format(x))
+    x_adv = torch.empty_like(x).copy_(start_of(x, adversary, generator, world))  # in x's memory format
     # L∞ in place, against bounds made once; equal to geometry.project to the last bit.
     floor, ceiling = (x - threat.eps).clamp_(min=0), (x + threat.eps).clamp_(max=1)
     for _ in range(adversary.steps):
@@ -183,17 +181,12 @@ def input_gradient(model: Model, x: Tensor, objective: Objective, autocast: Auto
     return gradient
 
 
-def _format(x: Tensor) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
 CLEAN = ("standard", "trades", "mart")  # losses whose update sees the clean images
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step found, still on the device: the mean loss, and how many images were classified correctly."""
+    """A step's result, still on the device: the mean loss, and how many images were classified correctly."""
 
     loss: Tensor
     clean: Tensor | None
@@ -231,7 +224,8 @@ class Step:
         self._adversary = adversary_of(recipe)
         self._crafting = CraftMode(model, craft_precision, recipe.craft.batchnorm)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._layers = [p for p in self._parameters if p.ndim > 1]  # weights of convolutions and linear layers
+        self._norms = _norms_of(model)
         self._random = any(_drops(module) for module in model.modules())
         self._awp_from = recipe.awp.after_epochs * steps_per_epoch
         self.delta: Tensor | None = None  # Free-AT's perturbation, which outlives its batch
@@ -286,7 +280,7 @@ class Step:
         loss, clean, crafted = forward()
         torch.autograd.backward(loss)
         if shift is not None:
-            torch._foreach_sub_([p.detach() for p in self._layers()], shift)
+            torch._foreach_sub_([p.detach() for p in self._layers], shift)
         self._apply()
         return Outcome(loss.detach(), _right(clean, labels), _right(crafted, labels))
 
@@ -296,9 +290,9 @@ class Step:
         if clean is not None and crafted is not None:
             pair = losses.mart if recipe.loss == "mart" else losses.score if squared else losses.trades
             return pair(clean, crafted, target, recipe.beta)
-        seen = clean if clean is not None else crafted
-        assert seen is not None
-        return losses.squared(seen, target) if squared else losses.standard(seen, target)
+        logits = clean if clean is not None else crafted
+        assert logits is not None
+        return losses.squared(logits, target) if squared else losses.standard(logits, target)
 
     def _apply(self) -> None:
         """Average the gradients over the processes, clip, step, average the weights."""
@@ -313,16 +307,12 @@ class Step:
 
     # -- adversarial weight perturbation ---------------------------------------------------------------------------
 
-    def _layers(self) -> list[nn.Parameter]:
-        """What is perturbed: weights of convolutions and linear layers."""
-        return [p for p in self._parameters if p.ndim > 1]
-
     def _against(self, forward: Callable[[], tuple[Tensor, Tensor | None, Tensor | None]]) -> list[Tensor]:
         """Move every layer by γ·‖w‖ along the loss's gradient there, and return the moves (Wu et al. 2020, equation 10
         with one step, for which their proxy model is the model itself)."""
         gamma = self._recipe.awp.gamma
         assert gamma is not None
-        layers = self._layers()
+        layers = self._layers
         with _untracked(self._norms):
             loss, _, _ = forward()
         for parameter, gradient in zip(layers, torch.autograd.grad(loss, layers), strict=True):
@@ -382,6 +372,10 @@ def _right(logits: Tensor | None, labels: Tensor) -> Tensor | None:
     return None if logits is None else (logits.detach().argmax(1) == labels).sum()
 
 
+def _norms_of(model: nn.Module) -> list[Norm]:
+    return [module for module in model.modules() if isinstance(module, Norm)]
+
+
 def _drops(module: nn.Module) -> bool:
     rate = (
         getattr(module, "p", 0)
@@ -392,7 +386,7 @@ def _drops(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _untracked(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+def _untracked(norms: list[Norm]) -> Iterator[None]:
     """BatchNorm by batch statistics without a trace in the running ones."""
     tracked = [norm.track_running_stats for norm in norms]
     try:

@@ -43,9 +43,9 @@ def load_teacher(path: Path, dataset: Dataset) -> nn.Module:
     odd = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
     if odd or len(weights) != len(wanted):
         name = odd[-1] if odd else next(name for name in weights if name not in wanted)
-        found, needed = (tuple(w[name].shape) if name in w else None for w in (weights, wanted))
+        present, needed = (tuple(w[name].shape) if name in w else None for w in (weights, wanted))
         raise InputError(
-            f"teacher {str(path)!r} was trained for other classes or images: {name} is {found}, but {dataset.name} "
+            f"teacher {str(path)!r} was trained for other classes or images: {name} is {present}, but {dataset.name} "
             f"with {dataset.classes} classes needs {needed}"
         )
     model.load_state_dict(weights)

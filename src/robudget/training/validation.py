@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from robudget.accuracy import collapsed
+from robudget.attacks.victim import Model
 from robudget.backend.precision import Autocast, Precision
 from robudget.data.dataset import to_unit
 from robudget.data.keyed import generator_for
 from robudget.errors import RunFailed
 from robudget.recipe import CollapsePart, Recipe
 from robudget.training.distributed import World
-from robudget.training.step import Adversary, CraftMode, Model, craft, cross_entropy
+from robudget.training.step import Adversary, CraftMode, craft, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Validator:
         return x.contiguous(memory_format=self.precision.memory_format)
 
 
-def validating(recipe: Recipe) -> Adversary:
+def validation_adversary(recipe: Recipe) -> Adversary:
     """The recipe's validation attack."""
     threat, part = recipe.threat.threat(), recipe.validation
     return Adversary(threat, part.steps, part.step_size_for(threat.eps))
@@ -136,9 +137,9 @@ def check_losses(losses: Sequence[float], *, first: int, steps: int, lr: float, 
     """
     for index, loss in enumerate(losses):
         if not abs(loss) < EXPLODED:
-            kept = f"the last good checkpoint is of epoch {epoch}" if epoch else "there is no checkpoint yet"
+            last = f"the last good checkpoint is of epoch {epoch}" if epoch else "there is no checkpoint yet"
             cause = likely_cause(losses[:index], start=first + index == 0, precision=precision)
-            raise RunFailed(f"the loss is {loss:g} at step {first + index} of {steps} (lr {lr:.3g}); {kept}; {cause}")
+            raise RunFailed(f"the loss is {loss:g} at step {first + index} of {steps} (lr {lr:.3g}); {last}; {cause}")
 
 
 def likely_cause(before: Sequence[float], *, start: bool, precision: str) -> str:
