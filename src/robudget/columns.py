@@ -27,9 +27,9 @@ class Column:
     `phrase` names it inside a sentence and `short` at the head of a table; `unit` is the table's ("count": a number
     without a unit, written in thousands and millions). `how` is the column that says how its values were obtained,
     `evaluation` the one that holds the same cost of the evaluation. `complement`: this is 100 − that column.
-    `images`: the column with the number of images over which this percentage was counted. `words`: how the field
-    writes a choice's values. `budget`: units in which an amount can be asked for, each with how many of the table's
-    unit it is; later names of the same size are other spellings.
+    `images`: the column with the number of images over which this percentage was counted. `words`: how a choice's
+    values are written for a reader. `budget`: units in which a user may write an amount, each with its size in the
+    table's unit; later names of the same size are other spellings.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Column:
     none: bool = False  # a missing value means that there is none; elsewhere it is unknown
     switch: str | None = None  # the choice without which this one has no effect
     spends: bool = False  # changing it changes what training computes, and so its cost
-    grouping: bool = False  # runs are told apart by it on the page: colours, filters
+    grouping: bool = False  # the page colours and filters runs by it
     stored: bool = True  # a store's table has it
     words: Mapping[str, str] = field(default_factory=dict, hash=False)
     budget: tuple[tuple[str, float], ...] = ()

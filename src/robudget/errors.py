@@ -1,4 +1,4 @@
-"""The two ways a command can end badly, and the one-line messages that go with them."""
+"""The errors that robudget raises on purpose, and the one-line messages for names it does not know."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Where a run happens: folders, device, threads. Nothing here is part of a recipe, since nothing here is a choice
-that changes what is asked for. What it resolves to is recorded in `environment.json` all the same."""
+"""Where and how a run executes: folders, device, threads. None of it changes what a recipe asks for, so none of it is
+part of a recipe; `environment.json` records what it resolved to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robudget.recipe import keys as recipe_keys
 
 
 def first_process() -> bool:
-    """Is this the process that speaks, of the many that torchrun may have started?"""
+    """Is this the one process that prints and writes files, of the many that torchrun may have started?"""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -48,5 +48,5 @@ class Site(Record):
         for key in overrides:
             if key not in names and key not in recipe_keys() and (near := nearest(key, names, 0.8)):
                 raise InputError(f"unknown key {key!r}; did you mean {near!r}?")
-        mine = {names[key]: value for key, value in overrides.items() if key in names}
-        return cls(**mine), {key: value for key, value in overrides.items() if key not in names}
+        fields = {names[key]: value for key, value in overrides.items() if key in names}
+        return cls(**fields), {key: value for key, value in overrides.items() if key not in names}

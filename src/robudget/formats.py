@@ -53,7 +53,7 @@ def percent(value: float | None, decimals: int = 1) -> str:
 
 
 def interval(low: float | None, high: float | None, decimals: int = 1) -> str:
-    """`[61.2, 64.0]`; an end that is unknown is named so; both unknown is just "unknown"."""
+    """`[61.2, 64.0]`; an unknown end reads "unknown", and two of them only once."""
     ends = fixed(low, decimals), fixed(high, decimals)
     return UNKNOWN if ends == (UNKNOWN, UNKNOWN) else f"[{ends[0]}, {ends[1]}]"
 

@@ -50,11 +50,11 @@ class WorkFolder:
     def lock(self) -> Iterator[None]:
         """Hold the folder against every other process of this machine; raises Busy where one holds it already.
 
-        The kernel lets go of the lock when its holder dies, however it dies, so that no stale lock is ever left.
+        The kernel releases the lock when the process that holds it ends, in whatever way, so that no lock outlives it.
         """
         try:
             with writing(self.path):
-                # Without flock, filelock would by default put a marker file in its place, which a killed holder leaves.
+                # By default filelock would do without flock by a file whose existence locks: a killed holder leaves it.
                 held = FileLock(self.path / ".lock", blocking=False, fallback_to_soft=False).acquire()
         except Timeout:
             raise Busy(f"{str(self.path)!r} is being worked on by another process") from None
@@ -67,15 +67,15 @@ class WorkFolder:
         return [0, *sorted(others)]
 
     def log(self, event: str, *, rank: int = 0, **fields: Any) -> None:
-        """Append one line to the log, in one write, so that a kill tears at most the last one."""
+        """Append one line to the log, in one write, so that a kill leaves at most the last one incomplete."""
         line = json.dumps(to_plain({"event": event, "at": round(time.time(), 3)} | fields), allow_nan=False) + "\n"
         with writing(self.path), self._log(rank).open("ab+") as file:
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-                line = "\n" + line  # a kill tore the line before this one
+                line = "\n" + line  # a kill left the line before this one incomplete
             file.write(line.encode())
 
     def events(self, event: str | None = None, *, rank: int = 0) -> Iterator[dict[str, Any]]:
-        """The logged events, in order; a line torn by a kill is passed over."""
+        """The logged events, in order; an incomplete line, which a kill leaves, is skipped."""
         path = self._log(rank)
         if not path.exists():
             return
@@ -136,7 +136,7 @@ class RunFolder(WorkFolder):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what a full or read-only disk says into one line about `path`."""
+    """Turn the errors of a full or read-only disk into one line about `path`."""
     try:
         yield
     except OSError as error:
@@ -184,8 +184,8 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"cannot read {str(path)!r}: {error}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else None
+        number = record.get("format") if isinstance(record, dict) else None
         raise InputError(
-            f"{str(path)!r} is of format {found!r}, written by another version of robudget (this one reads {FORMAT})"
+            f"{str(path)!r} is of format {number!r}, written by another version of robudget (this one reads {FORMAT})"
         )
     return record

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robudget.errors import InputError
-from robudget.meter import devices, grid
-from robudget.meter.prices import Prices, bill
+from robudget.meter import devices
+from robudget.meter.prices import Prices, bill, find_grid
 
 
 def test_the_papers_prices() -> None:
@@ -67,7 +67,7 @@ def test_regions_by_country_state_and_cloud() -> None:
     assert bill(1.0, 0.0, france).co2_kg == pytest.approx(france.gco2e_per_kwh * 1.58 / 1e3)
     assert Prices.load("europe-west9").name == "gcp/europe-west9"
     assert Prices.load("georgia").name == "GEO"  # the country; the state is usa/georgia
-    assert grid.find("usa/california").year is not None
+    assert find_grid("usa/california").year is not None
     assert Prices.load("PAPER") == Prices()
 
 

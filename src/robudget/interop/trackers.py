@@ -1,7 +1,7 @@
 """A run's log replayed into a tracker: TensorBoard, Weights & Biases or MLflow.
 
-After the fact rather than from inside the training loop: the log is complete, a tracker that is down can't hurt a run,
-and old runs can be exported too. Each tracker is an optional dependency, imported only here.
+After the run rather than from inside the training loop: the log is complete, a tracker that does not answer cannot stop
+a run, and old runs can be exported too. Each tracker is an optional dependency, imported only here.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def export(run: RunFolder, tracker: str, *, to: str | Path) -> None:
 
 
 def _results(run: RunFolder) -> dict[str, float]:
-    """The numbers of the run's line in the table; what is unknown is left out rather than sent as 0."""
-    run.record()  # an unfinished run has no results: says so
-    line = load_runs(run.path).iloc[0]
-    numbers = {str(k): v for k, v in line.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    """The numbers of the run's row in the table; what is unknown is left out rather than sent as 0."""
+    run.record()  # raises InputError for an unfinished run, which has no results
+    row = load_runs(run.path).iloc[0]
+    numbers = {str(k): v for k, v in row.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     return {name: float(value) for name, value in numbers.items() if value == value}
 
 
 def _epochs(run: RunFolder) -> Iterator[tuple[int, dict[str, float]]]:
-    """(epoch, its numbers). An epoch that was repeated after a kill is told once, as it ended."""
+    """(epoch, its numbers). An epoch that was repeated after a kill appears once, as it ended."""
     last = {event["epoch"]: event for event in run.events("epoch")}
     for epoch in sorted(last):
         yield epoch, {name: last[epoch][name] for name in _EPOCH_SERIES if last[epoch].get(name) is not None}

@@ -1,8 +1,11 @@
-"""Money and carbon: pure functions of energy, time and a `Prices` record. Imports no torch."""
+"""Money and carbon: pure functions of energy, time and a `Prices` record, with the carbon intensities of the world's
+grids. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +13,6 @@ from pydantic import Field
 
 from robudget.config import Number, Record, load_yaml
 from robudget.errors import InputError, unknown
-from robudget.meter.grid import find
 
 
 class Prices(Record):
@@ -56,7 +58,7 @@ class Prices(Record):
     @classmethod
     def of_region(cls, region: str) -> Prices:
         try:
-            grid = find(region)
+            grid = find_grid(region)
         except InputError as error:
             raise InputError(f"{error}; or 'paper', or a .yaml file") from None
         source = f"carbon: {grid.source}; electricity $0.12/kWh and PUE 1.58: arXiv 2312.13131"
@@ -72,7 +74,7 @@ PAPER = Prices()
 @dataclass(frozen=True)
 class Bill:
     """`cost_usd` = energy × PUE × price. Rent and synthetic data are lines of their own, never in `cost_usd`; NaN where
-    unknown, None where nobody asked (no rent is paid; no synthetic data, or its energy not counted)."""
+    unknown, None where there is none to pay (no rent; no synthetic data, or its energy not counted)."""
 
     kwh: float
     cost_usd: float
@@ -111,3 +113,63 @@ def bill(
         ),
         prices=prices.name,
     )
+
+
+# -- carbon intensity of electricity by country, US state and cloud region: CodeCarbon's tables, offline ---------------
+
+_KG_PER_LB = 0.45359237
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`names` are what it may be asked for by, the first one is its own; `year` is None where the table has none."""
+
+    names: tuple[str, ...]
+    gco2e_per_kwh: float
+    year: int | None
+    source: str
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+def find_grid(region: str) -> Grid:
+    """The grid of `region`: a country (`FRA`, `France`), a US state (`usa/california`, `california`) or a cloud region
+    (`gcp/europe-west9`, `europe-west9`), whatever the case. Raises InputError with the nearest name."""
+    by_name = _by_name()
+    if region.lower() not in by_name:
+        raise unknown("region", region, (name for grid in grids() for name in grid.names))
+    return by_name[region.lower()]
+
+
+@lru_cache(maxsize=1)
+def grids() -> tuple[Grid, ...]:
+    """Every grid of CodeCarbon's tables: countries, then US states, then cloud regions."""
+    from codecarbon.input import DataSource
+
+    data = DataSource()  # type: ignore[no-untyped-call]
+    version = metadata.version("codecarbon")
+    table = []
+    for code, entry in data.get_global_energy_mix_data().items():
+        source = f"{entry['country_name']} {entry['year']}, yearly mean of generation (CodeCarbon {version})"
+        names = (code, entry["country_name"])
+        table.append(Grid(names, float(entry["carbon_intensity"]), int(entry["year"]), source))
+    states = data.get_country_emissions_data("usa")
+    about = states.get("_source", {})
+    for state, entry in states.items():
+        if state.startswith("_") or "regionCode" not in entry:
+            continue
+        grams = entry["emissions"] * _KG_PER_LB  # lbs/MWh = g/kWh × 2.2
+        source = f"{state.title()}, {about.get('name', 'EPA eGRID')} (CodeCarbon {version})"
+        table.append(Grid((f"usa/{state}", state), grams, about.get("year"), source))
+    for row in data.get_cloud_emissions_data().to_dict("records"):
+        source = f"{row['providerName']} {row['region']}, {row['source']} (CodeCarbon {version})"
+        table.append(Grid((f"{row['provider']}/{row['region']}", row["region"]), float(row["impact"]), None, source))
+    return tuple(table)
+
+
+@lru_cache(maxsize=1)
+def _by_name() -> dict[str, Grid]:
+    # Georgia is a country and a state: the first one, the country, has the bare name.
+    return {name.lower(): grid for grid in reversed(grids()) for name in reversed(grid.names)}

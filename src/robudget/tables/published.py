@@ -37,6 +37,7 @@ from robudget.meter.conventions import (
     wrn_parameters,
 )
 from robudget.meter.prices import PAPER
+from robudget.tables.usable import to_percent
 from robudget.threat import parse_eps
 
 V100_WATTS = 300.0  # its rated power: what the published dollars assume
@@ -155,10 +156,7 @@ def _clean(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, tuple[str, ...]
             value = rows.loc[wrong, name].iloc[0]
             raise InputError(f"{where}: {name} = {value!r} in row {int(wrong.argmax()) + 1} (allowed: a number)")
         rows[name] = numbers
-    percent = rows[["aa_robust_acc", "eval_acc"]].to_numpy(dtype=np.float64)
-    if np.nanmax(percent, initial=0.0) <= 1 and ((percent > 0) & (percent < 1)).any():
-        rows[["aa_robust_acc", "eval_acc"]] *= 100
-        notes.append(f"no accuracy exceeds {np.nanmax(percent):.3g}: read as fractions and turned into percent")
+    notes += to_percent(rows, ("aa_robust_acc", "eval_acc"))
     return rows, tuple(notes)
 
 

@@ -1,6 +1,6 @@
-"""Tables of runs from wherever they are: our run folders, csv, parquet, the paper's CSV, RobustBench's JSON folder.
+"""Tables of runs: from a store's folders, csv, parquet, the paper's CSV and RobustBench's folder of JSON files.
 
-What was understood about a table beyond its plain reading is said in `frame.attrs["notes"]`, one line each.
+What was changed or assumed while a table was read is in `frame.attrs["notes"]`, one line each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
 from robudget.store import Store
 from robudget.tables import published
-from robudget.tables.usable import is_accuracy
+from robudget.tables.usable import is_accuracy, to_percent
 from robudget.threat import parse_eps
 
 FLAGS = tuple(c.name for c in COLUMNS.values() if c.scale == "flag")
@@ -131,22 +131,22 @@ def _number(value: Any) -> float:
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with accuracies in percent, flags as booleans, ε as numbers, and each run once; rows numbered from 0.
 
-    Accuracies given as fractions are recognised (none above 1) and rows that repeat another are dropped; both are said
-    in `attrs["notes"]`. Raises InputError where one run_id names different runs, or flags or ε cannot be read. A tidy
-    table is returned as it is.
+    Accuracies given as fractions are recognised (none above 1) and rows that repeat another are dropped;
+    `attrs["notes"]` says both. A tidy table is returned as it is. Raises InputError where one run_id names different
+    runs, or flags or ε cannot be read.
     """
     if frame.attrs.get("tidy"):
         return frame
-    out = frame.copy()
     notes = list(frame.attrs.get("notes", ()))
-    out = _once(out, notes)
+    out = _once(frame.copy(), notes)
     for name in FLAGS:
         if name in out.columns and not pd.api.types.is_bool_dtype(out[name]):
             flags = pd.Series([_flag(value, name) for value in out[name]], index=out.index, dtype=object)
             out[name] = flags if flags.isna().any() else flags.astype(bool)
     if "eps" in out.columns and not pd.api.types.is_numeric_dtype(out["eps"]):
         out["eps"] = [np.nan if pd.isna(value) else parse_eps(value) for value in out["eps"]]
-    _percent(out, notes)
+    accuracies = [str(c) for c in out.columns if is_accuracy(str(c)) and not str(c).startswith("published_")]
+    notes += to_percent(out, [*accuracies, *(name for name in ERRORS if name in out.columns)])
     out = out.reset_index(drop=True)
     out.attrs = {"notes": tuple(notes), "tidy": True}
     return out
@@ -158,24 +158,19 @@ def as_table(source: pd.DataFrame | str | Path) -> pd.DataFrame:
 
 
 def _once(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    kept = frame[~_repeats(frame)]
-    if "run_id" in frame.columns and (again := kept["run_id"].duplicated() & kept["run_id"].notna()).any():
-        name = kept.loc[again, "run_id"].iloc[0]
-        n = int((kept["run_id"] == name).sum())
+    """Each run once: rows that equal an earlier one in every column but `path` are dropped."""
+    cells = frame.drop(columns="path", errors="ignore")
+    for name in cells.columns:
+        if cells[name].map(lambda v: isinstance(v, list | dict | np.ndarray)).any():  # they cannot be hashed
+            cells[name] = cells[name].astype(str)
+    rows = frame[~cells.duplicated()]
+    if "run_id" in frame.columns and (twice := rows["run_id"].duplicated() & rows["run_id"].notna()).any():
+        name = rows.loc[twice, "run_id"].iloc[0]
+        n = int((rows["run_id"] == name).sum())
         raise InputError(f"run_id {name!r} names {n} different runs (allowed: one each)")
-    if len(kept) < len(frame):
-        notes.append(f"{len(frame) - len(kept)} rows repeat another run and were dropped")
-    return kept
-
-
-def _repeats(frame: pd.DataFrame) -> pd.Series[bool]:
-    """Rows that say in every column but `path` what one before them says."""
-    told = frame.drop(columns="path", errors="ignore")
-    for name in told.columns:
-        loose = pd.api.types.is_object_dtype(told[name])
-        if loose and told[name].map(lambda v: isinstance(v, list | dict | np.ndarray)).any():  # they do not hash
-            told[name] = told[name].astype(str)
-    return told.duplicated()
+    if len(rows) < len(frame):
+        notes.append(f"{len(frame) - len(rows)} rows repeat another run and were dropped")
+    return rows
 
 
 def _flag(value: object, name: str) -> object:
@@ -187,15 +182,3 @@ def _flag(value: object, name: str) -> object:
     if word not in WORDS:
         raise InputError(f"{name} = {value!r} (allowed: true, false)")
     return WORDS[word]
-
-
-def _percent(frame: pd.DataFrame, notes: list[str]) -> None:
-    """Fractions to percent, in place: where no accuracy of the table exceeds 1 and some lie between 0 and 1."""
-    names = [str(c) for c in frame.columns if is_accuracy(str(c)) and not str(c).startswith("published_")]
-    names += [name for name in ERRORS if name in frame.columns]
-    numbers = {name: pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64) for name in names}
-    known = np.concatenate([v[~np.isnan(v)] for v in numbers.values()]) if numbers else np.empty(0)
-    if len(known) and known.max() <= 1 and ((known > 0) & (known < 1)).any():
-        for name, values in numbers.items():
-            frame[name] = 100 * values
-        notes.append(f"no accuracy exceeds {known.max():.3g}: read as fractions and turned into percent")

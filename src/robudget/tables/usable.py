@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -93,6 +93,18 @@ def numbers_of(frame: pd.DataFrame, name: str, role: str = "column") -> Floats:
     return np.asarray(values, dtype=np.float64)
 
 
+def to_percent(frame: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """Accuracies given as fractions to percent, in place: where none of these columns exceeds 1 and some values lie
+    between 0 and 1. Returns the notes on what was done."""
+    numbers = {name: pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64) for name in names}
+    known = np.concatenate([v[~np.isnan(v)] for v in numbers.values()]) if numbers else np.empty(0)
+    if not len(known) or known.max() > 1 or not ((known > 0) & (known < 1)).any():
+        return []
+    for name, values in numbers.items():
+        frame[name] = 100 * values
+    return [f"no accuracy exceeds {known.max():.3g}: read as fractions and turned into percent"]
+
+
 def level_of(value: Any) -> Any:
     """A choice's level as Python has it: no numpy scalars, and whole numbers without a point."""
     level = value.item() if isinstance(value, np.generic) else value
@@ -110,8 +122,8 @@ def collapsed_rows(frame: pd.DataFrame) -> NDArray[np.bool_]:
     guess = low & ~standard_rows(frame)
     if "collapsed" not in frame:
         return np.asarray(guess, dtype=np.bool_)
-    given = frame["collapsed"]
-    return np.where(given.isna(), guess, given.fillna(False).astype(bool)).astype(np.bool_)
+    flags = frame["collapsed"]
+    return np.where(flags.isna(), guess, flags.fillna(False).astype(bool)).astype(np.bool_)
 
 
 def standard_rows(frame: pd.DataFrame) -> NDArray[np.bool_]:
@@ -141,8 +153,8 @@ def select_rows(frame: pd.DataFrame, choice: Mapping[str, Any] | None) -> pd.Dat
         else:
             keep = (values == value).to_numpy(dtype=np.bool_, na_value=False)
         if not keep.any():
-            found = ", ".join(str(v) for v in values.dropna().unique()[:8])
-            raise InputError(f"no run has {name} = {value!r} (found: {found or 'nothing'})")
+            shown = ", ".join(str(v) for v in values.dropna().unique()[:8])
+            raise InputError(f"no run has {name} = {value!r} (found: {shown or 'nothing'})")
         frame = frame[keep]
     return frame
 
@@ -152,11 +164,11 @@ def check_scope(frame: pd.DataFrame) -> None:
     for name in SCOPE:
         if name not in frame.columns:
             continue
-        found = frame[name].dropna()
+        known = frame[name].dropna()
         if name == "eps":
-            values = [_eps(v) for v in sorted({round(float(v), 6) for v in found})]
+            values = [_eps(v) for v in sorted({round(float(v), 6) for v in known})]
         else:
-            values = sorted({str(v) for v in found})
+            values = sorted({str(v) for v in known})
         if len(values) > 1:
             shown = ", ".join(values[:8])
             raise InputError(
@@ -180,12 +192,11 @@ def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None =
     xs, ys = numbers_of(frame, x, "x"), numbers_of(frame, y, "y")
     robust = y in ROBUST
     drop = robust if drop_collapsed is None else drop_collapsed
-    left = np.ones(len(frame), dtype=np.bool_)
+    use = np.ones(len(frame), dtype=np.bool_)
 
     def leave_out(mask: NDArray[np.bool_]) -> int:
-        nonlocal left
-        n = int((left & mask).sum())
-        left = left & ~mask
+        n = int((use & mask).sum())
+        use[mask] = False
         return n
 
     n_failed = leave_out(failed_rows(frame))
@@ -196,7 +207,7 @@ def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None =
     n_impossible = leave_out(wrong)
     n_standard = leave_out(standard_rows(frame)) if robust else 0
     n_collapsed = leave_out(collapsed_rows(frame)) if drop else 0
-    rows = np.flatnonzero(left)
+    rows = np.flatnonzero(use)
     counts = Counts(
         total=len(frame), used=len(rows), failed=n_failed, standard=n_standard,
         collapsed=n_collapsed, unknown=n_unknown, impossible=n_impossible,
