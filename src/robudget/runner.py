@@ -1,5 +1,8 @@
-"""One run: data and model, training, evaluation, the meter around both, and the record. The only place that composes
-them."""
+"""One run, composed: data and model, training, evaluation, the meter around both, and the record.
+
+From top to bottom: `run` prepares, then `_Run` trains, evaluates and records. `evaluate_metered` serves every
+evaluation, of a run and of any other classifier (`benchmark`).
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,34 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from robudget import __version__, data
+from robudget.attacks.victim import Model
 from robudget.data.dataset import sampled_fingerprint
 from robudget.energy_log import EnergyLog
 from robudget.errors import InputError
-from robudget.evaluation.evaluator import evaluate
+from robudget.evaluation.evaluator import Evaluator
+from robudget.evaluation.specification import Specification
 from robudget.evaluation.state import Progress as EvaluationProgress
 from robudget.evaluation.verdicts import Verdicts, merge
 from robudget.execution import Site
 from robudget.files import write_json
-from robudget.meter.flops import model_record, of_recipe, stage_record, training_record
+from robudget.meter.flops import PassFlops, model_record, of_recipe, stage_record, training_record
 from robudget.meter.machine import open_meter
 from robudget.recipe import Recipe
 from robudget.store import RunFolder, Store, writing
-from robudget.training import Trainer, best_model
+from robudget.training.checkpoint import best_model
 from robudget.training.distributed import World, joined
+from robudget.training.loop import Trainer
 
-# Of the progress bar: an evaluation takes about as long as a training of some tens of epochs.
-TRAINING_SHARE = 0.4
-_LOOK_SECONDS = 0.1  # of one process after what another writes
+TRAINING_SHARE = 0.4  # of a progress bar: an evaluation takes about as long as a training of some tens of epochs
+_LOOK_SECONDS = 0.1  # between two looks of one process for what another one writes
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,13 @@ class RunResult:
     @property
     def summary(self) -> str:
         """One line: accuracy with interval and n, what it took."""
-        judged, trained = self.record["evaluation"], self.record["training"]
-        energy = [stage["energy"]["kwh"] for stage in (trained, judged)]
+        training, evaluation = self.record["training"], self.record["evaluation"]
+        energy = [stage["energy"]["kwh"] for stage in (training, evaluation)]
         wh = "unknown" if None in energy else f"{1000 * sum(energy):.2g}"
+        robust, low, high, clean = (100 * evaluation[name] for name in ("robust", "low", "high", "clean"))
         return (
-            f"robust {100 * judged['robust']:.1f}% [{100 * judged['low']:.1f}, {100 * judged['high']:.1f}], "
-            f"clean {100 * judged['clean']:.1f}% of {judged['n']} images · "
-            f"train {trained['seconds']:.1f} s, evaluate {judged['seconds']:.1f} s, {wh} Wh"
+            f"robust {robust:.1f}% [{low:.1f}, {high:.1f}], clean {clean:.1f}% of {evaluation['n']} images · "
+            f"train {training['seconds']:.1f} s, evaluate {evaluation['seconds']:.1f} s, {wh} Wh"
         )
 
     @property
@@ -89,43 +93,251 @@ def run(
     Raises `store.Busy` where another process has the run, InputError for what the user can mend, RunFailed when
     training diverges.
     """
-    site = site or Site()
-    folder = Store(store).folder(recipe)
+    site, folder = site or Site(), Store(store).folder(recipe)
     if folder.has(recipe):
         return RunResult(folder, folder.record())
     if site.threads:
         torch.set_num_threads(site.threads)
     with _algorithms(site.deterministic), joined(str(resolve_device(site.device))) as (world, device):
         dataset = data.load(recipe.data.name, root=site.data_root, image_size=recipe.data.image_size)
-        with _held(folder, recipe, world):
-            if not folder.has(recipe):  # by another process, between the look and the lock
-                _run(recipe, dataset, site, device, world, folder, progress if world.leads else _silent)
+        with _locked(folder, recipe, world):
+            if not folder.has(recipe):  # another process may have done it before this one had the lock
+                with (
+                    open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts) as meter,
+                    EnergyLog(folder, meter, rank=world.rank) as energy,
+                ):
+                    _Run(recipe, dataset, site, device, world, folder, energy, progress).complete()
     return RunResult(folder, folder.record())
 
 
-def _run(
-    recipe: Recipe,
+@dataclass(frozen=True)
+class _Run:
+    """The parts of one run, in one of its processes."""
+
+    recipe: Recipe
+    dataset: data.Dataset
+    site: Site
+    device: torch.device
+    world: World
+    folder: RunFolder
+    energy: EnergyLog
+    progress: Callable[[Progress], None]
+
+    def complete(self) -> None:
+        """Train and evaluate what is not done yet, and write the record."""
+        if self.world.leads:
+            with writing(self.folder.path):
+                write_json(self.folder.path / "environment.json", environment(self.device))
+        self.world.barrier()
+        self.folder.log("start", rank=self.world.rank)
+        training = self.folder.record() if self.folder.done else self.train()
+        verdicts = self.evaluate()
+        if self.world.leads:
+            self.folder.finish(self.record(training, verdicts))
+        _wait_for(lambda: self.folder.has(self.recipe))
+
+    def train(self) -> dict[str, Any]:
+        """The parts of the record that the training determines."""
+        recipe = self.recipe
+        with self.energy.window("training"):
+            trainer = Trainer(
+                recipe,
+                self.dataset,
+                self.site,
+                device=self.device,
+                folder=self.folder.path,
+                window=self.energy.window,
+                notify=self._notice,
+            )
+        self._report_epoch(len(trainer.records))
+        epochs = iter(trainer)
+        while not trainer.done:
+            with self.energy.window("training"):
+                record = next(epochs)
+            if self.world.leads:
+                self.folder.log("epoch", **asdict(record))
+            self._report_epoch(record.epoch, record.val_robust)
+        last, best, synthetic = trainer.records[-1], trainer.best, trainer.data.synthetic
+        assert best is not None, "the last epoch is always validated"
+        return {
+            "environment": environment(self.device)
+            | {"precision": trainer.precision.name, "processes": self.world.size},
+            "dataset": {
+                "name": self.dataset.name,
+                "fingerprint": self.dataset.fingerprint,
+                "train": len(trainer.data.rows),
+                "validation": len(trainer.data.validation),
+                "test": len(self.dataset.test),
+                "synthetic": len(synthetic) if synthetic is not None else 0,
+                "synthetic_fingerprint": sampled_fingerprint(synthetic) if synthetic is not None else None,
+            },
+            "training": {
+                "epochs": last.epoch,
+                "steps": last.steps,
+                "images_seen": last.images,
+                "best_epoch": best.epoch,
+                "val_clean": best.val_clean,
+                "val_robust": best.val_robust,
+                "val_images": len(trainer.data.validation),
+                "collapsed_at": trainer.collapsed_at,
+                "stopped": trainer.stopped,
+                "calls": last.calls,
+            },
+        }
+
+    def evaluate(self) -> Verdicts:
+        """The ensemble's verdicts, from the disk where they are there. Each process evaluates a contiguous part."""
+        recipe, world = self.recipe, self.world
+        target = self.folder.path / "evals" / recipe.evaluation_id
+        if _evaluated(target):
+            return Verdicts.load(target)
+        n = len(self.dataset.test.first(recipe.evaluation.images))
+        count = min(world.size, n)
+        folders = [target if count == 1 else target / f"part-{i + 1}-of-{count}" for i in range(count)]
+        if world.rank < count and not _evaluated(folders[world.rank]):
+            version, seed, batch_size = recipe.evaluation.version, recipe.evaluation.seed, recipe.evaluation.batch_size
+            evaluate_metered(
+                best_model(recipe, self.dataset, self.folder.best).to(self.device),
+                Specification(recipe.evaluation_threat, version, seed=seed, batch_size=batch_size),
+                self.dataset,
+                part_of(n, world.rank, count),
+                folder=folders[world.rank],
+                energy=self.energy,
+                device=self.device,
+                flops=lambda: self._flops,
+                progress=self._report_evaluation,
+                evaluation=recipe.evaluation_id,
+            )
+        if count == 1 or not world.leads:
+            return Verdicts.load(folders[min(world.rank, count - 1)])
+        _wait_for(lambda: all(map(_evaluated, folders)))
+        verdicts = merge([Verdicts.load(folder) for folder in folders])
+        verdicts.save(target)
+        return verdicts
+
+    def record(self, trained: Mapping[str, Any], verdicts: Verdicts) -> dict[str, Any]:
+        """run.json; `trained` is what `train` returned, or an earlier run.json."""
+        recipe, training, threat = self.recipe, trained["training"], self.recipe.evaluation_threat
+        images, steps, calls = training["images_seen"], training["steps"], training["calls"]
+        energy = self.energy.total("training")
+        low, high = verdicts.interval
+        return {
+            "id": recipe.id,
+            "slug": recipe.slug,
+            "status": "done",
+            "recipe": recipe.to_dict(),
+            "environment": trained["environment"],
+            "dataset": trained["dataset"],
+            "model": model_record(self._flops),
+            "training": training
+            | training_record(recipe, self._flops, calls, images=images, steps=steps, energy=energy),
+            "evaluation": {
+                "id": recipe.evaluation_id,
+                "norm": threat.norm,
+                "eps": threat.eps,
+                "version": recipe.evaluation.version,
+                "n": len(verdicts),
+                "clean": verdicts.clean_accuracy,
+                "robust": verdicts.robust_accuracy,
+                "low": low,
+                "high": high,
+                "calls": verdicts.calls,
+                "findings": [finding.to_dict() for finding in verdicts.findings],
+            }
+            | stage_record(
+                self._flops, verdicts.calls, self.energy.total("evaluation", evaluation=recipe.evaluation_id)
+            ),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    @property
+    def _flops(self) -> PassFlops:
+        return of_recipe(self.recipe, self.dataset.classes, self.dataset.image_shape)
+
+    # -- what is reported on the way --------------------------------------------------------------------------------
+
+    def _report(self, phase: str, fraction: float, note: str, key: str) -> None:
+        if self.world.leads:
+            self.progress(Progress(phase, fraction, note, key))
+
+    def _report_epoch(self, epoch: int, robust: float | None = None) -> None:
+        note = f"epoch {epoch}/{self.recipe.epochs}"
+        note += "" if robust is None else f", validation {100 * robust:.1f}% robust"
+        self._report("train", TRAINING_SHARE * epoch / self.recipe.epochs, note, f"epoch {epoch}")
+
+    def _report_evaluation(self, now: EvaluationProgress) -> None:
+        fraction = TRAINING_SHARE + (1 - TRAINING_SHARE) * now.fraction
+        self._report("evaluate", fraction, f"{now.attack}, {100 * now.robust:.1f}% robust so far", now.attack)
+
+    def _notice(self, text: str) -> None:
+        if self.world.leads:
+            self.folder.log("notice", text=text)
+        self._report("train", 0.0, text, text)
+
+
+def evaluate_metered(
+    model: Model,
+    specification: Specification,
     dataset: data.Dataset,
-    site: Site,
+    rows: range,
+    *,
+    folder: Path,
+    energy: EnergyLog,
     device: torch.device,
-    world: World,
-    folder: RunFolder,
-    progress: Callable[[Progress], None],
-) -> None:
-    if world.leads:
-        with writing(folder.path):
-            write_json(folder.path / "environment.json", environment(device))
-    world.barrier()
-    folder.log("start", rank=world.rank)
-    meter = open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts)
-    with meter, EnergyLog(folder, meter, rank=world.rank) as ledger:
-        one = _One(recipe, dataset, site, device, world, folder, ledger, progress)
-        trained = folder.record() if folder.done else one.train()
-        verdicts = one.evaluate()
-        if world.leads:
-            folder.finish(one.record(trained, verdicts))
-    while not folder.has(recipe):  # the first process is still putting it together
+    flops: Callable[[], PassFlops | None],
+    progress: Callable[[EvaluationProgress], None] | None,
+    **about: Any,
+) -> Verdicts:
+    """Evaluate a model on these rows of the test split, and save the verdicts in `folder` with each attack's FLOPs and
+    energy. An evaluation that was stopped, however, goes on where it was.
+
+    The energy of the whole is logged as the window "evaluation" with what `about` says of it. `flops` are those of one
+    image's passes, None where they are unknown: asked for afterwards, since counting could change a stranger's model.
+    """
+    images = dataset.test[rows.start : rows.stop]
+    with energy.window("evaluation", **about):
+        evaluator = Evaluator(
+            model, specification, device=device, state=folder / "state", progress=progress, window=energy.window
+        )
+        index = torch.arange(rows.start, rows.stop)
+        verdicts = evaluator.run(images.unit(), images.labels, index=index, classes=dataset.classes)
+    verdicts = replace(verdicts, about={**verdicts.about, "dataset": dataset.name})
+    counted = flops()
+    if counted is not None:
+        verdicts = verdicts.with_flops(counted.forward, counted.input_backward)
+    with writing(folder):
+        verdicts.save(folder)  # after the window: whoever finds the verdicts finds their energy in the log
+    return verdicts
+
+
+def part_of(n: int, i: int, count: int) -> range:
+    """The i-th, from 0, of `count` contiguous parts of n rows."""
+    return range(n * i // count, n * (i + 1) // count)
+
+
+def _evaluated(folder: Path) -> bool:
+    return (folder / "result.json").exists()
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    while not condition():
         time.sleep(_LOOK_SECONDS)
+
+
+# -- where a run executes ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(folder: RunFolder, recipe: Recipe, world: World) -> Iterator[None]:
+    """The folder, made and locked by the first process; the others go on once it is."""
+    if not world.leads:
+        world.barrier()
+        yield
+        return
+    folder.open(recipe)
+    with folder.lock():
+        world.barrier()
+        yield
 
 
 @contextmanager
@@ -140,23 +352,6 @@ def _algorithms(deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _silent(progress: Progress) -> None:
-    pass
-
-
-@contextmanager
-def _held(folder: RunFolder, recipe: Recipe, world: World) -> Iterator[None]:
-    """The folder, made and held against others by the first process; the others go on once it is."""
-    if not world.leads:
-        world.barrier()
-        yield
-        return
-    folder.open(recipe)
-    with folder.lock():
-        world.barrier()
-        yield
-
-
 def resolve_device(name: str) -> torch.device:
     """The torch device for `auto`, `cpu`, `cuda` or `cuda:1`. Raises InputError where there is no such GPU."""
     if name == "auto":
@@ -167,9 +362,9 @@ def resolve_device(name: str) -> torch.device:
         raise InputError(f"unknown device {name!r} (allowed: auto, cpu, cuda, cuda:1)") from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device {name!r} is not supported (allowed: auto, cpu, cuda, cuda:1)")
-    found = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise InputError(f"device = {name!r}, but this machine has {found} CUDA GPUs (allowed: auto, cpu)")
+    gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise InputError(f"device = {name!r}, but this machine has {gpus} CUDA GPUs (allowed: auto, cpu)")
     return device
 
 
@@ -189,179 +384,3 @@ def environment(device: torch.device) -> dict[str, Any]:
         "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32},
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-
-
-# -- the two halves ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _One:
-    """One run's parts, and the two halves of it."""
-
-    recipe: Recipe
-    dataset: data.Dataset
-    site: Site
-    device: torch.device
-    world: World
-    folder: RunFolder
-    ledger: EnergyLog
-    progress: Callable[[Progress], None]
-
-    def train(self) -> dict[str, Any]:
-        """The parts of the record that the training determines."""
-        recipe = self.recipe
-
-        def tell(epoch: int, robust: float | None = None) -> None:
-            note = f"epoch {epoch}/{recipe.epochs}"
-            note += "" if robust is None else f", validation {100 * robust:.1f}% robust"
-            self.progress(Progress("train", TRAINING_SHARE * epoch / recipe.epochs, note, f"epoch {epoch}"))
-
-        with self.ledger.window("training"):
-            trainer = Trainer(
-                recipe,
-                self.dataset,
-                self.site,
-                device=self.device,
-                folder=self.folder.path,
-                window=self.ledger.window,
-                notify=self._notice,
-            )
-        tell(len(trainer.records))
-        epochs = iter(trainer)
-        while not trainer.done:
-            with self.ledger.window("training"):
-                record = next(epochs)
-            if self.world.leads:
-                self.folder.log("epoch", **asdict(record))
-            tell(record.epoch, record.val_robust)
-        return self._trained(trainer)
-
-    def evaluate(self) -> Verdicts:
-        """The ensemble's verdicts, from the disk where they are there. Processes take a contiguous part each."""
-        recipe, world = self.recipe, self.world
-        target = self.folder.path / "evals" / recipe.evaluation_id
-        if (target / "result.json").exists():
-            return Verdicts.load(target)
-        images = self.dataset.test.first(recipe.evaluation.images)
-        parts = min(world.size, len(images))
-        folders = [target if parts == 1 else target / f"part-{i + 1}-of-{parts}" for i in range(parts)]
-        if world.rank < parts:
-            mine = torch.arange(len(images) * world.rank // parts, len(images) * (world.rank + 1) // parts)
-            if not (folders[world.rank] / "result.json").exists():
-                self._evaluate(images[mine], mine, folders[world.rank])
-        if parts == 1 or not world.leads:
-            return Verdicts.load(folders[min(world.rank, parts - 1)])
-        while not all((folder / "result.json").exists() for folder in folders):
-            time.sleep(_LOOK_SECONDS)
-        verdicts = merge([Verdicts.load(folder) for folder in folders])
-        verdicts.save(target)
-        return verdicts
-
-    def _evaluate(self, images: data.Split, index: Tensor, target: Path) -> None:
-        recipe = self.recipe
-
-        def follow(now: EvaluationProgress) -> None:
-            share = TRAINING_SHARE + (1 - TRAINING_SHARE) * now.fraction
-            note = f"{now.attack}, {100 * now.robust:.1f}% robust so far"
-            self.progress(Progress("evaluate", share, note, now.attack))
-
-        with self.ledger.window("evaluation", evaluation=recipe.evaluation_id):
-            verdicts = evaluate(
-                best_model(recipe, self.dataset, self.folder.best).to(self.device),
-                images.unit(),
-                images.labels,
-                recipe.evaluation_threat,
-                version=recipe.evaluation.version,
-                seed=recipe.evaluation.seed,
-                batch_size=recipe.evaluation.batch_size,
-                index=index,
-                device=self.device,
-                state=target / "state",
-                progress=follow,
-                window=self.ledger.window,
-            )
-        counted = of_recipe(recipe, self.dataset.classes, self.dataset.image_shape)
-        verdicts = verdicts.with_flops(counted.forward, counted.input_backward)
-        with writing(target):
-            verdicts.save(target)  # after the window, so that whoever finds it finds its energy logged too
-
-    def _notice(self, text: str) -> None:
-        if self.world.leads:
-            self.folder.log("notice", text=text)
-            self.progress(Progress("train", 0.0, text, text))
-
-    def _trained(self, trainer: Trainer) -> dict[str, Any]:
-        dataset = self.dataset
-        last, best = trainer.records[-1], trainer.best
-        assert best is not None, "the last epoch is always validated"
-        synthetic = trainer.data.synthetic
-        return {
-            "environment": environment(self.device)
-            | {"precision": trainer.precision.name, "processes": self.world.size},
-            "dataset": {
-                "name": dataset.name,
-                "fingerprint": dataset.fingerprint,
-                "train": len(trainer.data.rows),
-                "validation": len(trainer.data.validation),
-                "test": len(dataset.test),
-                "synthetic": len(synthetic) if synthetic is not None else 0,
-                "synthetic_fingerprint": sampled_fingerprint(synthetic) if synthetic is not None else None,
-            },
-            "training": {
-                "epochs": last.epoch,
-                "steps": last.steps,
-                "images_seen": last.images,
-                "best_epoch": best.epoch,
-                "val_clean": best.val_clean,
-                "val_robust": best.val_robust,
-                "val_images": len(trainer.data.validation),
-                "collapsed_at": trainer.collapsed_at,
-                "stopped": trainer.stopped,
-                "calls": last.calls,
-            },
-        }
-
-    def record(self, trained: Mapping[str, Any], verdicts: Verdicts) -> dict[str, Any]:
-        """run.json, `trained` being what `train` found or an earlier run.json."""
-        recipe, training = self.recipe, trained["training"]
-        counted = of_recipe(recipe, self.dataset.classes, self.dataset.image_shape)
-        low, high = verdicts.interval
-        return {
-            "id": recipe.id,
-            "slug": recipe.slug,
-            "status": "done",
-            "recipe": recipe.to_dict(),
-            "environment": trained["environment"],
-            "dataset": trained["dataset"],
-            "model": model_record(counted),
-            "training": {
-                **training,
-                **training_record(
-                    recipe,
-                    counted,
-                    training["calls"],
-                    images=training["images_seen"],
-                    steps=training["steps"],
-                    energy=self.ledger.total("training"),
-                ),
-            },
-            "evaluation": {
-                "id": recipe.evaluation_id,
-                "norm": recipe.evaluation_threat.norm,
-                "eps": recipe.evaluation_threat.eps,
-                "version": recipe.evaluation.version,
-                "n": len(verdicts),
-                "clean": verdicts.clean_accuracy,
-                "robust": verdicts.robust_accuracy,
-                "low": low,
-                "high": high,
-                "calls": verdicts.calls,
-                "findings": [finding.to_dict() for finding in verdicts.findings],
-                **stage_record(
-                    counted,
-                    verdicts.calls,
-                    self.ledger.total("evaluation", evaluation=recipe.evaluation_id),
-                ),
-            },
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }

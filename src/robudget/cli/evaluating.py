@@ -52,18 +52,20 @@ def evaluate(
     json: AsJson = False,
 ) -> None:
     """Attack any classifier with the standard ensemble: a verdict per image, intervals, checks, the bill. Resumes."""
-    from robudget import judge
+    from robudget.benchmark import Candidate, benchmark, merge_shards, parse_shard
+    from robudget.benchmark import transfer as transfer_examples
     from robudget.cli.view import terminal
+    from robudget.evaluation.specification import Specification
     from robudget.evaluation.verdicts import page
     from robudget.execution import Site
     from robudget.threat import Threat
 
     if merge:
-        merged, where = judge.merged([Path(source) for source in sources], out)
+        verdicts, folder = merge_shards([Path(source) for source in sources], out)
         if json:
-            terminal.print_json({"folder": str(where), **merged.summary()})
+            terminal.print_json({"folder": str(folder), **verdicts.summary()})
         else:
-            terminal.out.print(f"{page(merged)}\n{where}", soft_wrap=True, markup=False)
+            terminal.out.print(f"{page(verdicts)}\n{folder}", soft_wrap=True, markup=False)
         return
     if len(sources) > 1:
         raise InputError(
@@ -74,33 +76,36 @@ def evaluate(
     if attack and version != "standard":
         raise InputError(f"--attack and --version {version} (allowed: one of the two)")
     source, site = sources[0], Site(data_root=data_root, device=device, threads=threads)
+    candidate = Candidate.load(source, dataset=data, model=model, site=site)
     if transfer is not None:
-        replayed = judge.transfer(source, transfer, dataset=data, batch_size=batch_size, model=model, site=site)
+        replay = transfer_examples(candidate, transfer, batch_size=batch_size, site=site)
         if json:
-            terminal.print_json({"examples": str(transfer), **replayed.to_dict()})
+            terminal.print_json({"examples": str(transfer), **replay.to_dict()})
         else:
-            terminal.out.print(f"{transfer}: {replayed}", soft_wrap=True, markup=False)
+            terminal.out.print(f"{transfer}: {replay}", soft_wrap=True, markup=False)
         return
+    threat = candidate.threat if eps is None else Threat(norm or "linf", eps)  # type: ignore[arg-type]
+    specification = Specification(
+        threat,
+        version,
+        attack or None,
+        seed,
+        batch_size,
+        precision,  # type: ignore[arg-type]
+        examples=examples,
+    )
     with terminal.EvaluationDisplay(Path(source).name) as display:
-        found = judge.judge(
-            source,
-            dataset=data,
-            threat=None if eps is None else Threat(norm or "linf", eps),  # type: ignore[arg-type]
-            version=version,
-            attacks=attack or None,
+        result = benchmark(
+            candidate,
+            specification,
             images=samples,
-            shard=judge.parse_shard(shard),
-            seed=seed,
-            batch_size=batch_size,
-            precision=precision,
-            model=model,
+            shard=parse_shard(shard),
             out=out,
-            examples=examples,
             restart=not resume,
             site=site,
             progress=display.update,
         )
     if json:
-        terminal.print_json(found.to_dict())
+        terminal.print_json(result.to_dict())
     else:
-        terminal.out.print(f"{page(found.verdicts)}\n{found.folder}", soft_wrap=True, markup=False)
+        terminal.out.print(f"{page(result.verdicts)}\n{result.folder}", soft_wrap=True, markup=False)

@@ -234,7 +234,7 @@ class RunDisplay(_Display):
 
 
 class EvaluationDisplay(_Display):
-    """One evaluation: hand `update` to `judge(progress=…)`. Elsewhere than on a terminal, one line per attack."""
+    """One evaluation: hand `update` to `benchmark(progress=…)`. Elsewhere than on a terminal, one line per attack."""
 
     said = ""
 

@@ -9,12 +9,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from robudget import data, judge
+from robudget import data
+from robudget.benchmark import Benchmark, Candidate, benchmark, merge_shards, parse_shard, transfer
 from robudget.errors import InputError
+from robudget.evaluation.examples import Replay
+from robudget.evaluation.specification import Specification
 from robudget.evaluation.state import Progress
 from robudget.evaluation.verdicts import Verdicts, merge
 from robudget.execution import Site
 from robudget.models.build import build
+from robudget.store import Busy, WorkFolder
 from robudget.threat import Threat
 
 THREAT, SITE = Threat("linf", 0.02), Site(device="cpu", threads=1)
@@ -63,9 +67,18 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "network.py").write_text(NETWORK)
 
 
-def evaluate(source: str = "network.py:load", **options: object) -> judge.Judgement:
-    settings = {"dataset": "digits", "threat": THREAT, "images": 40, "batch_size": 20, "site": SITE} | options
-    return judge.judge(source, **settings)  # type: ignore[arg-type]
+SPECIFIED = ("threat", "attacks", "seed", "batch_size", "examples")
+
+
+def evaluate(source: str = "network.py:load", model: str | None = None, **options: object) -> Benchmark:
+    settings = {"threat": THREAT, "images": 40, "batch_size": 20} | options
+    specification = Specification(**{name: settings.pop(name) for name in SPECIFIED if name in settings})
+    candidate = Candidate.load(source, dataset="digits", model=model, site=SITE)
+    return benchmark(candidate, specification, site=SITE, **settings)
+
+
+def replayed(source: str, examples: Path) -> Replay:
+    return transfer(Candidate.load(source, dataset="digits", site=SITE), examples, site=SITE)
 
 
 def test_a_users_function_is_judged_and_billed() -> None:
@@ -95,7 +108,7 @@ def test_a_users_function_is_judged_and_billed() -> None:
 def test_shards_merge_to_the_bits_of_the_whole() -> None:
     whole = evaluate().verdicts
     parts = [evaluate(shard=(i, 2)).folder for i in (1, 2)]
-    merged, where = judge.merged(parts, None)
+    merged, where = merge_shards(parts, None)
     assert list(merged.broken_by) == list(whole.broken_by)
     np.testing.assert_array_equal(merged.frame["worst_margin"], whole.frame["worst_margin"])
     assert merged.robust_accuracy == whole.robust_accuracy
@@ -114,7 +127,7 @@ def test_shards_that_do_not_belong_together_are_refused() -> None:
         merge([first, first])
     for text in ("2", "a/b", "1:2"):
         with pytest.raises(InputError, match="shard"):
-            judge.parse_shard(text)
+            parse_shard(text)
     for shard in ((0, 2), (3, 2), (1, 41)):
         with pytest.raises(InputError, match="shard"):
             evaluate(shard=shard)
@@ -183,7 +196,7 @@ def test_what_was_begun_goes_on_or_is_forgotten_and_its_energy_is_kept() -> None
     with pytest.raises(Stop):
         evaluate(**quick, progress=stop)
     (folder,) = Path("evals").iterdir()
-    before = json.loads((folder / "bill.json").read_text())["energy"]
+    (before,) = [e for e in WorkFolder(folder / "state").events("energy") if e["window"] == "evaluation"]
     seen: list[str] = []
     found = evaluate(**quick, progress=lambda now: seen.append(now.attack))
     assert set(seen) == {"square"}
@@ -204,20 +217,20 @@ def test_examples_are_replayed_against_another_classifier() -> None:
     fell = int((found.verdicts.clean & ~found.verdicts.robust).sum())
     assert fell > 0
     for where in (found.folder, found.folder / "examples.npz"):
-        assert judge.transfer("network.py:load", where, dataset="digits", site=SITE).fooled.all()
-    other = judge.transfer("network.py:function", found.folder, dataset="digits", site=SITE)
+        assert replayed("network.py:load", where).fooled.all()
+    other = replayed("network.py:function", found.folder)
     assert f"{fell} of {fell} examples (linf 51/255)" in str(other)
     assert other.to_dict()["transfer"] == 1
     none = evaluate(threat=Threat("linf", 0), examples=True)
-    assert str(judge.transfer("network.py:load", none.folder, dataset="digits", site=SITE)) == "no examples to show"
+    assert str(replayed("network.py:load", none.folder)) == "no examples to show"
     with pytest.raises(InputError, match="cannot read adversarial examples"):
-        judge.transfer("network.py:load", Path("nowhere.npz"), dataset="digits", site=SITE)
+        replayed("network.py:load", Path("nowhere.npz"))
 
 
 def test_a_plain_function_has_no_flops_and_its_shards_merge() -> None:
     parts = [evaluate("network.py:function", shard=(i, 2)) for i in (1, 2)]
     assert all(part.verdicts.flops is None and part.bill["flops_how"] == "unknown" for part in parts)
-    merged, _ = judge.merged([part.folder for part in parts], Path("both"))
+    merged, _ = merge_shards([part.folder for part in parts], Path("both"))
     assert merged.n == 40
     assert merged.flops is None
     assert merged.frame["broken_by"].tolist() == evaluate().verdicts.frame["broken_by"].tolist()
@@ -252,3 +265,38 @@ def test_robustbench_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked == [("Standard", "cifar10", "Linf")]
     assert found.verdicts.n == 4
     assert found.folder.name.startswith("Standard-digits-linf-0.02-standard-0-n4")
+
+
+def test_an_evaluation_of_the_version_before_goes_on_with_the_energy_in_its_bill() -> None:
+    """It noted what it had used in bill.json, beside the state that it resumed from, and kept no log."""
+    quick = {"attacks": ["apgd-ce:steps=5", "square:steps=50"]}
+
+    def stop(now: Progress) -> None:
+        if now.attack == "square":
+            raise Stop
+
+    with pytest.raises(Stop):
+        evaluate(**quick, progress=stop)
+    (folder,) = Path("evals").iterdir()
+    (folder / "state" / "log.jsonl").unlink()
+    part = {"name": "cpu", "kwh": 2.0, "how": "estimated", "method": "m", "uncertainty": 0.5, "raw": {"cpu_seconds": 7}}
+    energy = {"kwh": 2.0, "seconds": 100.0, "how": "estimated", "parts": [part], "notes": [], "shared": None}
+    (folder / "bill.json").write_text(json.dumps({"energy": energy, "seconds": 100.0}))
+    bill = evaluate(**quick).bill
+    assert 2.0 < bill["energy"]["kwh"] < 2.1
+    assert 100 < bill["seconds"] < 160
+    assert 2.0 < evaluate(**quick).bill["energy"]["kwh"] < 2.1  # counted once
+    assert evaluate(**quick, restart=True).bill["energy"]["kwh"] < 0.1
+
+
+def test_two_evaluations_never_share_a_folder() -> None:
+    quick = {"attacks": ["square:steps=20"], "out": Path("mine")}
+
+    def again(now: Progress) -> None:
+        with pytest.raises(Busy, match="another process"):
+            evaluate(**quick)
+        raise Stop
+
+    with pytest.raises(Stop):
+        evaluate(**quick, progress=again)
+    assert evaluate(**quick).verdicts.n == 40

@@ -1,0 +1,217 @@
+"""The evaluation of any classifier that a user can name, composed: its data, the attacks, the meter, a folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robudget import data
+from robudget.attacks.victim import Model
+from robudget.energy_log import EnergyLog
+from robudget.errors import InputError
+from robudget.evaluation.examples import Examples, Replay, replay
+from robudget.evaluation.load import load_classifier
+from robudget.evaluation.specification import Specification
+from robudget.evaluation.state import FILE as STATE
+from robudget.evaluation.state import Progress
+from robudget.evaluation.verdicts import Verdicts, merge
+from robudget.execution import Site
+from robudget.files import write_json
+from robudget.meter.energy import Energy
+from robudget.meter.flops import PassFlops, count, stage_record
+from robudget.meter.machine import open_meter
+from robudget.runner import environment, evaluate_metered, part_of, resolve_device
+from robudget.store import RunFolder, WorkFolder, writing
+from robudget.threat import CUSTOMARY, Threat
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A classifier by the name that the user gave it, the data to evaluate it on, and the run that it is from."""
+
+    source: str
+    model: Model
+    dataset: data.Dataset
+    run: RunFolder | None
+
+    @classmethod
+    def load(cls, source: str, *, dataset: str | None = None, model: str | None = None, site: Site) -> Candidate:
+        """`source` is a run's folder, whose recipe then gives dataset and threat, or anything that `load_classifier`
+        takes. Raises InputError."""
+        run = RunFolder(source) if Path(source).is_dir() else None
+        dataset = dataset or (run.recipe.data.name if run is not None else None)
+        if dataset is None:
+            if Path(source).suffix == ".safetensors" or ":" in source or Path(source).exists():
+                raise InputError("an evaluation needs its data (--data cifar10 --data-root FOLDER)")
+            raise InputError(f"nothing to evaluate at {source!r}, or no --data for it (robudget eval --help)")
+        size = run.recipe.data.image_size if run is not None else None
+        images = data.load(dataset, root=site.data_root, image_size=size)
+        if run is not None and not run.best.exists():
+            raise InputError(f"{str(run.path)!r} has no best.safetensors yet: train it first (robudget run)")
+        weights = source if run is None else str(run.best)
+        return cls(source, load_classifier(weights, images, model=model), images, run)
+
+    @property
+    def threat(self) -> Threat:
+        """Its run's, or the customary one of its data. Raises InputError where there is neither."""
+        if self.run is not None:
+            return self.run.recipe.evaluation_threat
+        if self.dataset.name not in CUSTOMARY:
+            raise InputError("an evaluation needs its threat (--norm linf --eps 8/255)")
+        return CUSTOMARY[self.dataset.name]
+
+    @cached_property
+    def flops(self) -> PassFlops | None:
+        """Of one image's passes; None (unknown) of a plain function, and of a module that the counter cannot follow."""
+        if not isinstance(self.model, nn.Module):
+            return None
+        try:
+            return count(self.model, self.dataset.image_shape)
+        # A user's model can fail on stand-in tensors in any way; its verdicts must not be lost for that.
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            warnings.warn(f"FLOPs unknown: the model cannot be counted ({why})", stacklevel=2)
+            return None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """`verdicts` per image and the `bill` (FLOPs, seconds, energy; as in run.json), both kept in `folder`."""
+
+    folder: Path
+    verdicts: Verdicts
+    bill: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), **self.verdicts.summary(), "bill": self.bill}
+
+
+def benchmark(
+    candidate: Candidate,
+    specification: Specification,
+    *,
+    site: Site,
+    images: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+    out: Path | None = None,
+    restart: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Benchmark:
+    """Put a classifier through the ensemble on a test split and keep the verdicts; resumes what was begun.
+
+    `images`: the first n of the test split. `shard` = (i, n): the i-th of n contiguous parts, from 1; noise goes with
+    an image's row in the split, so shards give the verdicts of the whole. `restart` forgets what was begun. Raises
+    InputError; `store.Busy` where another process works in the folder.
+    """
+    device, dataset = resolve_device(site.device), candidate.dataset
+    if site.threads:
+        torch.set_num_threads(site.threads)
+    n = len(dataset.test.first(images))
+    i, parts = shard
+    if not 1 <= i <= parts <= n:
+        raise InputError(f"shard = {i}/{parts} of {n} images (allowed: 1/n to n/n, n at most the number of images)")
+    folder = out or _default_folder(candidate, specification, n, shard)
+    with (
+        _work_folder(folder, restart) as work,
+        open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts) as meter,
+        EnergyLog(work, meter) as energy,
+    ):
+        verdicts = evaluate_metered(
+            candidate.model,
+            specification,
+            dataset,
+            part_of(n, i - 1, parts),
+            folder=folder,
+            energy=energy,
+            device=device,
+            flops=lambda: candidate.flops,
+            progress=progress,
+        )
+        bill = _bill(verdicts, candidate.flops, energy.total("evaluation"))
+    with writing(folder):
+        write_json(folder / "bill.json", bill | {"environment": environment(device)})
+    return Benchmark(folder, verdicts, bill)
+
+
+def transfer(candidate: Candidate, examples: Path, *, site: Site, batch_size: int = 500) -> Replay:
+    """Show kept adversarial examples (examples.npz, or the evaluation's folder it is in) to another classifier."""
+    device, dataset = resolve_device(site.device), candidate.dataset
+    kept = Examples.load(examples / "examples.npz" if examples.is_dir() else examples)
+    if kept.x_adv.shape[1:] != dataset.image_shape or (len(kept) and int(kept.label.max()) >= dataset.classes):
+        shapes = f"images {kept.x_adv.shape[1:]}, not of {dataset.name} {dataset.image_shape}"
+        raise InputError(f"{str(examples)!r} holds {shapes}")
+    if isinstance(candidate.model, nn.Module):
+        candidate.model.to(device)
+    return replay(candidate.model, kept, batch_size=batch_size, device=device)
+
+
+def merge_shards(shards: Sequence[Path], out: Path | None) -> tuple[Verdicts, Path]:
+    """The shards' verdicts as one, and where it is written: `out`, or beside the first shard as `…-merged`."""
+    verdicts = merge([Verdicts.load(path) for path in shards])
+    target = out or shards[0].with_name(re.sub(r"-\d+of\d+$", "", shards[0].name) + "-merged")
+    with writing(target):
+        verdicts.save(target)
+    return verdicts, target
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/4` → (2, 4). Raises InputError."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match:
+        raise InputError(f"shard = {text!r} (allowed: i/n, e.g. 2/4)")
+    return int(match[1]), int(match[2])
+
+
+def _default_folder(candidate: Candidate, specification: Specification, n: int, shard: tuple[int, int]) -> Path:
+    attacks = specification.version
+    if specification.attacks is not None:
+        attacks = "+".join(str(member) for member in specification.members)
+    name = f"{Path(candidate.source).name}-{candidate.dataset.name}-{specification.threat}-{attacks}"
+    name += f"-{specification.seed}-n{n}"
+    name += f"-{shard[0]}of{shard[1]}" if shard[1] > 1 else ""
+    home = candidate.run.path / "evals" if candidate.run is not None else Path("evals")
+    return home / re.sub(r"[^\w.-]+", "-", name)
+
+
+@contextmanager
+def _work_folder(folder: Path, restart: bool) -> Iterator[WorkFolder]:
+    """Where the evaluation keeps what it resumes from, locked against other processes. An evaluation that is refused
+    before it begins leaves no folder behind."""
+    existed, work = folder.exists(), WorkFolder(folder / "state")
+    with writing(folder):
+        work.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with work.lock():
+            if restart:
+                for path in (work.path / STATE, *work.path.glob("*.json*")):
+                    path.unlink(missing_ok=True)
+            _adopt_bill(folder, work)
+            yield work
+    except InputError:
+        if not existed and not (work.path / STATE).exists():
+            shutil.rmtree(folder)
+        raise
+
+
+def _adopt_bill(folder: Path, work: WorkFolder) -> None:
+    """Evaluations that were begun before there was a log noted their energy in bill.json."""
+    if (work.path / STATE).exists() and (folder / "bill.json").exists() and not any(work.events("energy")):
+        energy = Energy.from_dict(json.loads((folder / "bill.json").read_text("utf-8"))["energy"])
+        work.log("energy", window="evaluation", interrupted=True, **energy.to_dict())
+
+
+def _bill(verdicts: Verdicts, counted: PassFlops | None, energy: Energy) -> dict[str, Any]:
+    if counted is None:
+        return {"energy": energy.to_dict(), "seconds": energy.seconds, "flops_how": "unknown"}
+    return stage_record(counted, verdicts.calls, energy)
