@@ -87,13 +87,13 @@ def torchattacks_peer(model: nn.Module, x: Tensor, y: Tensor, name: str, batch: 
     return torch.cat([attack(x[i : i + batch], y[i : i + batch]) for i in range(0, len(x), batch)])  # type: ignore[operator]
 
 
-def standing(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.cat([model(part) for part in x.split(128)]).argmax(1) == y  # type: ignore[no-untyped-call]
 
 
 def speed(args: argparse.Namespace) -> None:
-    """One attack a call: theirs and ours on the images that ours has left standing, the authors' first."""
+    """One attack a call: theirs and ours on the images that ours has not broken, the authors' first."""
     out = Path(args.out)
     done = json.loads(out.read_text()) if out.exists() else {"start": args.start, "n": args.images, "units": {}}
     name = next((a for a in ATTACKS if a not in done["units"]), None)
@@ -103,8 +103,8 @@ def speed(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     model = reference_model()
     x, y = reference_images(done["start"], done["n"])
-    alive = torch.tensor(done.get("alive", standing(model, x, y).nonzero().squeeze(1).tolist()))
-    x, y = x[alive], y[alive]
+    robust = torch.tensor(done.get("robust", correct(model, x, y).nonzero().squeeze(1).tolist()))
+    x, y = x[robust], y[robust]
     unit: dict[str, object] = {"images": len(x), "threads": args.threads}
     peers = {"pyautoattack": authors}
     if args.torchattacks:
@@ -112,7 +112,7 @@ def speed(args: argparse.Namespace) -> None:
     for peer, run in peers.items():
         began = time.perf_counter()
         x_adv = run(model, x.clone(), y.clone(), name, args.batch)
-        unit[peer] = {"seconds": time.perf_counter() - began, "left": int(standing(model, x_adv, y).sum())}
+        unit[peer] = {"seconds": time.perf_counter() - began, "left": int(correct(model, x_adv, y).sum())}
         print(name, peer, unit[peer], flush=True)
     for precision in ("bfloat16", "float32"):
         began = time.perf_counter()
@@ -122,7 +122,7 @@ def speed(args: argparse.Namespace) -> None:
             y,
             THREATS["linf"],
             attacks=[Member(name)],
-            index=alive,
+            index=robust,
             batch_size=args.batch,
             precision=precision,  # type: ignore[arg-type]
             checks=False,
@@ -139,9 +139,9 @@ def speed(args: argparse.Namespace) -> None:
             "whole": time.perf_counter() - began,
         }
         print(name, precision, unit[precision], flush=True)
-        keep = torch.from_numpy(np.flatnonzero(v.robust))
+        survivors = torch.from_numpy(np.flatnonzero(v.robust))
     done["units"][name] = unit
-    done["alive"] = alive[keep].tolist()
+    done["robust"] = robust[survivors].tolist()
     out.write_text(json.dumps(done, indent=1))
     if name == ATTACKS[-1]:
         summary(done)
@@ -178,8 +178,8 @@ def summary(done: dict) -> None:
 def agreement(args: argparse.Namespace) -> None:
     """Ours on the reference images, resumable; compared with the authors' verdicts. Stops itself after --minutes."""
     torch.set_num_threads(args.threads)
-    kept = json.loads((SHARED / f"reference/verdicts-{args.norm}.json").read_text())
-    theirs = np.array(kept["verdicts"])[: args.images]
+    reference = json.loads((SHARED / f"reference/verdicts-{args.norm}.json").read_text())
+    theirs = np.array(reference["verdicts"])[: args.images]
     x, y = reference_images(0, len(theirs))
     end = time.monotonic() + 60 * args.minutes
 
@@ -274,8 +274,8 @@ def growth(args: argparse.Namespace) -> None:
 def one_size(n: int, threads: int) -> None:
     torch.set_num_threads(threads)
     model, x, y, eps = trained(4)
-    where = torch.arange(n) % len(x)
-    x, y = x[where], y[where]
+    rows = torch.arange(n) % len(x)
+    x, y = x[rows], y[rows]
     quick = [
         Member("apgd-ce", steps=20),
         Member("apgd-t", steps=10),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robudget.attacks.geometry import within
 from robudget.errors import InputError
-from robudget.evaluation.state import begun_seed
+from robudget.evaluation.state import seed_of_state
 from robudget.interop.autoattack import AutoAttack
 
 
@@ -93,7 +93,7 @@ def test_individual_runs_every_attack_on_all_images(model, images):
     assert aa.attacks_to_run == ["apgd-ce", "fab-t"]
 
 
-def test_knobs_are_the_authors(model):
+def test_settings_are_the_authors(model):
     aa = fast(model)
     assert (aa.apgd.n_restarts, aa.fab.n_restarts, aa.apgd_targeted.n_restarts) == (1, 1, 1)
     assert (aa.apgd_targeted.n_target_classes, aa.fab.n_target_classes) == (9, 9)
@@ -144,7 +144,7 @@ def test_a_state_without_a_seed_keeps_the_one_it_was_begun_with(model, images, t
     assert torch.equal(first, again.run_standard_evaluation(*images, bs=40, state_path=tmp_path / "state"))
     assert again.verdicts.about["seed"] != 12345
     fast(model, seed=None).run_standard_evaluation(*images, bs=40, state_path=tmp_path / "new")
-    assert begun_seed(tmp_path / "new") == 12345
+    assert seed_of_state(tmp_path / "new") == 12345
 
 
 def test_a_state_of_the_authors_is_refused(model, images, tmp_path):
@@ -208,10 +208,10 @@ def test_rand_takes_expectations(model, images):
     assert spent["apgd-dlr"].backward >= 20 * 101 * aa.verdicts.robust.sum() > 0
 
 
-def test_a_knob_that_nothing_reads_is_refused(model):
+def test_a_setting_that_nothing_reads_is_refused(model):
     with pytest.raises(InputError, match="did you mean 'n_iter'"):
         fast(model).fab.n_iters = 3
-    with pytest.raises(InputError, match="unknown knob 'eta'"):
+    with pytest.raises(InputError, match="unknown setting 'eta'"):
         fast(model).fab.eta = 1.1
 
 

@@ -221,13 +221,13 @@ def drive(
         for _ in range(attack.stride):
             attack.step(state)
         image, x_adv = _verify_claims(state, out, threat, verify, exhaust)
-        gone = state.done
-        if bool(gone.any()):
-            ended = state.image[gone]
-            out.worst.scatter_reduce_(0, ended, state.worst[gone], "amin")
-            left.scatter_add_(0, ended, torch.full_like(ended, -1))
-            out.finished[ended] = out.broken[ended] | (left[ended] <= 0)
-            state.keep(~gone)
+        done = state.done
+        if bool(done.any()):
+            at = state.image[done]
+            out.worst.scatter_reduce_(0, at, state.worst[done], "amin")
+            left.scatter_add_(0, at, torch.full_like(at, -1))
+            out.finished[at] = out.broken[at] | (left[at] <= 0)
+            state.keep(~done)
         yield Report(out, first - len(state), len(rows), int(state.it.sum()), image, x_adv)
 
 

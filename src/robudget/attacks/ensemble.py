@@ -102,8 +102,8 @@ class Member:
         """The passes for an image that survives this attack, against a model with so many classes.
 
         APGD and PGD evaluate each iterate and the start (of each of its three phases where `large_eps` applies); FAB
-        linearises and then looks where it came to; Square asks once for its start and once per query. What Square asks
-        beyond that, because it proposes several queries at a time, is not in it.
+        linearises and then evaluates the point it moves to; Square evaluates its start and every query. What Square
+        evaluates in vain, because it proposes several queries at a time, is not counted.
         """
         member, _ = fit_to_classes(self, classes)
         rows = member.restarts * (member.targets if member.targeted else 1)

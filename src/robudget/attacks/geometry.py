@@ -140,8 +140,8 @@ def l1_project(x_adv: Tensor, x: Tensor, eps: Radius) -> Tensor:
     excess = norm.gather(1, at).squeeze(1) - radius
     cut = kinks.gather(1, at).squeeze(1) + excess / slope.gather(1, at).squeeze(1).clamp(min=1)
     cut = torch.where(above < 0, torch.zeros_like(cut), cut).unsqueeze(1)
-    kept = torch.minimum((size - cut).clamp_(min=0), room)
-    return (centre + delta.sign() * kept).clamp_(0, 1).view_as(x)
+    length = torch.minimum((size - cut).clamp_(min=0), room)
+    return (centre + delta.sign() * length).clamp_(0, 1).view_as(x)
 
 
 def _l1_surface(x: Tensor, noise: Tensor, eps: Radius) -> Tensor:

@@ -58,8 +58,8 @@ def dlr_targeted(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
 
 def difference(logits: Tensor, label: Tensor, target: Tensor) -> Tensor:
     """z_t − z_y, whose zero is the decision boundary that FAB-T projects onto."""
-    chosen = logits.gather(1, torch.stack((target, label), dim=1))
-    return chosen[:, 0] - chosen[:, 1]
+    pair = logits.gather(1, torch.stack((target, label), dim=1))
+    return pair[:, 0] - pair[:, 1]
 
 
 OBJECTIVES: dict[str, Objective] = {

@@ -68,13 +68,13 @@ def check_mode(model: Model) -> list[Finding]:
                 "Call model.eval(), and check that the reported clean accuracy is the one you know.",
             )
         )
-    loose = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
-    if loose:
+    unfixed = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
+    if unfixed:
         findings.append(
             Finding(
                 "batch-statistics",
                 "BatchNorm layers keep no running statistics, so an image's answer depends on its batch",
-                {"layers": len(loose), "first": loose[0]},
+                {"layers": len(unfixed), "first": unfixed[0]},
                 "Use running statistics (track_running_stats=True) or a norm that looks at one image.",
             )
         )
@@ -123,7 +123,7 @@ def few_classes(classes: int, note: str) -> Finding:
         "few-classes",
         note,
         {"classes": classes},
-        "With so few classes cross-entropy does what DLR would do; nothing to mend.",
+        "With so few classes cross-entropy does what DLR would do; there is nothing to change.",
     )
 
 

@@ -335,9 +335,9 @@ class _Evaluation:
     def _attack(self, stage: Stage, images: Tensor, later: Sequence[Stage], account: Account) -> None:
         state = self.state
         # On resume, what the stage had finished for an image stays finished; the rest of it is done from its start.
-        begun = state.finished[images.numpy()]
-        left = images[torch.from_numpy(~begun)].to(self.images.device)
-        robust, resumed, saved = int(state.robust.sum()), int(begun.sum()), 0
+        before = state.finished[images.numpy()]
+        left = images[torch.from_numpy(~before)].to(self.images.device)
+        robust, resumed, saved = int(state.robust.sum()), int(before.sum()), 0
         tell = functools.partial(self.estimate.tell, stage, later, state.spent, images=len(images))
         for report in self._reports(stage, left) if len(left) else ():
             outcome = report.outcome

@@ -98,13 +98,13 @@ def replay(
     device: torch.device | str = "cpu",
 ) -> Replay:
     """Show `examples` (or the file they are in) to a model, which lies on `device`, and see which it gets wrong."""
-    kept = examples if isinstance(examples, Examples) else Examples.load(examples)
-    x, y = torch.from_numpy(kept.x_adv), torch.from_numpy(kept.label)
-    fooled = np.zeros(len(kept), dtype=bool)
+    examples = examples if isinstance(examples, Examples) else Examples.load(examples)
+    x, y = torch.from_numpy(examples.x_adv), torch.from_numpy(examples.label)
+    fooled = np.zeros(len(examples), dtype=bool)
     with frozen(model):
         victim = Victim(model, most=batch_size)
-        for first in range(0, len(kept), batch_size):
+        for first in range(0, len(examples), batch_size):
             part = slice(first, first + batch_size)
             wrong = victim.logits(x[part].to(device)).argmax(1).cpu() != y[part]
             fooled[part] = wrong.numpy()
-    return Replay(kept, fooled)
+    return Replay(examples, fooled)

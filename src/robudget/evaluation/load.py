@@ -87,13 +87,13 @@ def _robustbench(name: str) -> Callable[[Tensor], Tensor]:
 def _function(source: str) -> Callable[[Tensor], Tensor]:
     where, _, name = source.rpartition(":")
     module = _module(where)
-    made = getattr(module, name, None)
-    if made is None:
+    value = getattr(module, name, None)
+    if value is None:
         raise unknown(f"function in {where}", name, [n for n in dir(module) if not n.startswith("_")])
-    if not callable(made):
-        raise InputError(f"{source} is {type(made).__name__} (allowed: a module, or a function that returns one)")
+    if not callable(value):
+        raise InputError(f"{source} is {type(value).__name__} (allowed: a module, or a function that returns one)")
     try:
-        classifier: Any = made if isinstance(made, nn.Module) else made()
+        classifier: Any = value if isinstance(value, nn.Module) else value()
     except TypeError as error:
         raise InputError(f"{source} cannot be called without arguments: {error}") from None
     if not callable(classifier):

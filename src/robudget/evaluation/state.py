@@ -33,7 +33,7 @@ ROBUST = "robust"
 TELL_EVERY_SECONDS = 0.2  # at least, between two reports of progress
 
 
-# -- what has been found -----------------------------------------------------------------------------------------------
+# -- the verdicts so far ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -160,7 +160,7 @@ class State:
         return cls(**arrays, spent=spent, notes=about["notes"], examples=examples if about["keeps"] else None)
 
 
-def begun_seed(folder: Path) -> int | None:
+def seed_of_state(folder: Path) -> int | None:
     """The seed of the evaluation whose state is in `folder`; None where there is none."""
     if not (folder / FILE).exists():
         return None

@@ -238,11 +238,11 @@ class Verdicts:
             frame = pd.read_parquet(path / "verdicts.parquet")
         except (OSError, json.JSONDecodeError) as error:
             raise InputError(f"cannot read an evaluation from {str(path)!r}: {error}") from None
-        known = {f.name for f in fields(Spent)}
+        names = {f.name for f in fields(Spent)}
         return cls(
             frame=frame,
             threat=Threat(data["norm"], data["eps"]),
-            spent=[Spent(**{k: v for k, v in item.items() if k in known}) for item in data["spent"]],
+            spent=[Spent(**{k: v for k, v in item.items() if k in names}) for item in data["spent"]],
             findings=[Finding(**item) for item in data["findings"]],
             about=data["about"],
             examples=Examples.load(path / "examples.npz") if (path / "examples.npz").exists() else None,
@@ -334,7 +334,7 @@ def page(verdicts: Verdicts) -> str:
         "",
     ]
     if not v.findings:
-        lines.append("Checks: nothing was found that speaks against these numbers.")
+        lines.append("Checks: no finding.")
     else:
         lines.append(f"Checks: {len(v.findings)} finding{'s' if len(v.findings) > 1 else ''}")
         for finding in v.findings:

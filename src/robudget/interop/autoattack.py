@@ -21,7 +21,7 @@ from robudget.attacks.victim import Model, Victim, frozen
 from robudget.errors import InputError, unknown
 from robudget.evaluation.evaluator import evaluate
 from robudget.evaluation.specification import Precision
-from robudget.evaluation.state import begun_seed
+from robudget.evaluation.state import seed_of_state
 from robudget.evaluation.verdicts import Verdicts
 from robudget.threat import Threat
 
@@ -31,7 +31,7 @@ VERSIONS = ("standard", "plus", "rand", "custom")
 
 @dataclass
 class Settings:
-    """The knobs of one attack, under the authors' names."""
+    """The settings of one attack, under the authors' names."""
 
     n_restarts: int = 1
     n_iter: int = 100
@@ -42,17 +42,17 @@ class Settings:
     p_init: float = 0.8
 
     def __setattr__(self, name: str, value: object) -> None:
-        # A knob that nothing reads would look as if it had been obeyed.
+        # A setting that nothing reads would seem to have an effect.
         if name not in {f.name for f in fields(self)}:
-            raise unknown("knob", name, [f.name for f in fields(self)])
+            raise unknown("setting", name, [f.name for f in fields(self)])
         super().__setattr__(name, value)
 
 
 class AutoAttack:
     """The authors' class. `.apgd`, `.apgd_targeted`, `.fab` and `.square` may be changed before a run.
 
-    `version` standard, plus or rand sets attacks and knobs; custom keeps `attacks_to_run` and the authors' defaults (5
-    restarts for APGD and FAB). `seed` None: the clock. `precision` is ours: what the attacks compute in.
+    `version` standard, plus or rand sets attacks and settings; custom keeps `attacks_to_run` and the authors' defaults
+    (5 restarts for APGD and FAB). `seed` None: the clock. `precision` is ours: what the attacks compute in.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class AutoAttack:
             raise unknown("version", version, VERSIONS)
         if is_tf_model:
             raise InputError("is_tf_model = True (allowed: False; TensorFlow models are not supported)")
-        chosen = list(attacks if attacks is not None else attacks_to_run)
-        if chosen and version != "custom":
-            raise InputError(f"attacks_to_run = {chosen} with version = {version!r} (allowed: with version='custom')")
+        names = list(attacks if attacks is not None else attacks_to_run)
+        if names and version != "custom":
+            raise InputError(f"attacks_to_run = {names} with version = {version!r} (allowed: with version='custom')")
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device = {str(device)!r}, but there is no CUDA GPU (allowed here: device='cpu')")
         self.model, self.norm, self.epsilon, self.seed = model, norm, eps, seed
@@ -89,44 +89,44 @@ class AutoAttack:
         self.apgd_targeted = Settings()
         self.fab = Settings(n_restarts=5)
         self.square = Settings()
-        self.attacks_to_run = chosen
+        self.attacks_to_run = names
         self.version = version
         self.verdicts: Verdicts | None = None
         if version != "custom":
             self.set_version(version)
 
     def set_version(self, version: str = "standard") -> None:
-        """Attacks and knobs of a published version."""
+        """Attacks and settings of a published version."""
         members = ensemble(version, Threat(NORMS[self.norm], 0).norm)  # type: ignore[arg-type]
         self.version = version
         self.attacks_to_run = [member.name for member in members]
         for member in members:
-            knobs = self._knobs(member.name)
-            knobs.n_restarts, knobs.eot_iter = member.restarts, member.eot
-            knobs.use_largereps, knobs.n_target_classes = member.large_eps, member.targets
+            settings = self._settings(member.name)
+            settings.n_restarts, settings.eot_iter = member.restarts, member.eot
+            settings.use_largereps, settings.n_target_classes = member.large_eps, member.targets
         if version == "plus":
-            # `fab` and `fab-t` share their knobs in the authors' class, and fab-t always runs once.
+            # `fab` and `fab-t` share their settings in the authors' class, and fab-t always runs once.
             self.fab.n_restarts = 5
 
-    def _knobs(self, name: str) -> Settings:
+    def _settings(self, name: str) -> Settings:
         if name == "apgd-t":
             return self.apgd_targeted
         return {"apgd": self.apgd, "fab": self.fab, "square": self.square}[name.split("-")[0]]
 
     def members(self) -> list[Member]:
-        """The attacks as they will run, with the knobs as they are now."""
+        """The attacks as they will run, with the settings as they are now."""
         out = []
         for name in self.attacks_to_run:
-            knobs = self._knobs(Member(name).name)
+            settings = self._settings(Member(name).name)
             out.append(
                 Member(
                     name,
-                    restarts=1 if name == "fab-t" else knobs.n_restarts,
-                    targets=knobs.n_target_classes,
-                    steps=knobs.n_queries if name == "square" else knobs.n_iter,
-                    eot=knobs.eot_iter,
-                    large_eps=knobs.use_largereps,
-                    p=knobs.p_init,
+                    restarts=1 if name == "fab-t" else settings.n_restarts,
+                    targets=settings.n_target_classes,
+                    steps=settings.n_queries if name == "square" else settings.n_iter,
+                    eot=settings.eot_iter,
+                    large_eps=settings.use_largereps,
+                    p=settings.p_init,
                 )
             )
         return out
@@ -175,11 +175,11 @@ class AutoAttack:
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
         """The fraction classified correctly."""
         accuracy = float((self._predict(x_orig, bs) == y_orig).float().mean())
-        self._say(f"clean accuracy: {accuracy:.2%}")
+        self._log(f"clean accuracy: {accuracy:.2%}")
         return accuracy
 
     def _run(self, x: Tensor, y: Tensor, size: int, members: list[Member], state_path: str | Path | None) -> Tensor:
-        self._say(f"using {self.version} version including {', '.join(member.name for member in members)}.")
+        self._log(f"using {self.version} version including {', '.join(member.name for member in members)}.")
         verdicts = evaluate(
             self.model,
             x,
@@ -199,25 +199,25 @@ class AutoAttack:
             seconds += item.seconds
             if item.attack in left:
                 what = "initial accuracy" if item.attack == "clean" else f"robust accuracy after {item.attack.upper()}"
-                self._say(f"{what}: {left[item.attack]:.2%} (total time {seconds:.1f} s)")
+                self._log(f"{what}: {left[item.attack]:.2%} (total time {seconds:.1f} s)")
         for finding in verdicts.findings:
-            self._say(f"Warning: {finding.message} [{finding.name}]. {finding.advice}")
-        self._say(f"robust accuracy: {verdicts.robust_accuracy:.2%}")
+            self._log(f"Warning: {finding.message} [{finding.name}]. {finding.advice}")
+        self._log(f"robust accuracy: {verdicts.robust_accuracy:.2%}")
         x_adv = x.clone()
-        kept = verdicts.examples
-        assert kept is not None
-        x_adv[torch.from_numpy(kept.index).to(x.device)] = torch.from_numpy(kept.x_adv).to(x.device)
+        examples = verdicts.examples
+        assert examples is not None
+        x_adv[torch.from_numpy(examples.index).to(x.device)] = torch.from_numpy(examples.x_adv).to(x.device)
         return x_adv
 
     def _seed(self, state_path: str | Path | None) -> int:
-        """`seed`; where that is None, the one that the state was begun with, else the clock."""
+        """`seed`; where that is None, that of the state, else the clock."""
         if state_path is None:
             return self.get_seed()
         folder = Path(state_path)
         if folder.is_file():
             raise InputError(f"state_path = {str(folder)!r} is a file (allowed: a folder, new or of an earlier run)")
-        begun = begun_seed(folder) if self.seed is None else None
-        return self.get_seed() if begun is None else begun
+        seed = seed_of_state(folder) if self.seed is None else None
+        return self.get_seed() if seed is None else seed
 
     def _predict(self, x: Tensor, size: int) -> Tensor:
         with frozen(self.model):
@@ -225,7 +225,7 @@ class AutoAttack:
             parts = range(0, len(x), size)
             return torch.cat([victim.logits(x[i : i + size].to(self.device)).argmax(1) for i in parts]).to(x.device)
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         if self.verbose:
             print(text)
         if self.log_path is not None:
