@@ -225,9 +225,9 @@ class Recipe(_Part):
 
     def changes(self) -> dict[str, Any]:
         """Dotted key → value of every field that differs from the default; the schema number is always in it."""
-        mine, default = dict(_leaves(self.to_dict())), dict(_leaves(Recipe().to_dict()))
+        fields, default = dict(_leaves(self.to_dict())), dict(_leaves(Recipe().to_dict()))
         return {"schema": self.schema_} | {
-            key: value for key, value in mine.items() if key not in default or value != default[key]
+            key: value for key, value in fields.items() if key not in default or value != default[key]
         }
 
     @cached_property

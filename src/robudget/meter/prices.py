@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from robudget.config import Number, Record, load_yaml
+from robudget.config import Number, Record, is_yaml, load_yaml, read_file
 from robudget.errors import InputError, unknown
 
 
@@ -39,13 +39,10 @@ class Prices(Record):
         """`paper`; a region of CodeCarbon's tables (`FRA`, `california`, `europe-west9`: its carbon intensity, carbon
         with PUE, else the paper's figures); or a YAML file with fields of `Prices`, over those of its `region` if it
         names one. Raises InputError, with the nearest name."""
-        path = Path(source)
-        if path.suffix not in (".yaml", ".yml"):
+        if not is_yaml(source):
             return cls() if str(source).lower() == "paper" else cls.of_region(str(source))
-        try:
-            data = load_yaml(path.read_text("utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read prices {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+        path = Path(source)
+        data = load_yaml(read_file("prices", path), str(path))
         known = [*cls.model_fields, "region"]
         for key in data:
             if key not in known:
