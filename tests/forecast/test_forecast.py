@@ -9,7 +9,7 @@ from robudget.data import load, names
 from robudget.datasets import PUBLISHED, Sizes, sizes_of
 from robudget.errors import InputError
 from robudget.forecast.forecast import Forecast, forecast, forecast_study, total
-from robudget.forecast.passes import evaluation_passes, training_passes
+from robudget.forecast.passes import evaluation_passes, training_passes, weight
 from robudget.meter.prices import Prices
 from robudget.recipe import Recipe
 from robudget.sweep.study import Study
@@ -59,6 +59,17 @@ def test_an_evaluation_costs_what_the_specification_says_of_survivors() -> None:
     assert calls["fab-t_forward"] == 2 * calls["fab-t_backward"] == 5000 * 9 * 200
     assert calls["square_forward"] == 5000 * 5001
     assert evaluation_passes(recipe, sizes, clean=0.9, robust=0.0).keys() == calls.keys()
+
+
+def test_the_weight_of_a_recipe_grows_with_its_work_and_refuses_nothing() -> None:
+    recipe = Recipe.load("paper")
+    longer = [{"craft.steps": 20}, {"epochs": 500}, {"model.name": "wrn-34-20"}, {"loss": "trades"}]
+    assert all(weight(recipe.with_(change)) > weight(recipe) for change in longer)
+    # The exact FLOPs of the forecast, which builds the model, but for the first layer and what small models wait for.
+    plan = forecast(recipe, device="a100")
+    assert weight(recipe) == pytest.approx(plan.train_flops_exact + plan.eval_flops_exact.likely, rel=0.01)
+    for name in ("resnet18", "wrn-11-1", "wrn-4-1"):  # not a WideResNet, and depths that a run will refuse
+        assert weight(recipe.with_({"model.name": name})) > 0
 
 
 def test_the_papers_longest_run_takes_more_than_16_days_on_four_v100() -> None:
