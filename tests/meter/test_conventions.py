@@ -72,7 +72,7 @@ def test_bad_input() -> None:
 
 
 def test_arithmetic_prices_and_devices_need_no_torch() -> None:
-    modules = ("conventions", "prices", "devices", "energy", "grid", "counters", "replay")
+    modules = ("conventions", "prices", "devices", "energy", "counters", "replay")
     lines = [f"import robudget.meter.{name}" for name in modules]
     code = "; ".join([*lines, "import sys; assert 'torch' not in sys.modules"])
     subprocess.run([sys.executable, "-c", code], check=True)
