@@ -142,6 +142,7 @@ def test_where_a_run_happens_is_not_in_the_recipe() -> None:
     site, rest = Site.take({"data.root": "/somewhere", "threads": 1, "craft.steps": 5})
     assert site == Site(data_root="/somewhere", threads=1)
     assert rest == {"craft.steps": 5}
+    assert Site.take({"data.root": "~/cifar10"})[0].data_root == os.path.expanduser("~/cifar10")
     assert not set(keys()) & {"data.root", "device", "threads"}
     with pytest.raises(InputError, match=r"did you mean 'data\.root'"):
         Site.take({"data.rot": "x"})

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from robudget.config import Record
 from robudget.errors import InputError, nearest
 from robudget.recipe import keys as recipe_keys
+
+# No shell expands the tilde of `data.root=~/cifar10`.
+_Path = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 def first_process() -> bool:
@@ -30,9 +33,9 @@ class Site(Record):
     InputError for a value that is not allowed.
     """
 
-    data_root: str | None = Field(None, title="data.root", description="a path")
-    synthetic_root: str | None = Field(None, title="synthetic.root", description="a path")
-    teacher: str | None = Field(None, title="synthetic.teacher", description="a path")
+    data_root: _Path | None = Field(None, title="data.root", description="a path")
+    synthetic_root: _Path | None = Field(None, title="synthetic.root", description="a path")
+    teacher: _Path | None = Field(None, title="synthetic.teacher", description="a path")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int = Field(0, ge=0, description="a whole number, 0 = all cores")
     checkpointing: bool = Field(False, description="true, false")
