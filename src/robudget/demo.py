@@ -45,19 +45,6 @@ class DemoResult:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @property
-    def text(self) -> str:
-        """The four things a newcomer wants to see."""
-        return (
-            f"law     {self.law}\n"
-            f"        {self.formula}\n"
-            f"        {self.trust}\n"
-            f"best    {self.best}\n"
-            f"spent   {self.seconds:.0f} s of work in {self.runs} runs, {self.wh:.3g} Wh, "
-            f"{self.co2_g:.3g} g CO2e ({self.how})\n"
-            f"report  {self.report}"
-        )
-
 
 def demo(
     out: Path | str = "demo",
@@ -65,7 +52,6 @@ def demo(
     study: str = STUDY,
     workers: int = 0,
     watch: Callable[[SweepState], None] = lambda state: None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> DemoResult:
     """Run the study into `out`/runs (skipping what is done), fit its laws and write `out`/report.html.
 
@@ -87,7 +73,6 @@ def demo(
     seal = out / "demo.json"
     if (before := _sealed(seal, contents)) is not None:
         return before
-    say("fitting laws and drawing the report…")
     table = load_runs(home.root)
     table = table[table.run_id.isin({recipe.id for recipe in chosen.recipes})].reset_index(drop=True)
     with writing(out):

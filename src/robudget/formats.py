@@ -76,11 +76,25 @@ def amount(value: float | None, unit: str) -> str:
         return percent(value)
     if unit == "$":
         return dollars(value)
-    if unit not in _SCALES:
-        return f"{number(value)} FLOP" if unit == "FLOP" else number(value)
-    steps = _SCALES[unit]
-    size, name = max((step for step in steps if abs(value) >= step[0]), default=steps[0])
+    size, name = _multiple(value, unit)
     return f"{number(float(value) / size)} {name}".strip()
+
+
+def amount_range(value: float | None, low: float | None, high: float | None, unit: str, digits: int = 3) -> str:
+    """A value with its range, all three in the multiple of the unit that suits the value: `13.0 h [10.3 to 20.6]`;
+    without a range the `amount`."""
+    if value is None or low is None or high is None or not known(float(value)):
+        return amount(value, unit)
+    size, name = _multiple(value, unit)
+    middle, *ends = (number(float(v) / size, digits) for v in (value, low, high))
+    middle = f"{name}{middle}" if unit == "$" else f"{middle} {name}".strip()
+    return f"{middle} [{ends[0]} to {ends[1]}]"
+
+
+def _multiple(value: float, unit: str) -> tuple[float, str]:
+    """The size and the name of the largest multiple of a unit that is at most the value; the smallest for less."""
+    steps = _SCALES.get(unit, ((1, unit if unit in ("FLOP", "$") else ""),))
+    return max((step for step in steps if abs(value) >= step[0]), default=steps[0])
 
 
 def word(value: object) -> str:

@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from robudget.analysis import analyse
-from robudget.cli.view import laws as terminal_laws
-from robudget.cli.view import plan as terminal_plan
+from robudget.cli.view.laws import fit_text, plan_text, reach_line
 from robudget.planning import plan
 from robudget.prediction import Predictor
 
@@ -50,7 +49,7 @@ def predictor(table: pd.DataFrame) -> Predictor:
 
 def test_fit_says_what_the_headline_is_worth(table: pd.DataFrame) -> None:
     found = analyse(table, resamples=50, predict=False)
-    text = text_of(terminal_laws.analysis(found))
+    text = text_of(fit_text(found))
     for line in (found.law.sentence(), found.counts.sentence(), *found.trust):
         assert line in text
     assert "hidden RMSE" in text
@@ -61,16 +60,16 @@ def test_fit_says_what_the_headline_is_worth(table: pd.DataFrame) -> None:
 def test_targets_in_words(table: pd.DataFrame) -> None:
     found = analyse(table, resamples=50, predict=False)
     reach = dataclasses.replace(found.law.cost_at(45), value=2e13, low=1e13, high=math.inf, decades=0.5)
-    assert terminal_laws.reach_line(reach) == (
+    assert reach_line(reach) == (
         "45.0% needs 2.00×10¹³ FLOP (95%: 1.00×10¹³ FLOP to unreachable), 0.5 decades beyond the runs"
     )
     never = dataclasses.replace(reach, value=math.inf, p_unreachable=0.9)
-    assert terminal_laws.reach_line(never) == "45.0%: unreachable (90% of the resampled laws)"
+    assert reach_line(never) == "45.0%: unreachable (90% of the resampled laws)"
 
 
 def test_a_plan_prices_everything(table: pd.DataFrame, predictor: Predictor) -> None:
     made = plan(table, budget="1e13flops", predictor=predictor)
-    text = text_of(terminal_plan.plan(made))
+    text = text_of(plan_text(made))
     best = made.options[0]
     assert f"What to train for 1e13flops ({made.n_candidates} candidates; 90% intervals)" in text
     assert f"{best.nearest[0][0]} {best.nearest[0][1]:.1f}%" in text
@@ -78,13 +77,13 @@ def test_a_plan_prices_everything(table: pd.DataFrame, predictor: Predictor) -> 
         assert name in text
     assert made.next_point is not None
     assert "the next point, more" in text
-    assert "Bought with compute alone (a point more than the best run" in text
+    assert "Reached by more compute alone (a point more than the best run" in text
     assert "no synthetic data" in text or "synthetic data" in text
 
 
 def test_a_plan_that_nothing_reaches(table: pd.DataFrame, predictor: Predictor) -> None:
     made = plan(table, target=95, predictor=predictor)
-    text = text_of(terminal_plan.plan(made))
+    text = text_of(plan_text(made))
     assert "The nearest to it: " in text
     assert "No recipe of these is predicted a point better." in text
     assert "no recipe made of the table's choices is predicted to reach 95%" in text
@@ -92,5 +91,5 @@ def test_a_plan_that_nothing_reaches(table: pd.DataFrame, predictor: Predictor) 
 
 
 def test_the_chance_of_reaching_a_target_is_shown(table: pd.DataFrame, predictor: Predictor) -> None:
-    text = text_of(terminal_plan.plan(plan(table, target=42, predictor=predictor)))
+    text = text_of(plan_text(plan(table, target=42, predictor=predictor)))
     assert "P(reach)" in text

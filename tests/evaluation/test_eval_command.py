@@ -136,13 +136,13 @@ def test_mistakes_are_one_line_and_leave_nothing(robudget_eval: Run, args: list[
 
 
 def test_ctrl_c_says_how_to_go_on(robudget_eval: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from robudget.cli.view import terminal
+    from robudget.cli.view.progress import EvaluationDisplay
 
     def interrupt(self: object, now: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(terminal.EvaluationDisplay, "update", interrupt)
+        patched.setattr(EvaluationDisplay, "update", interrupt)
         code, _, err = robudget_eval("network.py:load", *QUICK, "--samples", "30")
     assert code == 130
     assert "the same command goes on" in err

@@ -54,7 +54,8 @@ def evaluate(
     """Attack any classifier with the standard ensemble: a verdict per image, intervals, checks, the bill. Resumes."""
     from robudget.benchmark import Candidate, benchmark, merge_shards, parse_shard
     from robudget.benchmark import transfer as transfer_examples
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import show
+    from robudget.cli.view.progress import EvaluationDisplay
     from robudget.evaluation.specification import Specification
     from robudget.evaluation.verdicts import page
     from robudget.execution import Site
@@ -62,10 +63,7 @@ def evaluate(
 
     if merge:
         verdicts, folder = merge_shards([Path(source) for source in sources], out)
-        if json:
-            terminal.print_json({"folder": str(folder), **verdicts.summary()})
-        else:
-            terminal.out.print(f"{page(verdicts)}\n{folder}", soft_wrap=True, markup=False)
+        show(json, lambda: {"folder": str(folder), **verdicts.summary()}, lambda: f"{page(verdicts)}\n{folder}")
         return
     if len(sources) > 1:
         raise InputError(
@@ -79,10 +77,7 @@ def evaluate(
     candidate = Candidate.load(source, dataset=data, model=model, site=site)
     if transfer is not None:
         replay = transfer_examples(candidate, transfer, batch_size=batch_size, site=site)
-        if json:
-            terminal.print_json({"examples": str(transfer), **replay.to_dict()})
-        else:
-            terminal.out.print(f"{transfer}: {replay}", soft_wrap=True, markup=False)
+        show(json, lambda: {"examples": str(transfer), **replay.to_dict()}, lambda: f"{transfer}: {replay}")
         return
     threat = candidate.threat if eps is None else Threat(norm or "linf", eps)  # type: ignore[arg-type]
     specification = Specification(
@@ -94,7 +89,7 @@ def evaluate(
         precision,  # type: ignore[arg-type]
         examples=examples,
     )
-    with terminal.EvaluationDisplay(Path(source).name) as display:
+    with EvaluationDisplay(Path(source).name) as display:
         result = benchmark(
             candidate,
             specification,
@@ -105,7 +100,4 @@ def evaluate(
             site=site,
             progress=display.update,
         )
-    if json:
-        terminal.print_json(result.to_dict())
-    else:
-        terminal.out.print(f"{page(result.verdicts)}\n{result.folder}", soft_wrap=True, markup=False)
+    show(json, result.to_dict, lambda: f"{page(result.verdicts)}\n{result.folder}")

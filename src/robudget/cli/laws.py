@@ -38,8 +38,8 @@ def fit(
 ) -> None:
     """Laws of robustness against compute: envelope, forms, intervals, hold-outs, effects of each choice."""
     from robudget.analysis import analyse
-    from robudget.cli.view import laws as terminal_laws
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import show
+    from robudget.cli.view.laws import fit_text
     from robudget.config import parse_overrides
     from robudget.laws.envelope import How
     from robudget.laws.forms import FormName
@@ -55,10 +55,7 @@ def fit(
         how=cast(How | None, how),
         predict=not no_predict,
     )
-    if json:
-        terminal.print_json(analysis.to_dict())
-    else:
-        terminal.out.print(terminal_laws.analysis(analysis))
+    show(json, analysis.to_dict, lambda: fit_text(analysis))
 
 
 @app.command()
@@ -70,8 +67,8 @@ def predict(
     json: AsJson = False,
 ) -> None:
     """A recipe's robust accuracy before it is trained, with its interval, P(collapse) and the nearest real runs."""
-    from robudget.cli.view import laws as terminal_laws
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import show
+    from robudget.cli.view.laws import prediction_text
     from robudget.config import parse_overrides
     from robudget.prediction import Predictor
     from robudget.recipe import Recipe
@@ -81,10 +78,7 @@ def predict(
     chosen = Recipe.load(recipe, parse_overrides(overrides or []))
     seen = select_rows(read_table(table), parse_overrides(where or []))
     prediction = Predictor.fit(seen).predict([chosen])[0]
-    if json:
-        terminal.print_json(prediction.to_dict())
-    else:
-        terminal.out.print(terminal_laws.prediction(chosen.slug, prediction))
+    show(json, prediction.to_dict, lambda: prediction_text(chosen.slug, prediction))
 
 
 @app.command()
@@ -105,8 +99,8 @@ def plan(
     json: AsJson = False,
 ) -> None:
     """What to train for a budget, or the cheapest way to a target, with risk and the price of the next point."""
-    from robudget.cli.view import plan as terminal_plan
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import show
+    from robudget.cli.view.laws import plan_text
     from robudget.config import parse_overrides
     from robudget.planning import plan as make_plan
     from robudget.planning.budget import column_of
@@ -114,7 +108,7 @@ def plan(
     from robudget.tables import read_table
     from robudget.tables.usable import select_rows
 
-    made = make_plan(
+    result = make_plan(
         select_rows(read_table(table), parse_overrides(where or [])),
         budget=budget,
         target=target,
@@ -122,10 +116,7 @@ def plan(
         column=column_of(count_in) if count_in else None,
         choose=parse_overrides(choices or []),
     )
-    if json:
-        terminal.print_json(made.to_dict())
-    else:
-        terminal.out.print(terminal_plan.plan(made))
+    show(json, result.to_dict, lambda: plan_text(result))
 
 
 @app.command()
@@ -138,7 +129,7 @@ def report(
 ) -> None:
     """One offline interactive page and the paper's figures."""
     from robudget.analysis import analyse
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import out as console
     from robudget.config import parse_overrides
     from robudget.report import write
     from robudget.tables import read_table
@@ -146,4 +137,5 @@ def report(
 
     frame = select_rows(read_table(table), parse_overrides(where or []))
     others = read_table(robustbench) if robustbench else None
-    terminal.out.print(str(write(frame, analyse(frame), out, title=title, others=others)))
+    page = write(frame, analyse(frame), out, title=title, others=others)
+    console.print(str(page), soft_wrap=True, markup=False)

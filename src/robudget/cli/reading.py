@@ -17,17 +17,13 @@ def runs(
     json: AsJson = False,
 ) -> None:
     """The leaderboard of a folder of runs: accuracy with its interval, FLOPs, energy, cost."""
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import show
+    from robudget.cli.view.runs import leaderboard
     from robudget.meter.prices import Prices as PriceList
     from robudget.tables.read import load_runs
 
     table = load_runs(store, prices=PriceList.load(prices) if prices else None)
-    if json:
-        terminal.print_json(table)
-    elif table.empty:
-        terminal.out.print(f"no finished runs in {store!r} yet")
-    else:
-        terminal.out.print(terminal.leaderboard(table))
+    show(json, lambda: table, lambda: f"no finished runs in {store!r} yet" if table.empty else leaderboard(table))
 
 
 @app.command()
@@ -36,7 +32,7 @@ def study(
     json: AsJson = False,
 ) -> None:
     """List the studies that ship with robudget, or show one."""
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import TextTable, show
     from robudget.config import named
     from robudget.sweep.study import Study
 
@@ -45,10 +41,7 @@ def study(
         {"study": s.name, "runs": str(len(s.recipes)), "axes": " × ".join(s.axes), "question": s.question}
         for s in studies
     ]
-    if json:
-        terminal.print_json(rows)
-    else:
-        terminal.out.print(terminal.TextTable(rows, left=("study", "axes", "question")))
+    show(json, lambda: rows, lambda: TextTable(rows, left=("study", "axes", "question")))
 
 
 @app.command()
@@ -67,7 +60,8 @@ def cost(
     import torch
 
     from robudget import data
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import show
+    from robudget.cli.view.runs import forecasts_text
     from robudget.config import parse_overrides
     from robudget.datasets import PUBLISHED, Sizes
     from robudget.execution import Site
@@ -90,10 +84,8 @@ def cost(
         site_device=str(resolve_device(site.device)),
         progress=lambda note: print(note, file=sys.stderr),
     )
-    if json:
-        terminal.print_json([each.to_dict() for each in forecasts])
-    else:
-        terminal.out.print(terminal.bill([each.to_dict() for each in forecasts], total(forecasts)))
+    plain = [forecast.to_dict() for forecast in forecasts]
+    show(json, lambda: plain, lambda: forecasts_text(plain, total(forecasts)))
 
 
 @app.command()
@@ -101,13 +93,12 @@ def devices(json: AsJson = False) -> None:
     """The devices that `robudget cost --device` knows: peak, power, attainable share, source."""
     from dataclasses import asdict
 
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import show
+    from robudget.cli.view.runs import device_table
     from robudget.meter.devices import devices as known
 
-    if json:
-        terminal.print_json([asdict(device) for device in known().values()])
-    else:
-        terminal.out.print(terminal.device_table(known().values()))
+    found = known().values()
+    show(json, lambda: [asdict(device) for device in found], lambda: device_table(found))
 
 
 @app.command()

@@ -20,7 +20,9 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Train a recipe, attack it with the standard ensemble, meter both, and keep the record. Resumes what was begun."""
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import out, show
+    from robudget.cli.view.progress import RunDisplay
+    from robudget.cli.view.runs import leaderboard
     from robudget.config import parse_overrides
     from robudget.execution import Site, first_process
     from robudget.files import to_plain
@@ -30,16 +32,14 @@ def run(
 
     site, changes = Site.take(parse_overrides(overrides or []))
     chosen = Recipe.load(recipe, changes)
-    with terminal.RunDisplay(chosen.slug) as display:
+    with RunDisplay(chosen.slug) as display:
         result = run_recipe(chosen, store=store, site=site, progress=display.update)
     if not first_process():
         return
     table = load_runs(result.folder.path)
-    if json:
-        terminal.print_json(to_plain(table)[0])
-    else:
-        terminal.out.print(terminal.leaderboard(table))
-        terminal.out.print(f"\n{result.summary}\n{result.folder.path}")
+    show(json, lambda: to_plain(table)[0], lambda: leaderboard(table))
+    if not json:
+        out.print(f"\n{result.summary}\n{result.folder.path}")
 
 
 @app.command()
@@ -53,7 +53,9 @@ def sweep(
     json: AsJson = False,
 ) -> None:
     """Run every recipe of a study, several side by side; skips what is done and resumes what was begun."""
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import TextTable, show
+    from robudget.cli.view.progress import SweepDisplay
+    from robudget.cli.view.runs import leaderboard
     from robudget.config import parse_overrides
     from robudget.execution import Site
     from robudget.store import Store
@@ -68,20 +70,15 @@ def sweep(
         rows = [
             {"run": r.slug, "id": r.id, "state": "done" if home.folder(r).has(r) else "to do"} for r in chosen.recipes
         ]
-        if json:
-            terminal.print_json(rows)
-        else:
-            terminal.out.print(terminal.TextTable(rows, title=chosen.question, left=("run", "id", "state")))
+        show(json, lambda: rows, lambda: TextTable(rows, title=chosen.question, left=("run", "id", "state")))
         return
-    with terminal.SweepDisplay(chosen.name) as display:
+    with SweepDisplay(chosen.name) as display:
         state = run_sweep(chosen.recipes, store=store, site=site, workers=workers, watch=display.update)
     mine = {r.id for r in chosen.recipes}
     table = load_runs(store) if home.root.is_dir() else None
     table = table[table.run_id.isin(mine)] if table is not None else None
-    if table is not None and json:
-        terminal.print_json(table)
-    elif table is not None:
-        terminal.out.print(terminal.leaderboard(table))
+    if table is not None:
+        show(json, lambda: table, lambda: leaderboard(table))
     if state.failed:
         for index, why in state.failed.items():
             print(f"error: {chosen.recipes[index].slug}: {why}", file=sys.stderr)
@@ -96,12 +93,11 @@ def demo(
     json: AsJson = False,
 ) -> None:
     """The main job on scikit-learn's digits: train, attack, meter, fit a law, write a report. About 5 minutes."""
-    from robudget.cli.view import terminal
+    from robudget.cli.view.console import show
+    from robudget.cli.view.progress import SweepDisplay
+    from robudget.cli.view.runs import demo_text
     from robudget.demo import demo as run_demo
 
-    with terminal.SweepDisplay("demo") as display:
+    with SweepDisplay("demo") as display:
         result = run_demo(out, workers=workers, watch=display.update)
-    if json:
-        terminal.print_json(result.to_dict())
-    else:
-        terminal.out.print(result.text)
+    show(json, result.to_dict, lambda: demo_text(result))

@@ -1,48 +1,40 @@
-"""Laws and predictions as text for a terminal."""
+"""Laws, predictions and plans as text for a terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from robudget.analysis import Analysis
-from robudget.cli.view.terminal import TextTable
+from robudget.cli.view.console import TextTable, duration, notes, titled
 from robudget.columns import column
-from robudget.formats import fixed, number
+from robudget.formats import amount_range, fixed, number
 from robudget.laws import Law, Reach
+from robudget.planning import Option, Plan
+from robudget.planning.cost_model import Span
 from robudget.prediction import Prediction
 from robudget.prediction.predictor import Predictor
-from robudget.report.words import change
+from robudget.report.words import change, points
 
 
-def titled(title: str, rows: Sequence[Mapping[str, str]], left: Sequence[str]) -> list[RenderableType]:
-    """A heading and its table, after an empty line; nothing where there is no row."""
-    return [Text(""), Text(title, style="bold"), TextTable(rows, left=left)] if rows else []
-
-
-def notes(lines: Sequence[str]) -> list[RenderableType]:
-    return [Text(f"note: {line}", style="yellow") for line in lines]
-
-
-def analysis(found: Analysis) -> Group:
+def fit_text(analysis: Analysis) -> Group:
     """What `robudget fit` prints: the headline and how far to trust it, competing forms, costs, hold-outs, effects."""
-    law = found.law
-    parts: list[RenderableType] = [Text(law.sentence(), style="bold"), Text(found.counts.sentence())]
-    parts += [Text(line) for line in found.trust]
+    law = analysis.law
+    parts: list[RenderableType] = [Text(law.sentence(), style="bold"), Text(analysis.counts.sentence())]
+    parts += [Text(line) for line in analysis.trust]
     parts += titled(
         f"Forms of {law.y} against {law.x} ({law.n_bins} points from {law.n_runs} runs, {law.level:.0%} intervals)",
-        [_form_row(found, one) for one in found.forms],
+        [_form_row(analysis, one) for one in analysis.forms],
         ("form",),
     )
-    others = [*found.costs, *found.published]
+    others = [*analysis.costs, *analysis.published]
     parts += titled("Other laws, all power laws", [_law_row(one) for one in others], ("y", "x"))
-    if found.reaches:
+    if analysis.reaches:
         parts += [Text(""), Text("Targets, by the average over forms", style="bold")]
-        parts += [Text(f"  {reach_line(reach)}") for reach in found.reaches]
-    for held in found.holdouts:
+        parts += [Text(f"  {reach_line(reach)}") for reach in analysis.reaches]
+    for held in analysis.holdouts:
         rows = [
             {
                 "form": m.name,
@@ -52,48 +44,48 @@ def analysis(found: Analysis) -> Group:
             }
             for m in sorted(held.misses, key=lambda m: m.rmse)
         ]
-        points = "1 point" if held.n_test == 1 else f"{held.n_test} points"
-        title = f"Hidden: the top {held.hidden} ({points}, {held.decades:.1f} decades beyond the fit)"
+        hidden = "1 point" if held.n_test == 1 else f"{held.n_test} points"
+        title = f"Hidden: the top {held.hidden} ({hidden}, {held.decades:.1f} decades beyond the fit)"
         parts += titled(title, rows, ("form",))
-    if found.effects:
+    if analysis.effects:
         rows = [
             {
                 "choice": change(e.feature, e.before, e.after),
                 "points": fixed(e.gain, 1, signed=True),
                 "95% interval": f"{fixed(e.low, 1, signed=True)} to {fixed(e.high, 1, signed=True)}",
                 "pairs": str(e.n_pairs),
-                "collapsed": f"{fixed(100 * e.collapse, 0, signed=True)} points",
+                "collapsed": points(100 * e.collapse),
             }
-            for e in found.effects.effects
+            for e in analysis.effects.effects
         ]
-        parts += titled("What each choice buys (matched pairs)", rows, ("choice",))
-    if found.gbr:
-        shares = sorted(found.gbr.importances.items(), key=lambda item: -item[1])
+        parts += titled("What each choice changes (matched pairs)", rows, ("choice",))
+    if analysis.gbr:
+        shares = sorted(analysis.gbr.importances.items(), key=lambda item: -item[1])
         leads = ", ".join(f"{column(name).phrase} {share:.0%}" for name, share in shares)
         parts += [
             Text(""),
             Text(
-                f"Paper's predictor (gradient boosting, 70:30, {found.gbr.n_test} held-out runs): "
-                f"R² {found.gbr.r2:.2f}, MAE {found.gbr.mae:.1f} points; importances: {leads}"
+                f"Paper's predictor (gradient boosting, 70:30, {analysis.gbr.n_test} held-out runs): "
+                f"R² {analysis.gbr.r2:.2f}, MAE {analysis.gbr.mae:.1f} points; importances: {leads}"
             ),
         ]
-    if found.predictor:
-        parts += [Text(line) for line in _quality(found.predictor)]
-    return Group(*parts, *notes(found.warnings))
+    if analysis.predictor:
+        parts += [Text(line) for line in _quality(analysis.predictor)]
+    return Group(*parts, *notes(analysis.warnings))
 
 
 def _quality(predictor: Predictor) -> list[str]:
     """How well the default predictor does on runs that it did not see, at random and by group."""
-    said = []
+    scores = []
     for score in predictor.scores:
         if score.model == predictor.model:
             what = "at random" if score.design == "random" else "each " + column(score.design[3:]).phrase
-            said.append(f"{what} R² {score.r2:.2f}, MAE {score.mae:.1f}")
-    return [f"Default predictor ({predictor.model}), left out {'; '.join(said)}"]
+            scores.append(f"{what} R² {score.r2:.2f}, MAE {score.mae:.1f}")
+    return [f"Default predictor ({predictor.model}), left out {'; '.join(scores)}"]
 
 
-def _form_row(found: Analysis, law: Law) -> dict[str, str]:
-    hidden = found.holdouts[0].miss(law.name) if found.holdouts else None
+def _form_row(analysis: Analysis, law: Law) -> dict[str, str]:
+    hidden = analysis.holdouts[0].miss(law.name) if analysis.holdouts else None
     low, high = law.ceiling_interval
     return {
         "form": law.name,
@@ -102,7 +94,7 @@ def _form_row(found: Analysis, law: Law) -> dict[str, str]:
         "ceiling": f"{fixed(law.ceiling)} [{fixed(low)}, {fixed(high)}]" if math.isfinite(law.ceiling) else "",
         "R²": fixed(law.r2, 2),
         "RMSE": fixed(law.rmse, 2),
-        "weight": fixed(found.average.weight(law), 2) if found.average else "",
+        "weight": fixed(analysis.average.weight(law), 2) if analysis.average else "",
         "hidden RMSE": fixed(hidden.rmse, 2) if hidden else "",
     }
 
@@ -128,14 +120,112 @@ def reach_line(reach: Reach) -> str:
     return text + (f", {reach.decades:.1f} decades beyond the runs" if reach.decades >= 0.1 else "")
 
 
-def prediction(name: str, made: Prediction) -> Group:
+def prediction_text(name: str, prediction: Prediction) -> Group:
+    """What `robudget predict` prints: the interval, the risk of collapse, and the nearest real runs."""
+    p = prediction
     lines = [
-        Text(f"{name}: {made.aa_acc:.1f}% robust [{made.low:.1f}, {made.high:.1f}] ({made.level:.0%})", style="bold"),
-        Text(f"P(collapse) {made.p_collapse:.0%}; {made.survivor:.1f}% if it does not"),
+        Text(f"{name}: {p.aa_acc:.1f}% robust [{p.low:.1f}, {p.high:.1f}] ({p.level:.0%})", style="bold"),
+        Text(f"P(collapse) {p.p_collapse:.0%}; {p.survivor:.1f}% if it does not"),
     ]
-    if made.outside:
-        lines.append(Text(f"note: outside the fitted runs in {', '.join(made.outside)}", style="yellow"))
+    outside = [f"outside the fitted runs in {', '.join(p.outside)}"] if p.outside else []
     rows = [
-        {"nearest real runs": run, "robust %": fixed(acc), "distance": fixed(far, 2)} for run, acc, far in made.nearest
+        {"nearest real runs": run, "robust %": fixed(acc), "distance": fixed(distance, 2)}
+        for run, acc, distance in p.nearest
     ]
-    return Group(*lines, TextTable(rows, left=("nearest real runs",)))
+    return Group(*lines, *notes(outside), TextTable(rows, left=("nearest real runs",)))
+
+
+def plan_text(plan: Plan) -> Group:
+    """Options with their nearest real run, the best one's price in all units, the next point, levers, notes."""
+    asked = plan.budget.text if plan.budget else f"{plan.target:g}% robust accuracy"
+    parts: list[RenderableType] = titled(
+        f"What to train for {asked} ({plan.n_candidates} candidates; {plan.predictor.level:.0%} intervals)",
+        [_option_row(option, plan) for option in plan.options],
+        ("recipe", "nearest real run"),
+    )[1:]
+    if plan.best is not None:
+        parts += _prices(plan, plan.best)
+    parts += _by_compute_alone(plan)
+    rows = [
+        {
+            "change": f"{column(lever.feature).phrase} → {column(lever.feature).level(lever.value)}",
+            "points": fixed(lever.gain, 1, signed=True),
+            "× cost": number(lever.cost_ratio),
+            "P(collapse)": f"{lever.p_collapse:.0%}",
+            "changes compute": "yes" if lever.spends else "",
+        }
+        for lever in plan.levers
+    ]
+    parts += titled("Single changes to the best", rows, ("change",))
+    if plan.instead:
+        parts += [Text(""), Text(f"Instead: {plan.instead}", style="bold")]
+    return Group(*parts, *notes(plan.warnings))
+
+
+def _prices(plan: Plan, best: Option) -> list[RenderableType]:
+    """What the best option costs, and what a point more costs beyond it, in every unit the table knows."""
+    rows = []
+    for name, value in best.costs.items():
+        low, high = best.cost_intervals[name]
+        row = {"cost": column(name).label, "this recipe": _span(name, (value, low, high))}
+        if plan.next_point is not None:
+            row["the next point, more"] = _span(name, plan.marginal[name])
+        rows.append(row)
+    which = "The first of them" if plan.options else "The nearest to it"
+    head = f"{which}: {_recipe(best)}: {best.aa_acc:.1f}% robust [{fixed(best.low)}, {fixed(best.high)}]"
+    parts = titled(head, rows, ("cost",))
+    if plan.next_point is not None:
+        following = plan.next_point
+        parts.append(Text(f"The next point: {_recipe(following)}: {following.aa_acc:.1f}% robust"))
+    else:
+        parts.append(Text("No recipe of these is predicted a point better."))
+    return parts
+
+
+def _by_compute_alone(plan: Plan) -> list[RenderableType]:
+    if not plan.reaches:
+        return []
+    what = "the target" if plan.target is not None else "a point more than the best run"
+    title = f"Reached by more compute alone ({what}, by the average over forms)"
+    lines: list[RenderableType] = [Text(""), Text(title, style="bold")]
+    never = [reach for reach in plan.reaches if not reach.reachable]
+    lines += [Text(f"  {reach_line(reach)}") for reach in plan.reaches if reach.reachable]
+    for share in dict.fromkeys(reach.p_unreachable for reach in never):
+        units = ", ".join(column(r.x).phrase for r in never if r.p_unreachable == share)
+        lines.append(
+            Text(f"  {column(never[0].y).write(never[0].target)}: unreachable by {units} ({share:.0%} of resamples)")
+        )
+    return lines
+
+
+def _span(name: str, span: Span) -> str:
+    value, low, high = span
+    return column(name).write(value) if low == high else amount_range(value, low, high, column(name).unit)
+
+
+def _recipe(option: Option) -> str:
+    return ", ".join(_choice(name, value) for name, value in option.choices.items() if value is not None)
+
+
+def _choice(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return column(name).phrase if value else f"no {column(name).phrase}"
+    choice = column(name)
+    return choice.level(value) if choice.scale == "category" else f"{choice.phrase} {choice.level(value)}"
+
+
+def _option_row(option: Option, plan: Plan) -> dict[str, str]:
+    row = {
+        "recipe": _recipe(option),
+        "robust %": fixed(option.aa_acc),
+        "interval": f"{fixed(option.low)}–{fixed(option.high)}",
+        "P(collapse)": f"{option.p_collapse:.0%}",
+    }
+    if math.isfinite(option.p_reach):
+        row["P(reach)"] = f"{option.p_reach:.0%}"
+    row[column(plan.column).short] = column(plan.column).write(option.costs[plan.column])
+    if plan.column != "train_seconds":
+        row["time"] = duration(option.costs.get("train_seconds"))
+    run, accuracy, _ = option.nearest[0]
+    row["nearest real run"] = f"{run} {fixed(accuracy)}%" + (" (this recipe)" if option.ran else "")
+    return row
