@@ -1,8 +1,11 @@
-"""The house's one-way flow, enforced: who may import whom, and what starts without torch."""
+"""The one-way flow of imports: between rooms as ALLOWED says, between files in no circle; what starts without torch."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -48,9 +51,20 @@ def room(path: Path) -> str:
     return "" if first == "__init__" else first
 
 
-def imported(path: Path) -> set[str]:
-    """The rooms of robudget that a file imports, anywhere in it but under TYPE_CHECKING."""
-    rooms = set()
+def file_of(name: str) -> Path | None:
+    """The file of a dotted module name, `robudget.data` being its `__init__.py`; None for what is no module of ours."""
+    package, *rest = name.split(".")
+    place = SOURCE.joinpath(*rest)
+    if package != "robudget":
+        return None
+    if place.is_dir():
+        return place / "__init__.py"
+    return place.with_suffix(".py") if place.with_suffix(".py").exists() else None
+
+
+@cache
+def imports(path: Path) -> frozenset[Path]:
+    """The files of robudget that a file imports, anywhere in it (in a function too) but under TYPE_CHECKING."""
     tree = ast.parse(path.read_text("utf-8"))
     hidden = {
         id(node)
@@ -58,22 +72,32 @@ def imported(path: Path) -> set[str]:
         if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.unparse(test.test)
         for node in ast.walk(test)
     }
+    files = set()
     for node in ast.walk(tree):
         if id(node) in hidden:
             continue
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            files |= {file_of(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            package, _, rest = name.partition(".")
-            if package == "robudget":
-                first = rest.partition(".")[0]
-                rooms.add(first if (SOURCE / first).is_dir() or (SOURCE / f"{first}.py").exists() else "")
-    return rooms
+            # `from robudget.data import stream` imports a file, `from robudget.data import load` a name of the room's.
+            files |= {file_of(f"{node.module}.{alias.name}") or file_of(str(node.module)) for alias in node.names}
+    return frozenset(file for file in files if file is not None)
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms of robudget that a file imports."""
+    return {room(file) for file in imports(path)}
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """The names along one circle of the graph, its first again at the end; empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        names: list[str] = error.args[1]
+        return names
+    return []
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
@@ -91,12 +115,21 @@ def test_every_room_has_its_rule() -> None:
     assert rooms - PURE - {"cli", "__main__"} <= set(ALLOWED), "a new room: say in ALLOWED what it may import"
 
 
+def test_rooms_stand_in_no_circle() -> None:
+    assert not circle(ALLOWED)
+
+
+def test_files_stand_in_no_circle() -> None:
+    names = {path: str(path.relative_to(SOURCE)) for path in modules()}
+    assert not circle({name: {names[file] for file in imports(path)} for path, name in names.items()})
+
+
 @pytest.mark.parametrize(
     "statement",
     [
         "import robudget",
         "import robudget.attacks.ensemble, robudget.evaluation.specification, robudget.forecast.passes",
-        "import robudget.recipe, robudget.store, robudget.sweep.local, robudget.sweep.study",
+        "import robudget.recipe, robudget.columns, robudget.store, robudget.sweep.local, robudget.sweep.study",
         "import robudget.laws, robudget.report, robudget.tables.published",
         "import robudget.cli, robudget.demo",
     ],
