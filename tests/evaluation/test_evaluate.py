@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from robudget.accuracy import wilson
 from robudget.attacks.build import attack
-from robudget.attacks.ensemble import Member
+from robudget.attacks.ensemble import Member, ensemble
 from robudget.errors import InputError
-from robudget.evaluation.evaluator import evaluate
+from robudget.evaluation.evaluator import Evaluator, evaluate
 from robudget.evaluation.examples import replay
+from robudget.evaluation.specification import Specification
 from robudget.evaluation.state import Progress
-from robudget.evaluation.verdicts import Verdicts, merge, page
+from robudget.evaluation.verdicts import Spent, Verdicts, merge, page
 from robudget.threat import Threat
 
 THREAT = Threat("linf", 0.08)
@@ -216,6 +217,33 @@ def test_energy_and_flops_are_booked_by_attack(small, images):
     assert priced.flops == sum(i.flops for i in priced.spent) > 0
     assert merge([priced]).flops == priced.flops
     assert merge([metered]).energy_kwh == metered.energy_kwh
+
+
+def test_parts_add_up_and_what_is_unknown_of_one_is_unknown_of_both():
+    metered = Spent("pgd", 4, 1, 2, 3.0, 10, 5, flops=7.0, energy_kwh=0.5, energy_how="measured", done=True)
+    both = metered + replace(metered, seconds=1.0, energy_kwh=0.25)
+    assert (both.images, both.broken, both.refuted, both.seconds, both.forward, both.backward) == (8, 2, 4, 4.0, 20, 10)
+    assert (both.flops, both.energy_kwh, both.energy_how, both.done) == (14.0, 0.75, "measured", True)
+    assert (metered + replace(metered, energy_how="estimated")).energy_how == "estimated"
+    for part in (replace(metered, energy_kwh=None, energy_how="unknown"), Spent("pgd", seconds=1.0)):
+        assert ((metered + part).energy_kwh, (metered + part).energy_how) == (None, "unknown")
+    assert (metered + replace(metered, flops=None)).flops is None
+    # What has not begun takes nothing, and leaves nothing unknown.
+    assert Spent("pgd", images=3) + metered == replace(metered, images=7, done=False)
+
+
+def test_a_specification_is_data_and_evaluates_as_the_function_does(small, images):
+    specification = Specification(THREAT, attacks=["pgd:steps=5", Member("square", steps=20)], checks=False)
+    assert specification.members == [Member("pgd", steps=5), Member("square", steps=20)]
+    assert specification.ensemble_name == "custom"
+    assert Specification(THREAT).members == ensemble("standard", "linf")
+    with pytest.raises(FrozenInstanceError):
+        specification.seed = 1  # type: ignore[misc]
+    evaluator = Evaluator(small, specification)
+    first, again = (evaluator.run(images[0][:9], images[1][:9]) for _ in range(2))
+    whole = evaluate(small, images[0][:9], images[1][:9], THREAT, attacks=specification.attacks, checks=False)
+    assert first.frame.equals(again.frame)
+    assert first.frame.equals(whole.frame)
 
 
 def test_energy_of_an_attempt_that_was_not_metered_is_unknown(small, images, tmp_path):
