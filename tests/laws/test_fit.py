@@ -93,7 +93,7 @@ def test_a_straight_line_in_log_odds(simple):
     assert law.predict(X) == pytest.approx(100 * odds / (1 + odds), rel=1e-6)
 
 
-def test_huber_shrugs_at_an_outlier(simple):
+def test_huber_is_hardly_moved_by_an_outlier(simple):
     y = TRUTH["power"](X)
     y[7] -= 12
     robust = fit_law(simple(X, y), space="huber", bins=200, resamples=0)

@@ -53,7 +53,7 @@ def test_weights_sum_to_one_and_the_mean_lies_between(mixed):
     assert [law.name for law in mixed.laws] == NAMES
 
 
-def test_the_interval_holds_the_doubt_about_the_form(mixed):
+def test_the_interval_holds_the_uncertainty_about_the_form(mixed):
     low, high = mixed.band(np.array([1e20, 1e23]))
     best = mixed.best.band(np.array([1e20, 1e23]))
     assert (high - low)[1] > (best[1] - best[0])[1]
@@ -98,7 +98,7 @@ def test_a_true_power_law_is_found_to_extrapolate(simple):
     assert held.sentence().startswith("The smallest miss is that of the ")
 
 
-def test_on_a_plateau_the_last_value_wins_and_the_law_is_warned_of(simple):
+def test_on_a_plateau_the_last_value_misses_least_and_a_warning_names_the_law(simple):
     y = np.where(X < 1e18, 40 * (X / 1e16) ** 0.08, 40 * 100**0.08)
     held = holdout(envelope(simple(X, y)))
     assert held.miss("last value").rmse == pytest.approx(0, abs=1e-9)

@@ -83,7 +83,7 @@ def test_the_inverse_undoes_the_value(name, shape):
         assert form.inverse(theta[None], y, shape) == pytest.approx([u], abs=1e-6)
 
 
-def test_no_inverse_beyond_the_ceiling_or_against_the_grain():
+def test_no_inverse_beyond_the_ceiling_or_where_the_law_falls():
     rising = SHAPES[0]
     assert np.isnan(form_named("saturating").inverse(np.array([THETA["saturating"]]), 99.0, rising))
     assert np.isnan(form_named("m4").inverse(np.array([THETA["m4"]]), 99.0, rising))

@@ -17,17 +17,17 @@ def table(simple, seed, truth=60.0, n_eval=10_000.0, y="aa_acc"):
 
 @pytest.mark.parametrize("y", ["aa_acc", "aa_error"])
 def test_where_runs_differ_by_noise_it_is_all_that_the_best_is_better(simple, y):
-    lifts, lefts, owed = [], [], []
+    lifts, resampled_lifts, truths = [], [], []
     for seed in range(8):
         env = envelope(table(simple, seed), y=y, bins=10)
-        lift, left = winners_curse(env, np.random.default_rng(0))
+        lift, resampled = winners_curse(env, np.random.default_rng(0))
         lifts.append(lift)
-        lefts.append(left)
-        owed.append(abs(env.ys - (60 if y == "aa_acc" else 40)).mean())
+        resampled_lifts.append(resampled)
+        truths.append(abs(env.ys - (60 if y == "aa_acc" else 40)).mean())
     # The mean of the largest of 40 normals of 0.49 points is 1.06 points.
-    assert np.mean(owed) == pytest.approx(1.06, abs=0.08)
-    assert np.mean(lifts) == pytest.approx(np.mean(owed), rel=0.1)
-    assert 0 < np.mean(lefts) < np.mean(lifts)
+    assert np.mean(truths) == pytest.approx(1.06, abs=0.08)
+    assert np.mean(lifts) == pytest.approx(np.mean(truths), rel=0.1)
+    assert 0 < np.mean(resampled_lifts) < np.mean(lifts)
 
 
 def test_where_runs_differ_by_far_more_it_is_nearly_nothing(simple):
@@ -59,6 +59,6 @@ def test_large_tables_take_the_best_of_each_bin_only(simple):
     rng = np.random.default_rng(0)
     x = 10 ** rng.uniform(17, 20, 20_000)
     env = envelope(simple(x, 50 + rng.normal(0, 0.5, len(x)), n_eval=10_000.0))
-    lift, left = winners_curse(env, np.random.default_rng(0))
+    lift, resampled = winners_curse(env, np.random.default_rng(0))
     assert lift == pytest.approx(0.5 * 3.24, rel=0.3)  # the largest of 1,000 normals
-    assert left == pytest.approx(lift, rel=0.3)  # the best of many is hardly missed
+    assert resampled == pytest.approx(lift, rel=0.3)  # the best of many is hardly missed

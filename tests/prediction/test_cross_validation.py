@@ -7,15 +7,15 @@ from robudget.prediction.cross_validation import Calibration
 from robudget.prediction.regressors import Outcomes
 
 
-def world(n, rng, bias=0.0):
+def recipes(n, rng, bias=0.0):
     """Recipes of which some collapse with a known probability; `bias` spoils the survivors' predictions."""
     X = rng.normal(0, 1, (n, 2))
     p = 1 / (1 + np.exp(-3 * X[:, 0]))
-    fell = rng.random(n) < p
+    collapsed = rng.random(n) < p
     survivor = 50 + 5 * X[:, 1]
-    y = np.where(fell, rng.exponential(1, n), survivor + rng.normal(0, 1 + (X[:, 1] > 0), n))
-    made = dict.fromkeys(("gbr", "forest", "mixture", "blend"), survivor)
-    return X, np.clip(y, 0, 100), fell, Outcomes(made, p, survivor + bias, np.ones(n))
+    y = np.where(collapsed, rng.exponential(1, n), survivor + rng.normal(0, 1 + (X[:, 1] > 0), n))
+    by_model = dict.fromkeys(("gbr", "forest", "mixture", "blend"), survivor)
+    return X, np.clip(y, 0, 100), collapsed, Outcomes(by_model, p, survivor + bias, np.ones(n))
 
 
 @pytest.mark.parametrize("bias", [0.0, 4.0])
@@ -24,28 +24,28 @@ def test_nominal_coverage(level, bias):
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(8):
-        X, y, fell, out = world(300, rng, bias)
-        calibration = Calibration.fit(X, y, fell, out, level)
-        X2, y2, _, out2 = world(500, rng, bias)
+        X, y, collapsed, out = recipes(300, rng, bias)
+        calibration = Calibration.fit(X, y, collapsed, out, level)
+        X2, y2, _, out2 = recipes(500, rng, bias)
         low, high = calibration.interval(X2, out2)
         shares.append(((low <= y2) & (y2 <= high)).mean())
     assert np.mean(shares) == pytest.approx(level, abs=0.03)
 
 
-def test_sure_recipes_get_narrow_intervals_and_coins_wide_ones():
+def test_sure_recipes_get_narrow_intervals_and_undecided_ones_wide_ones():
     rng = np.random.default_rng(1)
-    X, y, fell, out = world(400, rng)
-    calibration = Calibration.fit(X, y, fell, out, 0.9)
+    X, y, collapsed, out = recipes(400, rng)
+    calibration = Calibration.fit(X, y, collapsed, out, 0.9)
     low, high = calibration.interval(X, out)
-    coin, sure = abs(out.p_collapse - 0.5) < 0.2, out.p_collapse < 0.02
-    assert (high - low)[coin].mean() > 40
+    undecided, sure = abs(out.p_collapse - 0.5) < 0.2, out.p_collapse < 0.02
+    assert (high - low)[undecided].mean() > 40
     assert (high - low)[sure].mean() < 12
 
 
 def test_the_chance_of_a_target():
     rng = np.random.default_rng(2)
-    X, y, fell, out = world(400, rng)
-    calibration = Calibration.fit(X, y, fell, out, 0.9)
+    X, y, collapsed, out = recipes(400, rng)
+    calibration = Calibration.fit(X, y, collapsed, out, 0.9)
     chance = calibration.above(X, out, 30.0)
     assert chance == pytest.approx(1 - out.p_collapse, abs=0.02)
     assert (calibration.above(X, out, 99.0) <= calibration.above(X, out, 50.0)).all()
@@ -53,7 +53,7 @@ def test_the_chance_of_a_target():
 
 def test_too_few_runs_say_so_with_everything():
     rng = np.random.default_rng(3)
-    X, y, fell, out = world(8, rng)
-    low, high = Calibration.fit(X, y, fell, out, 0.9).interval(X, out)
+    X, y, collapsed, out = recipes(8, rng)
+    low, high = Calibration.fit(X, y, collapsed, out, 0.9).interval(X, out)
     assert (low == 0).all()
     assert (high == 100).all()

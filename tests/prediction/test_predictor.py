@@ -63,9 +63,9 @@ def test_intervals_cover_and_hold_the_point(splits):
 
 
 def test_an_undecided_recipe_has_a_wide_interval(paper_predictor):
-    coin = {"parameters": 184531674.0, "synthetic": True, "activation": "relu", "loss": "at", "steps": 2, "ema": True}
-    sure = coin | {"steps": 10}
-    one, two = paper_predictor.predict(coin)[0], paper_predictor.predict(sure)[0]
+    even = {"parameters": 184531674.0, "synthetic": True, "activation": "relu", "loss": "at", "steps": 2, "ema": True}
+    sure = even | {"steps": 10}
+    one, two = paper_predictor.predict(even)[0], paper_predictor.predict(sure)[0]
     assert 0.05 < one.p_collapse < 0.95
     assert one.high - one.low > 30
     assert two.p_collapse < 0.05

@@ -147,8 +147,8 @@ def fit_joint(
     seed: int = 0,
 ) -> Joint:
     """Fit accuracy = E − A·N^−a − B·D^−d to every usable run by least squares, from several starts, with analytic
-    gradients. Raises InputError where N or D has fewer than three levels (two do not determine a curve) or there are
-    fewer runs than parameters."""
+    gradients and percentile bootstrap intervals over runs. Raises InputError where N or D has fewer than three levels
+    (two do not determine a curve) or there are fewer runs than parameters."""
     frame = as_table(source)
     runs = points(frame, n, y)
     D_all = numbers_of(frame, d, "d")[runs.rows]

@@ -113,7 +113,7 @@ def leave_group_out(
 def choose_model(scores: Sequence[Score]) -> ModelName:
     """The model with the smallest error, mean absolute and root mean square alike, relative to the paper's in each
     design and averaged over designs; the blend, which averages the others, unless one beats it by more than MARGIN.
-    """
+    The rule is ours; `bench/laws.py predictor` counts what it chooses."""
     designs = {s.design for s in scores}
 
     def error(name: ModelName) -> float:
