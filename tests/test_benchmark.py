@@ -186,16 +186,23 @@ class Stop(Exception):
     pass
 
 
-def test_what_was_begun_goes_on_or_is_forgotten_and_its_energy_is_kept() -> None:
-    quick = {"attacks": ["apgd-ce:steps=5", "apgd-dlr:steps=5", "square:steps=50"]}
+def stopped_at_square(**options: object) -> Path:
+    """The folder of an evaluation that ended when Square began."""
 
     def stop(now: Progress) -> None:
         if now.attack == "square":
             raise Stop
 
     with pytest.raises(Stop):
-        evaluate(**quick, progress=stop)
+        evaluate(**options, progress=stop)
     (folder,) = Path("evals").iterdir()
+    return folder
+
+
+def test_what_was_begun_goes_on_or_is_forgotten_and_its_energy_is_kept() -> None:
+    quick = {"attacks": ["apgd-ce:steps=5", "apgd-dlr:steps=5", "square:steps=50"]}
+
+    folder = stopped_at_square(**quick)
     (before,) = [e for e in WorkFolder(folder / "state").events("energy") if e["window"] == "evaluation"]
     seen: list[str] = []
     found = evaluate(**quick, progress=lambda now: seen.append(now.attack))
@@ -271,13 +278,7 @@ def test_an_evaluation_of_the_version_before_goes_on_with_the_energy_in_its_bill
     """It noted what it had used in bill.json, beside the state that it resumed from, and kept no log."""
     quick = {"attacks": ["apgd-ce:steps=5", "square:steps=50"]}
 
-    def stop(now: Progress) -> None:
-        if now.attack == "square":
-            raise Stop
-
-    with pytest.raises(Stop):
-        evaluate(**quick, progress=stop)
-    (folder,) = Path("evals").iterdir()
+    folder = stopped_at_square(**quick)
     (folder / "state" / "log.jsonl").unlink()
     part = {"name": "cpu", "kwh": 2.0, "how": "estimated", "method": "m", "uncertainty": 0.5, "raw": {"cpu_seconds": 7}}
     energy = {"kwh": 2.0, "seconds": 100.0, "how": "estimated", "parts": [part], "notes": [], "shared": None}
