@@ -82,13 +82,13 @@ def amount(value: float | None, unit: str) -> str:
 
 def amount_range(value: float | None, low: float | None, high: float | None, unit: str, digits: int = 3) -> str:
     """A value with its range, all three in the multiple of the unit that suits the value: `13.0 h [10.3 to 20.6]`;
-    without a range the `amount`."""
+    without a range, or with one too narrow to see, the value alone."""
     if value is None or low is None or high is None or not known(float(value)):
         return amount(value, unit)
     size, name = _multiple(value, unit)
     middle, *ends = (number(float(v) / size, digits) for v in (value, low, high))
-    middle = f"{name}{middle}" if unit == "$" else f"{middle} {name}".strip()
-    return f"{middle} [{ends[0]} to {ends[1]}]"
+    text = f"{name}{middle}" if unit == "$" else f"{middle} {name}".strip()
+    return text if set(ends) == {middle} else f"{text} [{ends[0]} to {ends[1]}]"
 
 
 def _multiple(value: float, unit: str) -> tuple[float, str]:

@@ -76,8 +76,8 @@ def predict(
     from robudget.tables.usable import select_rows
 
     chosen = Recipe.load(recipe, parse_overrides(overrides or []))
-    seen = select_rows(read_table(table), parse_overrides(where or []))
-    prediction = Predictor.fit(seen).predict([chosen])[0]
+    runs = select_rows(read_table(table), parse_overrides(where or []))
+    prediction = Predictor.fit(runs).predict([chosen])[0]
     show(json, prediction.to_dict, lambda: prediction_text(chosen.slug, prediction))
 
 

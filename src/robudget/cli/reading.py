@@ -95,10 +95,10 @@ def devices(json: AsJson = False) -> None:
 
     from robudget.cli.view.console import show
     from robudget.cli.view.runs import device_table
-    from robudget.meter.devices import devices as known
+    from robudget.meter.devices import devices as known_devices
 
-    found = known().values()
-    show(json, lambda: [asdict(device) for device in found], lambda: device_table(found))
+    rows = known_devices().values()
+    show(json, lambda: [asdict(device) for device in rows], lambda: device_table(rows))
 
 
 @app.command()

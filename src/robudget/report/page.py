@@ -70,9 +70,8 @@ def draw_all(
     figures = {}
     with style.settings():
         for drawing in drawings:
-            drawn = drawing.draw()
-            if drawn is not None:
-                figure, caption = drawn
+            if (result := drawing.draw()) is not None:
+                figure, caption = result
                 figures[drawing.name] = save(figure, folder, drawing.name, title=drawing.title, caption=caption)
     return figures
 

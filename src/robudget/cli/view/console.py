@@ -35,7 +35,7 @@ def show(as_json: bool, data: Callable[[], Any], text: Callable[[], RenderableTy
 class TextTable:
     """A plain table of ready-made strings; columns in `left` are aligned left, numbers right.
 
-    Nothing in it is ever cut: where the terminal is too narrow, the rightmost columns stay away, and a line says so.
+    Nothing in it is ever cut: where the terminal is too narrow, the rightmost columns are left out, and a line says so.
     """
 
     rows: Sequence[Mapping[str, str]]
@@ -47,18 +47,18 @@ class TextTable:
             yield Text(self.title, style="bold")
         columns = list(self.rows[0]) if self.rows else []
         widths = [max(cell_len(column), *(cell_len(row[column]) for row in self.rows)) + _GAP for column in columns]
-        shown = len(columns)
-        while shown > 1 and sum(widths[:shown]) - _GAP > options.max_width:
-            shown -= 1
+        n = len(columns)
+        while n > 1 and sum(widths[:n]) - _GAP > options.max_width:
+            n -= 1
         view = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-        for column in columns[:shown]:
+        for column in columns[:n]:
             left = column in self.left
             view.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
         for row in self.rows:
-            view.add_row(*(row[column] for column in columns[:shown]))
+            view.add_row(*(row[column] for column in columns[:n]))
         yield view
-        if shown < len(columns):
-            rest = ", ".join(columns[shown:])
+        if n < len(columns):
+            rest = ", ".join(columns[n:])
             yield Text(f"a wider terminal (or --json) also shows: {rest}", style="dim")
 
 

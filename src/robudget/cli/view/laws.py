@@ -199,8 +199,7 @@ def _by_compute_alone(plan: Plan) -> list[RenderableType]:
 
 
 def _span(name: str, span: Span) -> str:
-    value, low, high = span
-    return column(name).write(value) if low == high else amount_range(value, low, high, column(name).unit)
+    return amount_range(*span, column(name).unit)
 
 
 def _recipe(option: Option) -> str:

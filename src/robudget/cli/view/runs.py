@@ -11,7 +11,7 @@ from rich.text import Text
 
 from robudget.cli.view.console import TextTable, notes
 from robudget.columns import COSTS, MAIN_COSTS, column
-from robudget.formats import amount_range, fixed, interval, known, number
+from robudget.formats import amount_range, fixed, interval, known, number, word
 
 if TYPE_CHECKING:
     from robudget.demo import DemoResult
@@ -31,7 +31,7 @@ def leaderboard(table: pd.DataFrame) -> Group:
         rows.append({
             "rank": str(rank), "run": run.slug, "id": run.run_id, "AutoAttack %": fixed(run.aa_acc),
             "95% interval": interval(run.aa_acc_low, run.aa_acc_high), "clean %": fixed(run.clean_acc),
-            "images": number(run.n_eval, 6), **({"note": note} if noted else {}),
+            "images": word(run.n_eval), **({"note": note} if noted else {}),
             **{column(name).short: _cost(run, name) for name in (*MAIN_COSTS, *EVALUATION)},
         })  # fmt: skip
     lines = [Text("~ is estimated, not measured", style="dim")] if "~" in str(rows) else []
