@@ -10,16 +10,23 @@ reader types, and nothing in the product knows of it. Exceptions, each checked i
 - `torchrun …` starts processes of its own: torchrun and robudget parse the line, and two processes run a recipe in
   tests/test_torchrun.py.
 - `robudget export … tensorboard …` needs that extra: without it, its one-line error is what has to come.
+
+The trees of files in the README and in docs/architecture.md are the files' own first sentences. To write them anew:
+
+    python tests/test_docs.py --tree
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import io
 import json
 import re
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +267,28 @@ def test_the_commands_of_a_page_run_as_typed(
             assert out.strip(), line
 
 
+def inline_commands(page: Path) -> list[str]:
+    """`robudget …` in the running text, with more than a verb."""
+    return re.findall(
+        r"`(robudget [\w-]+ [^`]+)`", re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    )
+
+
+@pytest.mark.parametrize("line", [line for page in PAGES for line in (*commands(page), *inline_commands(page))])
+def test_every_command_shown_is_one(line: str) -> None:
+    """Parsed by the application itself: the verb, its options and what they take; the recipe or study is a real one."""
+    program, *words = words_of(line)
+    if program != "robudget":
+        return
+    verb, *rest = words
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    taken = command.make_context(verb, rest).params
+    if verb in ("run", "predict"):
+        assert taken["recipe"] in config.named("recipes")
+    if verb == "sweep" and not taken["study"].endswith(".yaml"):
+        assert taken["study"] in config.named("studies")
+
+
 def check_torchrun(words: list[str]) -> None:
     from torch.distributed.run import get_args_parser
 
@@ -291,3 +320,127 @@ def test_the_library_page_has_examples_for_every_public_name() -> None:
     text = "\n".join(blocks(DOCS / "library.md", "python"))
     missing = [name for name in rb.__all__ if f"rb.{name}" not in text]
     assert not missing
+
+
+# -- the pages are true of the source ---------------------------------------------------------------------------------
+
+SOURCE = ROOT / "src" / "robudget"
+ARCHITECTURE = DOCS / "architecture.md"
+# In the order in which a recipe, its runs and their table pass through them.
+TOP = (
+    "recipe.py", "recipes/", "studies/", "threat.py", "execution.py", "columns.py", "datasets.py", "accuracy.py",
+    "formats.py", "config.py", "files.py", "errors.py", "data/", "models/", "losses.py", "attacks/", "backend/",
+    "training/", "evaluation/", "meter/", "forecast/", "store.py", "energy_log.py", "runner.py", "benchmark.py",
+    "sweep/", "tables/", "laws/", "prediction/", "planning/", "analysis.py", "report/", "interop/", "demo.py", "cli/",
+    "__main__.py",
+)  # fmt: skip
+ABOUT = {"recipes/": "the recipes that ship", "studies/": "the studies that ship"}
+WIDTH = 22  # of the column of names
+
+
+def first_sentence(path: Path) -> str:
+    """Of a module's docstring, of a template's or a YAML file's first comment; without its full stop."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".py":
+        paragraph = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
+    elif path.suffix == ".html":
+        paragraph = text.split("#}")[0].strip("{#- ").removesuffix("-")
+    else:
+        paragraph = " ".join(line.strip("# ") for line in takewhile(lambda line: line[:2] == "# ", text.splitlines()))
+    sentence = re.split(r"(?<=\.)\s+(?=[^a-z\d(])", " ".join(paragraph.split()) + " ")[0]
+    return sentence.strip().rstrip(".:")
+
+
+def branches(folder: Path, names: Iterable[str], depth: int = 1) -> Iterator[str]:
+    """A line for each of these files and folders (whose names end in a slash), and for all that is in them."""
+    for name in names:
+        path = folder / name
+        about = ABOUT.get(name) or first_sentence(path / "__init__.py" if name.endswith("/") else path)
+        yield f"{'  ' * depth + name:{WIDTH + 2 * depth}}  {about}"
+        if name.endswith("/"):
+            yield from branches(path, contents(path), depth + 1)
+
+
+def contents(folder: Path) -> list[str]:
+    """Tracked files and folders, by name; folders have a slash. `__init__.py` speaks for its folder."""
+    done = subprocess.run(["git", "ls-files", "."], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    names = {
+        path.split("/")[0] + ("/" if "/" in path else "") for path in done.stdout.split() if (folder / path).exists()
+    }
+    return sorted(names - {"__init__.py", "py.typed"})
+
+
+def tree_of_files() -> str:
+    bench = [
+        f"  {name:{WIDTH}}  {first_sentence(ROOT / 'bench' / name)}"
+        for name in contents(ROOT / "bench")
+        if name.endswith(".py")
+    ]
+    return "\n".join(["src/robudget/", *branches(SOURCE, TOP), "bench/", *bench])
+
+
+def tree_of_rooms() -> str:
+    lines = [line for line in branches(SOURCE, TOP) if not line.startswith("    ")]
+    return "\n".join(["src/robudget/", *lines])
+
+
+TREES: dict[Path, Callable[[], str]] = {ROOT / "README.md": tree_of_rooms, ARCHITECTURE: tree_of_files}
+
+
+def with_tree(page: Path) -> str:
+    """The page with its tree written anew: the block whose first line is `src/robudget/`."""
+    text, tree = page.read_text("utf-8"), TREES[page]()
+    return re.sub(r"^```\n(src/robudget/\n.*?)?^```", lambda _: f"```\n{tree}\n```", text, count=1, flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("page", TREES, ids=lambda page: page.name)
+def test_the_tree_is_that_of_the_files(page: Path) -> None:
+    assert page.read_text("utf-8") == with_tree(page), "python tests/test_docs.py --tree writes it"
+
+
+def test_every_file_says_what_it_is() -> None:
+    assert sorted(TOP) == contents(SOURCE)
+    lines = tree_of_files().splitlines()[1:]
+    assert not [line for line in lines if line.strip() == line.split()[0] and line != "bench/"], (
+        "a docstring is missing"
+    )
+    assert not [line for line in lines if len(line) > 160]
+    assert len(tree_of_rooms().splitlines()) <= 40
+
+
+def test_what_the_architecture_page_names_is_there() -> None:
+    text = ARCHITECTURE.read_text("utf-8").split("## Every file")[0]
+    references = set(re.findall(r"`([\w/]+\.(?:py|yaml))(?::([\w.]+))?`", text))
+    assert len(references) > 60
+    for file, name in references:
+        path = ROOT / file if file.startswith("tests/") else SOURCE / file
+        assert path.exists(), file
+        assert not name or name in names_in(path), f"{file}:{name}"
+
+
+def names_in(path: Path) -> set[str]:
+    """What a module defines: functions, classes, their methods, and variables."""
+    names = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+if __name__ == "__main__" and "--tree" in sys.argv:
+    for page in TREES:
+        page.write_text(with_tree(page), "utf-8")

@@ -1,5 +1,4 @@
-"""What recipes, studies, sites and prices have in common: YAML that is named, in a file or typed as `key=value`, and
-values that are checked, with one line for what is wrong with them."""
+"""What recipes, studies, sites and prices have in common: YAML by name, from a file or typed, and checked values."""
 
 from __future__ import annotations
 

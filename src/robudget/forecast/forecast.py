@@ -1,5 +1,4 @@
-"""What a recipe or a study will cost, before it runs: on a named device by its table, or on this machine by a
-calibration of some seconds."""
+"""What a recipe or a study will cost: on a named device by its table, on this machine by a calibration of seconds."""
 
 from __future__ import annotations
 

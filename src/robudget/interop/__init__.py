@@ -1,0 +1,1 @@
+"""The interfaces of others: AutoAttack's, and those of experiment trackers."""
