@@ -246,7 +246,7 @@ def crafting_copy(model: Model, x: Tensor, precision: str) -> Model:
         with redirect_stderr(io.StringIO()):
             folded = Folded(model, x[:2], Arithmetic(dtype, channels_last))
             agrees = _agree(_answers(folded, x), truth, tolerance)
-    # Tracing a stranger's code can fail in as many ways as there are strangers; the model itself always works.
+    # The code of a model from elsewhere can fail in any way when it is traced; the model itself always works.
     except Exception:
         agrees = False
     if agrees:
@@ -264,7 +264,7 @@ def _autocast(model: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
 
 
 def _answers(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and a gradient of x; few images at a time, since nobody knows yet how many fit into memory."""
+    """Logits and a gradient of x; few images at a time, since it is not known yet how many fit into memory."""
     logits, gradients = [], []
     for part in x.split(8):  # type: ignore[no-untyped-call]
         with torch.enable_grad():
@@ -276,10 +276,10 @@ def _answers(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(logits), torch.cat(gradients)
 
 
-def _agree(ours: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], tolerances: tuple[float, float]) -> bool:
-    for mine, theirs, tolerance in zip(ours, truth, tolerances, strict=True):
-        error = (mine - theirs).flatten(1).norm(dim=1)
-        size = theirs.flatten(1).norm(dim=1)
+def _agree(answers: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], tolerances: tuple[float, float]) -> bool:
+    for answer, true, tolerance in zip(answers, truth, tolerances, strict=True):
+        error = (answer - true).flatten(1).norm(dim=1)
+        size = true.flatten(1).norm(dim=1)
         if not bool((error <= tolerance * size + 1e-12).float().mean() > 0.9):
             return False
     return True

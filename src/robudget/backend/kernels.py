@@ -31,7 +31,7 @@ class Arithmetic:
     def layout(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def laid(self, t: Tensor) -> Tensor:
+    def arrange(self, t: Tensor) -> Tensor:
         return t.contiguous(memory_format=self.layout)
 
 
@@ -64,7 +64,7 @@ class Statistics:
 
 
 class Layer(nn.Module):
-    """`compute` gives the output and `input_gradient` its counterpart; one autograd function serves all layers.
+    """`compute` is the forward pass and `input_gradient` the backward pass; one autograd function serves all layers.
 
     With `relu` a ReLU of the output is part of the layer. `how` is set before the first use.
     """
@@ -81,11 +81,11 @@ class Layer(nn.Module):
         raise NotImplementedError
 
     def run(self, x: Tensor, skip: Tensor | None) -> tuple[Tensor, ...]:
-        """The output, and what `pull` needs: only a ReLU's mask, which is its own output."""
+        """The output, and what `gradients` needs: only a ReLU's mask, which is its own output."""
         y = self.compute(x, skip)
         return (y, y) if self.relu else (y,)
 
-    def pull(self, g: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(self, g: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of x and of the skip."""
         if self.relu:
             g = _RELU_GRADIENT(g, saved[0], 0)
@@ -95,10 +95,10 @@ class Layer(nn.Module):
         # A live layer by itself is a few operations of torch, with their own gradients.
         if self.how.live or not torch.is_grad_enabled():
             return self.compute(x, skip)
-        return cast(Tensor, _Fused.apply(self, x, skip))
+        return cast(Tensor, _LayerFunction.apply(self, x, skip))
 
 
-class _Fused(torch.autograd.Function):
+class _LayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: Layer, x: Tensor, skip: Tensor | None) -> Tensor:
         y, *saved = layer.run(x, skip)
@@ -107,8 +107,8 @@ class _Fused(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor | None]:
-        own, skip = ctx.layer.pull(gradients[0], *ctx.saved_tensors)
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[None, Tensor, Tensor | None]:
+        own, skip = ctx.layer.gradients(outputs[0], *ctx.saved_tensors)
         return None, own.to(ctx.x), None if ctx.skip is None else skip.to(ctx.skip)
 
 
@@ -124,17 +124,17 @@ class Conv(Layer):
         self.cast: torch.dtype | None = None  # what the output is handed on in, None: as computed
         self.fused = False
         self.matrix: Tensor | None = None
-        self.flipped: Tensor | None = None
+        self.turned: Tensor | None = None
 
     def load(self, weight: Tensor, bias: Tensor | None, gradient_scale: Tensor | None = None) -> None:
         """Take these float32 weights. `gradient_scale` (input channels) multiplies the gradient of the input: the scale
         of a BatchNorm before, which costs nothing here and a pass over memory of its own there."""
         how = self.how
-        self.weight = how.laid(weight.detach().to(how.dtype))
+        self.weight = how.arrange(weight.detach().to(how.dtype))
         self.bias = None if bias is None else bias.detach().to(how.dtype)
         self.gradient_weight = self.weight
         if gradient_scale is not None:
-            self.gradient_weight = how.laid((weight.detach() * gradient_scale.view(1, -1, 1, 1)).to(how.dtype))
+            self.gradient_weight = how.arrange((weight.detach() * gradient_scale.view(1, -1, 1, 1)).to(how.dtype))
         if not how.live:
             self._prepare()
 
@@ -156,7 +156,7 @@ class Conv(Layer):
         self.out_shape = (out, h2, w2)
         contiguous = self.how.dtype == torch.float32 and not self.how.channels_last
         on_cpu = plain and contiguous and self.weight.device.type == "cpu"
-        # A few pixels seen by a 3×3 window are a matrix in all but name: `dense` times the multiplications, but none
+        # Over a few pixels a 3×3 convolution is nearly a full matrix: `dense` times the multiplications, but none
         # of a convolution's overhead, which counts while channels are few, most of all backward through a stride.
         dense = h * w / (k * k)
         self.by_matrix = dense <= 1 or (dense <= 2 and c * out <= 128)
@@ -164,24 +164,22 @@ class Conv(Layer):
         if on_cpu and (self.by_matrix or self.gradient_by_matrix):
             eye = torch.eye(c * h * w, device=self.weight.device).view(-1, c, h, w)
             self.matrix = conv2d(eye, self.weight, None, self.stride, self.padding).flatten(1).T.contiguous()
-            self.spread = None if self.bias is None else self.bias.repeat_interleave(h2 * w2)
+            self.bias_by_pixel = None if self.bias is None else self.bias.repeat_interleave(h2 * w2)
         # Backward is a convolution with the turned kernel. Through a stride the library's own backward is several times
         # slower than that one on a gradient spread out with zeros, unless it runs channels-last.
         if plain and (s == 1 or on_cpu):
-            self.flipped = self.how.laid(self.weight.flip(2, 3).transpose(0, 1))
+            self.turned = self.how.arrange(self.weight.flip(2, 3).transpose(0, 1))
             self.extra = (h - ((h2 - 1) * s - 2 * p + k), w - ((w2 - 1) * s - 2 * p + k))
 
     def compute(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        x = x.to(self.weight.dtype)
+        x = self.how.arrange(x.to(self.weight.dtype))
         fused = self.fused and self.relu and skip is None
         if fused:
-            y = _with_relu(
-                self.how.laid(x), self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, "relu"
-            )
+            y = _pointwise(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, "relu")
         elif self.matrix is not None and self.by_matrix:
-            y = linear(x.flatten(1), self.matrix, self.spread).view(len(x), *self.out_shape)
+            y = linear(x.flatten(1), self.matrix, self.bias_by_pixel).view(len(x), *self.out_shape)
         else:
-            y = conv2d(self.how.laid(x), self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+            y = conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if skip is not None:
             y = y.add_(skip)
         if self.relu and not fused:
@@ -192,29 +190,29 @@ class Conv(Layer):
         g = g.to(self.weight.dtype)
         if self.matrix is not None and self.gradient_by_matrix:
             return (g.flatten(1) @ self.matrix).view(len(g), *self.in_shape)
-        if self.flipped is not None:
-            return self._by_flipped(g, self.flipped)
+        if self.turned is not None:
+            return self._by_turned(g, self.turned)
         # The input's values do not matter to its own gradient; only its shape and layout are read.
         if x is None:
             x = torch.empty(len(g), *self.in_shape, dtype=g.dtype, device=g.device, memory_format=self.how.layout)
         geometry = self.stride, self.padding, self.dilation, False, [0, 0], self.groups
         out: Tensor = _CONVOLUTION_GRADIENT(
-            self.how.laid(g), x, self.gradient_weight, None, *geometry, [True, False, False]
+            self.how.arrange(g), x, self.gradient_weight, None, *geometry, [True, False, False]
         )[0]
         return out
 
-    def _by_flipped(self, g: Tensor, flipped: Tensor) -> Tensor:
+    def _by_turned(self, g: Tensor, turned: Tensor) -> Tensor:
         s, p, k = self.stride[0], self.padding[0], self.weight.shape[2]
         if s == 1:
-            return conv2d(self.how.laid(g), flipped, None, 1, k - 1 - p)
+            return conv2d(self.how.arrange(g), turned, None, 1, k - 1 - p)
         if k == 1:
             wide = g.new_zeros(len(g), *self.in_shape)
-            wide[:, :, ::s, ::s] = conv2d(g, flipped)
+            wide[:, :, ::s, ::s] = conv2d(g, turned)
             return wide
         c, h2, w2 = self.out_shape
         sparse = g.new_zeros(len(g), c, (h2 - 1) * s + 1 + self.extra[0], (w2 - 1) * s + 1 + self.extra[1])
         sparse[:, :, : (h2 - 1) * s + 1 : s, : (w2 - 1) * s + 1 : s] = g
-        return conv2d(sparse, flipped, None, 1, k - 1 - p)
+        return conv2d(sparse, turned, None, 1, k - 1 - p)
 
 
 class Norm(Layer):
@@ -244,7 +242,7 @@ class Norm(Layer):
     def _by_kernel(self, x: Tensor, shift: Tensor | None, then: str) -> Tensor:
         assert self.kernel is not None
         scale = self.kernel[0]
-        return _with_relu(self.how.laid(x), scale, shift, [0, 0], [1, 1], [1, 1], len(scale), then)
+        return _pointwise(self.how.arrange(x), scale, shift, [0, 0], [1, 1], [1, 1], len(scale), then)
 
 
 class Residual(Layer):
@@ -266,7 +264,7 @@ class Residual(Layer):
         y += x if shortcut is None else shortcut.compute(a)
         return y, a, z
 
-    def pull(self, g: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(self, g: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor]:
         (norm, first, second, shortcut), (a, z) = self.parts, saved
         inner = second.input_gradient(g, z).to(z.dtype)
         _RELU_GRADIENT_IN_PLACE(inner, z, 0, grad_input=inner)
@@ -285,7 +283,7 @@ class Residual(Layer):
 
 
 class Float(nn.Module):
-    """Back to float32, for what decides margins with few numbers."""
+    """Back to float32, for the few numbers that decide margins."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float()
@@ -296,16 +294,6 @@ def _fuses(t: Tensor) -> bool:
     return t.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
-def _with_relu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    padding: list[int],
-    stride: list[int],
-    dilation: list[int],
-    groups: int,
-    then: str,
-) -> Tensor:
-    """Convolution, bias and `then` ("relu" or "none") in one pass over the output."""
-    call = torch.ops.mkldnn._convolution_pointwise
-    return cast(Tensor, call(x, weight, bias, padding, stride, dilation, groups, then, [], ""))
+def _pointwise(*arguments: Any) -> Tensor:
+    """x, weight, bias, padding, stride, dilation, groups, "relu" or "none": all in one pass over the output."""
+    return cast(Tensor, torch.ops.mkldnn._convolution_pointwise(*arguments, [], ""))

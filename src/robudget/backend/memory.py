@@ -1,7 +1,8 @@
-"""Freed memory kept by the process instead of returned to the system and asked for again.
+"""Freed memory stays with the process, instead of being returned to the system and requested again.
 
-A training step frees and allocates the same megabytes over and over. By default glibc hands large blocks back at once,
-so that every activation's pages are faulted in and zeroed again: about a tenth of a step on a CPU.
+A step of a training or of an attack frees and allocates the same megabytes again and again. By default glibc returns
+large blocks at once, so that the system maps and clears every activation's pages anew: a tenth of a training step on a
+CPU, and for small networks more than their arithmetic.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST = 2**31 - 1
+_LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed, for the rest of this process. No result depends on it; memory stays at its
-    peak.
+    """Have glibc keep what is freed, for the rest of this process. No result depends on it; memory stays at its peak.
 
-    False where there is no glibc to tell (other systems, other C libraries).
+    False where there is no glibc (other systems, other C libraries).
     """
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+    # Older versions of glibc take no more than 32 MiB.
+    threshold = mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25)
+    return bool(threshold) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT))
