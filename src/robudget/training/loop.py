@@ -25,13 +25,12 @@ from robudget.models.build import build_for
 from robudget.models.preact import checkpoint_activations
 from robudget.recipe import Recipe
 from robudget.training import checkpoint
-from robudget.training.batches import Batches
+from robudget.training.batches import Batches, relabel
 from robudget.training.checkpoint import best_model
 from robudget.training.distributed import current, synchronise_batchnorm
 from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
 from robudget.training.records import PHASES, Best, EpochRecord, Stopwatch
 from robudget.training.step import CLEAN, Step
-from robudget.training.teacher import relabel
 from robudget.training.validation import Validation, Validator, check_collapse, check_losses, validation_adversary
 
 LOOK_STEPS = 50  # between two looks at the loss and the clock, since each waits for the device
