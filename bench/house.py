@@ -1,18 +1,22 @@
-"""The house in numbers: files, lines, levels, circles, hops, start-up: python bench/house.py [CHECKOUT ...]
+"""The house in numbers: files, lines, levels, circles, hops, start-up, speed: python bench/house.py [CHECKOUT ...]
 
 Files and lines are of src/robudget/**/*.py. A level is one step of the longest chain of imports between files, a circle
 a set of files that import each other (imports for types alone count too). Hops of a recipe, an image and a table are
 the functions of robudget that stand on the call stack where the work is done: the gradient of a training step, the
-gradient of an attack, the fit of a law. Start-up is the least of five runs of a process.
+gradient of an attack, the fit of a law. Start-up is the least of five runs of a process. --speed runs the same recipes
+from two checkouts in turn and gives the ratio of their seconds, by their own meters.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -165,6 +169,35 @@ def starts(checkout: Path) -> None:
         print(f"  {name:32} {min(seconds):.2f} s (median {sorted(seconds)[RUNS // 2]:.2f})")
 
 
+# What trains and is attacked in float32, and in bfloat16.
+SPEED = {
+    "digits, wrn-10-1 base 12": ["model.base=12", "epochs=6", "evaluation.images=40"],
+    "digits, wrn-16-4 base 16": ["model.name=wrn-16-4", "model.base=16", "epochs=2", "evaluation.images=16"],
+}
+
+
+def speed(old: Path, new: Path, rounds: int) -> None:
+    for name, choices in SPEED.items():
+        seconds: dict[Path, list[tuple[float, float]]] = {old: [], new: []}
+        for n in range(rounds):
+            for checkout in (old, new) if n % 2 == 0 else (new, old):
+                with tempfile.TemporaryDirectory() as store:
+                    command = ["-m", "robudget", "run", "digits", *choices, "--store", store, "--json"]
+                    subprocess.run(
+                        [sys.executable, *command], env=environment(checkout), capture_output=True, check=True
+                    )
+                    (path,) = Path(store).glob("*/run.json")
+                    record = json.loads(path.read_text("utf-8"))
+                seconds[checkout].append((record["training"]["seconds"], record["evaluation"]["seconds"]))
+        for stage, what in enumerate(("training", "evaluation")):
+            before, after = ([pair[stage] for pair in seconds[checkout]] for checkout in (old, new))
+            ratios = [b / a for a, b in zip(before, after, strict=True)]
+            print(
+                f"  {name}, {what}: {statistics.median(before):.2f} s, then {statistics.median(after):.2f} s; ratio "
+                f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, n = {rounds})"
+            )
+
+
 def environment(checkout: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(checkout / "src")}
 
@@ -174,7 +207,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkouts", nargs="*", type=Path, default=[here], help="default: this one")
     parser.add_argument("--no-starts", action="store_true", help="leave the start-up times out")
+    parser.add_argument(
+        "--speed", type=int, default=0, metavar="N", help="only this: N rounds of two checkouts in turn"
+    )
     options = parser.parse_args()
+    if options.speed:
+        old, new = (checkout.resolve() for checkout in options.checkouts)
+        return speed(old, new, options.speed)
     for checkout in options.checkouts:
         print(checkout.resolve().name)
         structure(checkout)
