@@ -199,7 +199,7 @@ class Trainer:
 
     def _look(self) -> None:
         """Now and then within an epoch: is the loss finite, and is it time to save?"""
-        self._check_losses([loss / self.world.size for loss in self.world.total(self._losses.clone()).tolist()])
+        self._mean_losses()
         due = torch.tensor(float(time.monotonic() - self._saved > self._save_seconds), device=self.device)
         if self.folder is not None and float(self.world.total(due)) > 0:
             self.save()
@@ -209,8 +209,7 @@ class Trainer:
 
     def _end_epoch(self) -> EpochRecord:
         recipe, epoch = self.recipe, len(self.records) + 1
-        history = [loss / self.world.size for loss in self.world.total(self._losses.clone()).tolist()]
-        self._check_losses(history)
+        history = self._mean_losses()
         validation, collapse = None, None
         self._watch.start()
         with self._window("validation"):
@@ -253,7 +252,9 @@ class Trainer:
         self._losses = torch.zeros(self.steps_per_epoch, device=self.device)
         self._correct = {name: torch.zeros((), dtype=torch.int64, device=self.device) for name in ("clean", "craft")}
 
-    def _check_losses(self, history: list[float]) -> None:
+    def _mean_losses(self) -> list[float]:
+        """This epoch's losses so far, by step, averaged over the processes. Raises RunFailed where they diverge."""
+        history = [loss / self.world.size for loss in self.world.total(self._losses.clone()).tolist()]
         check_losses(
             history,
             first=len(self.records) * self.steps_per_epoch,
@@ -262,6 +263,7 @@ class Trainer:
             epoch=len(self.records),
             precision=self.precision.name,
         )
+        return history
 
     def _react(self, record: EpochRecord) -> None:
         """What follows from the epoch: the collapse watch's action, and early stopping."""

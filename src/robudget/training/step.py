@@ -290,9 +290,10 @@ class Step:
         if clean is not None and crafted is not None:
             pair = losses.mart if recipe.loss == "mart" else losses.score if squared else losses.trades
             return pair(clean, crafted, target, recipe.beta)
-        logits = clean if clean is not None else crafted
+        single = losses.squared if squared else losses.at if clean is None else losses.standard
+        logits = crafted if clean is None else clean
         assert logits is not None
-        return losses.squared(logits, target) if squared else losses.standard(logits, target)
+        return single(logits, target)
 
     def _apply(self) -> None:
         """Average the gradients over the processes, clip, step, average the weights."""

@@ -1,4 +1,4 @@
-"""Clean accuracy and robust accuracy under PGD, on images that training does not see; and the watch for collapse."""
+"""Is a training going well: accuracy under PGD on images that it does not see, collapse, and a diverging loss."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def check_collapse(model: nn.Module, validator: Validator, recipe: Recipe, befor
 
 
 def is_collapsed(one_step: float, multi_step: float, clean: float, before: float, part: CollapsePart) -> bool:
-    """A gap above `part.gap`, multi-step accuracy below 0.3 × clean, and fallen to less than half of what it was, by at
-    least half of `part.gap`.
+    """A gap above `part.gap`, a collapsed multi-step accuracy (`robudget.accuracy`), and a fall to less than half of
+    what it was, by at least half of `part.gap`.
 
     A model that has learnt little yet is no better against many steps either; only the fall tells it from a collapsed
     one, and a fall from nearly nothing is noise.
