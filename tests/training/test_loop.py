@@ -106,3 +106,11 @@ def test_a_checkpoint_of_another_recipe_is_refused(digits: Dataset, tmp_path: Pa
     next(iter(Trainer(TINY, digits, folder=tmp_path)))
     with pytest.raises(InputError, match="is of recipe"):
         Trainer(TINY.with_({"seed": 1}), digits, folder=tmp_path)
+
+
+@pytest.mark.parametrize("key", ["precision", "craft.precision"])
+def test_bfloat16_is_refused_where_the_device_has_none(key, tiny, monkeypatch):
+    monkeypatch.setattr("robudget.backend.precision.has_bfloat16", lambda device: False)
+    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+    with pytest.raises(InputError, match="'bfloat16' on cpu: not supported there"):
+        Trainer(tiny.with_({key: "bfloat16"}), data.load("digits"), device=torch.device("cpu"))

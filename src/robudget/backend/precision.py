@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.backend.batch_size import layer_outputs
-from robudget.errors import unknown
+from robudget.errors import InputError, unknown
 
 Name = Literal["float32", "bfloat16"]
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -50,6 +50,14 @@ def resolve(asked: str, device: torch.device, gains: Callable[[], bool]) -> Prec
     if asked == "auto":
         asked = "bfloat16" if has_bfloat16(device) and gains() else "float32"
     return Precision(cast(Name, asked), device)
+
+
+def check_training(asked: str, device: torch.device) -> None:
+    """Raises InputError where a training asks for bfloat16 and the device has no kernels for it at all. (An attack may:
+    what it finds is verified in float32.) oneDNN emulates it on CPUs with AVX-512, slowly but rightly."""
+    emulated = device.type == "cpu" and torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if asked == "bfloat16" and not (has_bfloat16(device) or emulated):
+        raise InputError(f"precision = 'bfloat16' on {device}: not supported there (allowed: float32, auto)")
 
 
 def has_bfloat16(device: torch.device) -> bool:

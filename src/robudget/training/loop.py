@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robudget.backend.batch_size import validation_size
 from robudget.backend.memory import keep_freed_memory
-from robudget.backend.precision import gains_in_training, resolve
+from robudget.backend.precision import check_training, gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.stream import prepare
 from robudget.errors import InputError
@@ -92,6 +92,8 @@ class Trainer:
         if site.checkpointing:
             checkpoint_activations(model, recipe.model.name)
         gains = partial(gains_in_training, model)
+        check_training(recipe.precision, self.device)
+        check_training(recipe.craft.precision, self.device)
         self.precision = craft_precision = resolve(recipe.precision, self.device, gains)
         if recipe.craft.precision != "same":
             craft_precision = resolve(recipe.craft.precision, self.device, gains)
