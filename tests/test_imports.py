@@ -15,17 +15,19 @@ import robudget
 SOURCE = Path(robudget.__file__).parent
 
 # Every room, with the rooms it may import. Pure data (errors, files, threat, recipe, …) may be imported by all.
-PURE = {"errors", "files", "config", "threat", "recipe", "columns", "execution", "accuracy", "datasets", "formats", ""}
+PURE = {
+    "errors", "files", "config", "threat", "recipe", "losses", "columns", "execution", "accuracy", "datasets", "formats",
+    "",
+}  # fmt: skip
 ALLOWED = {
     "data": set(),
     "models": set(),
     "attacks": set(),
-    "losses": {"attacks"},
     "backend": {"attacks"},
-    "training": {"data", "models", "attacks", "losses", "backend"},
+    "training": {"data", "models", "attacks", "backend"},
     "evaluation": {"models", "attacks", "data", "backend"},
     "meter": {"models"},
-    "forecast": {"models", "training", "attacks", "losses", "data", "meter", "backend"},
+    "forecast": {"models", "training", "attacks", "data", "meter", "backend"},
     "store": set(),
     "energy_log": {"meter", "store"},
     "runner": {"data", "attacks", "training", "evaluation", "meter", "store", "energy_log"},
@@ -35,7 +37,7 @@ ALLOWED = {
     "tables": {"store", "meter"},
     "laws": {"tables"},
     "prediction": {"tables", "laws", "meter"},
-    "planning": {"tables", "laws", "prediction"},
+    "planning": {"tables", "laws", "prediction", "meter"},
     "analysis": {"tables", "laws", "prediction", "planning"},
     "report": {"analysis", "tables", "laws", "prediction", "planning", "store"},
     "demo": {"sweep", "store", "analysis", "laws", "report", "tables"},

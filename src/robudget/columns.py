@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from robudget.formats import amount, word
+from robudget.losses import LOSSES
 
 # identity: which run it is · scope: runs that differ in it answer different questions · choice: of the recipe ·
 # size: follows from the choices and can be counted before training · outcome: measured on test or validation images ·
@@ -82,7 +83,7 @@ class Column:
         return self.words.get(text, text)
 
 
-_LOSSES = {"standard": "standard", "at": "AT", "trades": "TRADES", "mart": "MART"}
+_LOSSES: dict[str, str] = {name: loss.label for name, loss in LOSSES.items()}
 _ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU"}
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _FLOPS = (("flops", 1.0), ("flop", 1.0), ("TFLOPs", 1e12), ("PFLOPs", 1e15), ("EFLOPs", 1e18))

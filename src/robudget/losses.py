@@ -1,66 +1,82 @@
-"""What an update minimises, as functions of logits.
+"""The training losses, as pure data: what each crafts against, what its update sees, and the passes it makes.
 
-Every function takes float32 logits (N, classes) and `target`, either int64 labels (N,) or probabilities (N, classes)
-as CutMix, label smoothing and soft labels make them, and returns a scalar: the mean over the batch. None of them sees a
-model or an optimizer.
+`training/losses.py` has their formulas.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from dataclasses import dataclass
+from typing import Literal
+
+from robudget.errors import InputError, unknown
+
+LossName = Literal["standard", "at", "trades", "mart", "fgsm-rs", "n-fgsm", "free-at"]
 
 
-def smooth(target: Tensor, classes: int, smoothing: float) -> Tensor:
-    """(1 − s)·target + s/classes as probabilities (N, classes) (Szegedy et al. 2016, section 7)."""
-    probabilities = F.one_hot(target, classes).float() if target.ndim == 1 else target
-    return probabilities * (1 - smoothing) + smoothing / classes if smoothing else probabilities
+@dataclass(frozen=True)
+class ImagePasses:
+    """Passes of one training image through the model: forward and backward, of craft and of update."""
+
+    craft_forward: int
+    craft_backward: int
+    update_forward: int
+    update_backward: int
 
 
-def standard(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of clean images."""
-    return F.cross_entropy(logits, target)
+@dataclass(frozen=True)
+class Loss:
+    """One loss. `label` is its name in tables and figures, `source` the paper that it comes from.
 
-
-def at(logits_adv: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of adversarial images (Madry et al. 2018, equation 2.1)."""
-    return F.cross_entropy(logits_adv, target)
-
-
-def kl(logits: Tensor, logits_adv: Tensor) -> Tensor:
-    """KL(softmax(logits) ‖ softmax(logits_adv))."""
-    log_p, log_q = F.log_softmax(logits, dim=1), F.log_softmax(logits_adv, dim=1)
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-
-
-def trades(logits: Tensor, logits_adv: Tensor, target: Tensor, beta: float) -> Tensor:
-    """CE(clean) + β·KL(clean ‖ adversarial) (Zhang et al. 2019, equation 5 with 1/λ = β)."""
-    return F.cross_entropy(logits, target) + beta * kl(logits, logits_adv)
-
-
-def mart(logits: Tensor, logits_adv: Tensor, target: Tensor, beta: float) -> Tensor:
-    """BCE(adversarial) + β·KL(clean ‖ adversarial)·(1 − p_clean(y)) (Wang et al. 2020, equations 7 and 8).
-
-    BCE is the boosted cross-entropy −log p_adv(y) − log(1 − max_{k≠y} p_adv(k)). For a soft target, y is its largest
-    class in the margin and in the weight, and the first term is the soft cross-entropy.
+    `craft` is what its attack raises: the cross-entropy (`ce`), KL(clean ‖ adversarial) (`kl`, for which the clean
+    logits are needed first), or nothing (`none`). An update sees the `clean` images, the `adversarial` ones, or both;
+    with both, `beta` weighs the robust term. `steps`: the number of attack steps where the definition fixes it.
+    `replays`: a batch is replayed K times, and one backward pass serves both the attack and the update.
     """
-    labels = target if target.ndim == 1 else target.argmax(1)
-    hard = F.one_hot(labels, logits.shape[1]).bool()
-    log_p, log_p_adv = F.log_softmax(logits, dim=1), F.log_softmax(logits_adv, dim=1)
-    runner_up = log_p_adv.masked_fill(hard, -torch.inf).amax(1)
-    boosted = F.cross_entropy(logits_adv, target) - torch.log1p(-runner_up.exp().clamp(max=1 - 1e-6)).mean()
-    per_image = (log_p.exp() * (log_p - log_p_adv)).sum(1)
-    doubt = 1 - log_p.gather(1, labels[:, None]).squeeze(1).exp()
-    return boosted + beta * (per_image * doubt).mean()
+
+    label: str
+    source: str
+    craft: Literal["none", "ce", "kl"] = "ce"
+    clean: bool = False
+    adversarial: bool = True
+    steps: int | None = None
+    replays: bool = False
+
+    @property
+    def images(self) -> int:
+        """Images that an update takes through the model for each image of the batch: 1 or 2."""
+        return self.clean + self.adversarial
+
+    @property
+    def beta(self) -> bool:
+        return self.clean and self.adversarial
 
 
-def squared(logits: Tensor, target: Tensor) -> Tensor:
-    """‖softmax(logits) − target‖²: the squared error in place of cross-entropy (LSE; Pang et al. 2022, section 4)."""
-    return (F.softmax(logits, dim=1) - smooth(target, logits.shape[1], 0.0)).square().sum(1).mean()
+LOSSES: dict[LossName, Loss] = {
+    "standard": Loss("standard", "cross-entropy", craft="none", clean=True, adversarial=False, steps=0),
+    "at": Loss("AT", "Madry et al. 2018"),
+    "trades": Loss("TRADES", "Zhang et al. 2019", craft="kl", clean=True),
+    "mart": Loss("MART", "Wang et al. 2020", clean=True),
+    "fgsm-rs": Loss("FGSM-RS", "Wong et al. 2020", steps=1),
+    "n-fgsm": Loss("N-FGSM", "de Jorge et al. 2022", steps=1),
+    "free-at": Loss("Free-AT", "Shafahi et al. 2019", replays=True),
+}
 
 
-def score(logits: Tensor, logits_adv: Tensor, target: Tensor, beta: float) -> Tensor:
-    """‖p(clean) − target‖² + β·‖p(clean) − p(adversarial)‖² (SCORE; Pang et al. 2022): TRADES with a true metric."""
-    gap = F.softmax(logits, dim=1) - F.softmax(logits_adv, dim=1)
-    return squared(logits, target) + beta * gap.square().sum(1).mean()
+def loss_named(name: str) -> Loss:
+    """Raises InputError for a name that is not in LOSSES."""
+    for known, loss in LOSSES.items():
+        if known == name:
+            return loss
+    raise unknown("loss", name, LOSSES)
+
+
+def passes_per_image(name: str, steps: int) -> ImagePasses:
+    """Passes per training image for a loss of LOSSES with K = `steps`. Raises InputError for 0 steps of an attack."""
+    loss = loss_named(name)
+    if not loss.adversarial:
+        return ImagePasses(0, 0, 1, 1)
+    if steps < 1:
+        raise InputError(f"steps = {steps} with loss = {name!r} (allowed: at least 1)")
+    if loss.replays:
+        return ImagePasses(0, 0, steps, steps)
+    return ImagePasses(steps + (loss.craft == "kl"), steps, loss.images, loss.images)

@@ -21,12 +21,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from robudget.config import Number, load_yaml, merge, nest, one_line, read_named
 from robudget.errors import InputError, nearest
+from robudget.losses import LOSSES, LossName
 from robudget.threat import Norm, Threat, format_eps, parse_eps
 
 SCHEMA = 1
 
-LossName = Literal["standard", "at", "trades", "mart", "fgsm-rs", "n-fgsm", "free-at"]
-LOSSES: tuple[LossName, ...] = get_args(LossName)
 
 Eps = Annotated[float, BeforeValidator(parse_eps), PlainSerializer(format_eps, when_used="json")]
 Share = Annotated[Number, Field(ge=0, lt=1)]
@@ -201,7 +200,7 @@ class Recipe(_Part):
             raise InputError(
                 f"craft.steps = 0 with loss = {self.loss!r}: an adversarial loss needs at least 1 (or loss=standard)"
             )
-        if self.loss in ("fgsm-rs", "n-fgsm") and self.craft.steps != 1:
+        if LOSSES[self.loss].steps == 1 != self.craft.steps:
             raise InputError(
                 f"craft.steps = {self.craft.steps} with loss = {self.loss!r}: it takes 1 step by definition"
             )
@@ -215,7 +214,7 @@ class Recipe(_Part):
 
     @property
     def adversarial(self) -> bool:
-        return self.loss != "standard"
+        return LOSSES[self.loss].adversarial
 
     @property
     def evaluation_threat(self) -> Threat:
@@ -278,7 +277,7 @@ class Recipe(_Part):
             "activation": self.model.activation,
             "variant": self.model.variant,
             "loss": self.loss,
-            "beta": self.beta if self.loss in ("trades", "mart") else math.nan,
+            "beta": self.beta if LOSSES[self.loss].beta else math.nan,
             "steps": self.craft.steps if self.adversarial else 0,
             "epochs": self.epochs,
             "epoch_images": _or_nan(self.epoch_images),

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from robudget import losses
 from robudget.data.dataset import Dataset, Split
 from robudget.meter import conventions as convention
 from robudget.meter import flops
@@ -51,7 +52,7 @@ def test_the_papers_models_on_shapes_alone(name: str) -> None:
     assert counted.parameters == convention.wrn_parameters(depth, width)
     for loss in ("at", "trades"):
         for steps in (1, 2, 5, 7, 10):
-            n = convention.passes_per_image(loss, steps)
+            n = losses.passes_per_image(loss, steps)
             calls = {
                 f"{phase}_{kind}": getattr(n, f"{phase}_{kind}")
                 for phase in ("craft", "update")

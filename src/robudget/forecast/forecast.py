@@ -13,6 +13,7 @@ import torch
 from robudget.datasets import Sizes, sizes_of
 from robudget.forecast.passes import RIGHT_SHARE, TrainingPasses, evaluation_passes, training_passes
 from robudget.forecast.step_timing import Calibration, calibrate, timing_key
+from robudget.losses import LOSSES
 from robudget.meter.conventions import paper_flops
 from robudget.meter.devices import Device, find
 from robudget.meter.energy import JOULES_PER_KWH
@@ -181,7 +182,7 @@ class _Plan:
     def memory_gb(self) -> float:
         """Weights, gradients, momentum and average, and what one update keeps for its backward, in float32."""
         copies = 3 + (self.recipe.ema.decay is not None)
-        images = self.recipe.batch_size * (2 if self.recipe.loss in ("trades", "mart") else 1)
+        images = self.recipe.batch_size * LOSSES[self.recipe.loss].images
         return (copies * 4 * self.flops.parameters + images * self.flops.activation_bytes) / 1e9
 
     def forecast(

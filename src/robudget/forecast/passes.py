@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from robudget.attacks.ensemble import ensemble
 from robudget.datasets import PUBLISHED, Sizes
-from robudget.meter.conventions import passes_per_image, wrn_forward_flops
+from robudget.losses import passes_per_image
+from robudget.meter.conventions import wrn_forward_flops
 from robudget.recipe import Recipe, wide_resnet
 
 # Validation attacks only what the model gets right: over a whole training, about this share of the images.

@@ -19,6 +19,7 @@ from robudget.backend.batch_size import validation_size
 from robudget.data.dataset import Dataset, Split, to_unit
 from robudget.datasets import Sizes
 from robudget.forecast.passes import TrainingPasses
+from robudget.losses import LOSSES
 from robudget.meter.conventions import exact_factor
 from robudget.meter.cpu import machine_seconds, process_seconds
 from robudget.meter.energy import JOULES_PER_KWH, Meter
@@ -32,7 +33,6 @@ _LARGE_MODEL_FLOPS = 1e9  # of one image's forward pass
 _TOO_SLOW = 10  # a first step that takes so many times the seconds that it should is the only one
 _LEAST_STEPS = 3  # one to warm up and two to time
 _MOST_STEPS, _MOST_SECONDS = 200, 3.0  # timed for one number of attack steps
-_FIXED_STEPS = ("standard", "fgsm-rs", "n-fgsm")  # losses whose number of attack steps is not free to choose
 _DISK_BYTES_PER_SECOND = 3e8  # of a checkpoint, where none was written
 _IMAGES_PER_CLASS = 4  # a hold-out needs some of every class
 
@@ -56,7 +56,7 @@ class Times:
     def by_flops(cls, recipe: Recipe, trainer: Trainer, per_image: float) -> Times:
         """All from the seconds an image of one step with one attack step, in the proportion of their FLOPs."""
         pass_seconds = per_image / exact_factor(recipe.loss, 1)
-        attack = 0.0 if recipe.loss in _FIXED_STEPS else 2 * pass_seconds * recipe.batch_size
+        attack = 0.0 if LOSSES[recipe.loss].steps is not None else 2 * pass_seconds * recipe.batch_size
         size = 12.0 * sum(p.numel() for p in trainer.model.parameters())  # bytes: weights twice and momentum, float32
         return cls(
             step=per_image * recipe.batch_size - attack,
@@ -121,7 +121,7 @@ def calibrate(
 
 
 def _measure(recipe: Recipe, noise: Dataset, device: str, per_image: float, attack_steps: int, seconds: float) -> Times:
-    most = 1 if recipe.loss in _FIXED_STEPS else max(attack_steps, 2)
+    most = 1 if LOSSES[recipe.loss].steps is not None else max(attack_steps, 2)
     batch_size = _affordable(recipe, seconds, per_image, most)
     if batch_size < recipe.batch_size:
         most = min(most, 2)

@@ -9,43 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from robudget.errors import InputError, unknown
-from robudget.recipe import LOSSES
+from robudget.errors import InputError
+from robudget.losses import loss_named, passes_per_image
 
 PAPER_GPUS = 4  # the published figures are one GPU's share
 PAPER_EPOCH_IMAGES = 50_000
 PAPER_MODELS = {"wrn-28-10": (28, 10), "wrn-34-10": (34, 10), "wrn-34-20": (34, 20), "wrn-70-16": (70, 16)}
-
-
-@dataclass(frozen=True)
-class ImagePasses:
-    """Passes of one training image through the model: forward and backward, of craft and of update."""
-
-    craft_forward: int
-    craft_backward: int
-    update_forward: int
-    update_backward: int
-
-
-def passes_per_image(loss: str, steps: int) -> ImagePasses:
-    """Passes per training image for a loss of `recipe.LOSSES` with K = `steps`.
-
-    TRADES and MART update on the clean and the adversarial image; TRADES also needs the clean logits to craft against.
-    Free-AT (Shafahi 2019) replays each batch K times and takes both gradients from the same backward.
-    """
-    if loss not in LOSSES:
-        raise unknown("loss", loss, LOSSES)
-    if loss == "standard":
-        return ImagePasses(0, 0, 1, 1)
-    if steps < 1:
-        raise InputError(f"steps = {steps} with loss = {loss!r} (allowed: at least 1)")
-    if loss == "trades":
-        return ImagePasses(steps + 1, steps, 2, 2)
-    if loss == "mart":
-        return ImagePasses(steps, steps, 2, 2)
-    if loss == "free-at":
-        return ImagePasses(0, 0, steps, steps)
-    return ImagePasses(steps, steps, 1, 1)  # at, fgsm-rs, n-fgsm
 
 
 def exact_factor(loss: str, steps: int) -> float:
@@ -69,9 +38,9 @@ class PaperFactor:
 def paper_factor(loss: str, steps: int) -> PaperFactor:
     """3(K+2) for at, 3(K+3) for trades (the released code's rule), 3 for standard training; else by the same rule."""
     n = passes_per_image(loss, steps)
-    if loss == "standard":
+    if not loss_named(loss).adversarial:
         return PaperFactor(3.0, "forward and backward of one update")
-    if loss == "free-at":
+    if loss_named(loss).replays:
         return PaperFactor(math.nan, "the paper trains no free-at, whose attack and update share their passes")
     value = 3.0 * (steps + n.update_forward + 1)
     stated = loss in ("at", "trades")

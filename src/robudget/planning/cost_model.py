@@ -2,7 +2,7 @@
 
 Training cost is a product: what an image costs through this model, times the passes that its loss and steps make,
 times the images seen. A first guess takes the first factor proportional to the parameters and the second from the
-exact FLOP convention (at: K + 1.5 and trades: K + 3.5 passes there and back); the table then corrects both per model
+exact FLOP convention (at: 2K + 3 forward passes, trades: 2K + 7); the table then corrects both per model
 and per loss and steps, by least squares on logarithms with a small ridge (Hoerl & Kennard 1970), so that a
 correction that the table does not determine is 0. Counted FLOPs come out to within rounding, measured energy and
 seconds with the scatter of the runs.
@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from robudget.losses import LOSSES
+from robudget.meter.conventions import exact_factor
 from robudget.tables.usable import Floats, failed_rows, numbers_of
 
-EXTRA_PASSES = {"trades": 3.5, "mart": 3.5}  # beside the K of the attack; 1.5 for every other loss
 RIDGE = 1e-6
 Effort = tuple[str, int]  # loss, attack steps
 Span = tuple[float, float, float]  # value, low, high
@@ -134,7 +135,8 @@ def _per_epoch(runs: pd.DataFrame) -> float:
 
 
 def _passes(loss: str, steps: int) -> float:
-    return steps + EXTRA_PASSES.get(loss, 1.5)
+    """In units of a forward pass of one image; a loss that we do not know counts as adversarial training."""
+    return exact_factor(loss if loss in LOSSES else "at", max(steps, 1))
 
 
 def _sizes(rows: pd.DataFrame) -> Floats:

@@ -11,6 +11,7 @@ import pandas as pd
 from robudget.columns import COLUMNS, column, stored
 from robudget.errors import InputError
 from robudget.formats import UNKNOWN, known, word
+from robudget.losses import LOSSES
 from robudget.tables.usable import collapsed_rows, numbers_of
 
 SHOWN = tuple(name for name in stored() if name != "path")  # on the page; `path` tells about this machine
@@ -63,11 +64,11 @@ def choices(row: pd.Series) -> dict[str, str]:
         phrases["activation"] = column("activation").level(row["activation"])
     loss, steps = row["loss"], row["steps"]
     if known(loss):
-        adversarial = loss != "standard"
+        adversarial = loss not in LOSSES or LOSSES[loss].adversarial
         text = column("loss").level(loss) if adversarial else "standard training"
         if adversarial and known(steps):
             text += f", {word(steps)} step{'' if steps == 1 else 's'}"
-        if loss in ("trades", "mart") and known(row["beta"]):
+        if loss in LOSSES and LOSSES[loss].beta and known(row["beta"]):
             text += f", β {word(row['beta'])}"
         phrases["loss"] = text
     if known(row["synthetic"]):

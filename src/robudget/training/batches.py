@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robudget import losses
 from robudget.data.augment import crop_flip, cutmix, randaugment
 from robudget.data.dataset import Dataset, Split, to_unit
 from robudget.data.keyed import generator_for
@@ -16,6 +15,7 @@ from robudget.data.stream import Prepared, Stream
 from robudget.errors import InputError
 from robudget.models.build import build_for
 from robudget.recipe import Recipe
+from robudget.training import losses
 from robudget.training.checkpoint import load_weights
 from robudget.training.distributed import World
 

@@ -21,6 +21,7 @@ from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.stream import prepare
 from robudget.errors import InputError
 from robudget.execution import Site
+from robudget.losses import LOSSES
 from robudget.models.build import build_for
 from robudget.models.preact import checkpoint_activations
 from robudget.recipe import Recipe
@@ -30,7 +31,7 @@ from robudget.training.checkpoint import best_model
 from robudget.training.distributed import current, synchronise_batchnorm
 from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
 from robudget.training.records import PHASES, Best, EpochRecord, Stopwatch
-from robudget.training.step import CLEAN, Step
+from robudget.training.step import Step
 from robudget.training.validation import Validation, Validator, check_collapse, check_losses, validation_adversary
 
 LOOK_STEPS = 50  # between two looks at the loss and the clock, since each waits for the device
@@ -230,7 +231,7 @@ class Trainer:
             steps=self.step,
             images=self.step * recipe.batch_size,
             train_loss=sum(history) / len(history),
-            train_acc=clean / images if recipe.loss in CLEAN else None,
+            train_acc=clean / images if LOSSES[recipe.loss].clean else None,
             craft_acc=crafted / images if recipe.adversarial else None,
             val_clean=validation.clean if validation else None,
             val_robust=validation.robust if validation else None,

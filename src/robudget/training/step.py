@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from robudget import losses
 from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.victim import Model
 from robudget.backend.folding import Folded
@@ -24,9 +23,11 @@ from robudget.backend.kernels import Arithmetic
 from robudget.backend.precision import Autocast, Precision
 from robudget.data.keyed import generator_for, key
 from robudget.errors import InputError
+from robudget.losses import LOSSES
 from robudget.models.preact import PreActNet
 from robudget.recipe import Recipe
 from robudget.threat import Threat
+from robudget.training import losses
 from robudget.training.distributed import World
 from robudget.training.optimisation import Ema, Optimizer
 from robudget.training.records import Stopwatch
@@ -181,9 +182,6 @@ def input_gradient(model: Model, x: Tensor, objective: Objective, autocast: Auto
     return gradient
 
 
-CLEAN = ("standard", "trades", "mart")  # losses whose update sees the clean images
-
-
 @dataclass(frozen=True)
 class Outcome:
     """A step's result, still on the device: the mean loss, and how many images were classified correctly."""
@@ -214,11 +212,13 @@ class Step:
         calls: Counter[str],
         steps_per_epoch: int,
     ) -> None:
-        if recipe.metric == "squared" and recipe.loss == "mart":
+        if LOSSES[recipe.loss].beta and (recipe.loss, recipe.metric) not in losses.PAIRED:
             raise InputError(
-                "metric = 'squared' with loss = 'mart' (allowed: standard, at, trades and the one-step losses)"
+                f"metric = {recipe.metric!r} with loss = {recipe.loss!r} "
+                "(allowed: standard, at, trades and the one-step losses)"
             )
         self._recipe, self._model, self._optimizer, self._ema = recipe, model, optimizer, ema
+        self._kind = LOSSES[recipe.loss]
         self._autocast = precision.autocast
         self._world, self._watch, self._calls = world, watch, calls
         self._adversary = adversary_of(recipe)
@@ -232,7 +232,7 @@ class Step:
 
     def __call__(self, x: Tensor, labels: Tensor, target: Tensor, number: int) -> Outcome:
         with self._dropout(x.device, number):
-            if self._recipe.loss == "free-at":
+            if self._kind.replays:
                 return self._free(x, labels, target)
             x_adv = self._craft(x, labels, number) if self._recipe.adversarial else None
             self._watch.lap("craft")
@@ -242,7 +242,7 @@ class Step:
 
     def _craft(self, x: Tensor, labels: Tensor, number: int) -> Tensor:
         with self._crafting(x) as (victim, autocast):
-            if self._recipe.loss == "trades":
+            if self._kind.craft == "kl":
                 with torch.no_grad(), autocast():
                     objective = divergence(victim(x).float())
                 self._calls["craft_forward"] += len(x)
@@ -266,7 +266,7 @@ class Step:
     def _update(self, x: Tensor, x_adv: Tensor | None, labels: Tensor, target: Tensor, number: int) -> Outcome:
         def forward() -> tuple[Tensor, Tensor | None, Tensor | None]:
             with self._autocast():
-                clean = self._model(x) if self._recipe.loss in CLEAN else None
+                clean = self._model(x) if self._kind.clean else None
                 crafted = self._model(x_adv) if x_adv is not None else None
             clean = clean.float() if clean is not None else None
             crafted = crafted.float() if crafted is not None else None
@@ -286,14 +286,11 @@ class Step:
 
     def _loss(self, clean: Tensor | None, crafted: Tensor | None, target: Tensor) -> Tensor:
         recipe = self._recipe
-        squared = recipe.metric == "squared"
         if clean is not None and crafted is not None:
-            pair = losses.mart if recipe.loss == "mart" else losses.score if squared else losses.trades
-            return pair(clean, crafted, target, recipe.beta)
-        single = losses.squared if squared else losses.at if clean is None else losses.standard
+            return losses.PAIRED[recipe.loss, recipe.metric](clean, crafted, target, recipe.beta)
         logits = crafted if clean is None else clean
         assert logits is not None
-        return single(logits, target)
+        return losses.SINGLE[recipe.metric](logits, target)
 
     def _apply(self) -> None:
         """Average the gradients over the processes, clip, step, average the weights."""

@@ -10,7 +10,7 @@ import torch
 from scipy.special import log_softmax, softmax
 from torch import Tensor
 
-from robudget import losses
+from robudget.training import losses
 
 RNG = np.random.default_rng(0)
 CLEAN, ADV = 3 * RNG.normal(size=(6, 5)), 3 * RNG.normal(size=(6, 5))
@@ -49,8 +49,8 @@ def score_by_hand(target: np.ndarray) -> float:
 
 
 CASES: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[np.ndarray], float]]] = {
-    "standard": (lambda c, a, t: losses.standard(c, t), lambda t: ce(CLEAN, t)),
-    "at": (lambda c, a, t: losses.at(a, t), lambda t: ce(ADV, t)),
+    "standard": (lambda c, a, t: losses.cross_entropy(c, t), lambda t: ce(CLEAN, t)),
+    "at": (lambda c, a, t: losses.cross_entropy(a, t), lambda t: ce(ADV, t)),
     "trades": (lambda c, a, t: losses.trades(c, a, t, BETA), lambda t: ce(CLEAN, t) + BETA * float(kl_rows().mean())),
     "mart": (lambda c, a, t: losses.mart(c, a, t, BETA), mart_by_hand),
     "squared": (lambda c, a, t: losses.squared(a, t), lambda t: squared_by_hand(ADV, t)),
@@ -74,13 +74,13 @@ def test_smoothing_is_a_mixture_with_the_uniform() -> None:
     torch.testing.assert_close(got, torch.tensor([[0.02, 0.02, 0.92, 0.02, 0.02]]))
     # The same as torch's own option, which works on labels only.
     z = torch.tensor(CLEAN)
-    ours = losses.standard(z, losses.smooth(torch.tensor(LABELS), 5, 0.1).double())
+    ours = losses.cross_entropy(z, losses.smooth(torch.tensor(LABELS), 5, 0.1).double())
     torch.testing.assert_close(ours, torch.nn.functional.cross_entropy(z, torch.tensor(LABELS), label_smoothing=0.1))
 
 
 def test_identical_logits_leave_the_clean_term_alone() -> None:
     z, y = torch.tensor(CLEAN), torch.tensor(LABELS)
-    assert float(losses.trades(z, z, y, BETA)) == pytest.approx(float(losses.standard(z, y)))
+    assert float(losses.trades(z, z, y, BETA)) == pytest.approx(float(losses.cross_entropy(z, y)))
     assert float(losses.score(z, z, y, BETA)) == pytest.approx(float(losses.squared(z, y)))
 
 
