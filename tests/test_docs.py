@@ -328,8 +328,8 @@ SOURCE = ROOT / "src" / "robudget"
 ARCHITECTURE = DOCS / "architecture.md"
 # In the order in which a recipe, its runs and their table pass through them.
 TOP = (
-    "recipe.py", "recipes/", "studies/", "threat.py", "execution.py", "columns.py", "datasets.py", "accuracy.py",
-    "formats.py", "config.py", "files.py", "errors.py", "data/", "models/", "losses.py", "attacks/", "backend/",
+    "recipe.py", "recipes/", "studies/", "threat.py", "losses.py", "execution.py", "columns.py", "datasets.py",
+    "accuracy.py", "formats.py", "config.py", "files.py", "errors.py", "data/", "models/", "attacks/", "backend/",
     "training/", "evaluation/", "meter/", "forecast/", "store.py", "energy_log.py", "runner.py", "benchmark.py",
     "sweep/", "tables/", "laws/", "prediction/", "planning/", "analysis.py", "report/", "interop/", "demo.py", "cli/",
     "__main__.py",

@@ -16,8 +16,8 @@ SOURCE = Path(robudget.__file__).parent
 
 # Every room, with the rooms it may import. Pure data (errors, files, threat, recipe, …) may be imported by all.
 PURE = {
-    "errors", "files", "config", "threat", "recipe", "losses", "columns", "execution", "accuracy", "datasets", "formats",
-    "",
+    "errors", "files", "config", "threat", "recipe", "losses", "columns", "execution", "accuracy", "datasets",
+    "formats", "",
 }  # fmt: skip
 ALLOWED = {
     "data": set(),
@@ -25,22 +25,22 @@ ALLOWED = {
     "attacks": set(),
     "backend": {"attacks"},
     "training": {"data", "models", "attacks", "backend"},
-    "evaluation": {"models", "attacks", "data", "backend"},
+    "evaluation": {"models", "attacks", "backend"},
     "meter": {"models"},
-    "forecast": {"models", "training", "attacks", "data", "meter", "backend"},
+    "forecast": {"training", "attacks", "data", "meter", "backend"},
     "store": set(),
     "energy_log": {"meter", "store"},
     "runner": {"data", "attacks", "training", "evaluation", "meter", "store", "energy_log"},
     "benchmark": {"data", "attacks", "evaluation", "meter", "store", "energy_log", "runner"},
-    "sweep": {"attacks", "store", "runner", "meter", "forecast"},
-    "interop": {"attacks", "evaluation", "meter", "models", "store", "tables"},
+    "sweep": {"store", "runner", "forecast"},
+    "interop": {"attacks", "evaluation", "store", "tables"},
     "tables": {"store", "meter"},
     "laws": {"tables"},
     "prediction": {"tables", "laws", "meter"},
     "planning": {"tables", "laws", "prediction", "meter"},
     "analysis": {"tables", "laws", "prediction", "planning"},
-    "report": {"analysis", "tables", "laws", "prediction", "planning", "store"},
-    "demo": {"sweep", "store", "analysis", "laws", "report", "tables"},
+    "report": {"analysis", "tables", "laws", "prediction", "planning"},
+    "demo": {"sweep", "store", "analysis", "report", "tables"},
 }
 
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from robudget.cli.view.progress import EvaluationDisplay, RunDisplay, SweepDisplay
+from robudget.cli.view.console import EvaluationDisplay, RunDisplay, SweepDisplay
 from robudget.evaluation.state import Progress as EvaluationProgress
 from robudget.recipe import Recipe
 from robudget.runner import Progress

@@ -136,7 +136,7 @@ def test_mistakes_are_one_line_and_leave_nothing(robudget_eval: Run, args: list[
 
 
 def test_ctrl_c_says_how_to_go_on(robudget_eval: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from robudget.cli.view.progress import EvaluationDisplay
+    from robudget.cli.view.console import EvaluationDisplay
 
     def interrupt(self: object, now: object) -> None:
         raise KeyboardInterrupt

@@ -218,8 +218,7 @@ print(json.dumps(window.energy.to_dict()))
 
 
 def test_two_processes_side_by_side_add_up_to_one_bill() -> None:
-    from robudget.meter.cpu import cpu_power
-    from robudget.meter.memory import machine_watts
+    from robudget.meter.cpu import cpu_power, memory_watts
 
     begun = time.monotonic()
     workers = [subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -231,7 +230,7 @@ def test_two_processes_side_by_side_add_up_to_one_bill() -> None:
         for kwh in cpu:
             assert kwh * 3.6e6 == pytest.approx(1.5 * cpu_power().watts_per_thread, rel=0.2)
     # The machine's memory is billed once: two shares of it never exceed it. (10% for the kernel's ticks.)
-    assert sum(memory) * 3.6e6 <= machine_watts() * wall * 1.1
+    assert sum(memory) * 3.6e6 <= memory_watts() * wall * 1.1
     assert all(kwh > 0 for kwh in memory)
 
 

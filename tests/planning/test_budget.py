@@ -3,7 +3,7 @@
 import pytest
 
 from robudget.errors import InputError
-from robudget.planning.budget import parse_budget
+from robudget.planning.cost_model import parse_budget
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def plan(
     from robudget.cli.view.laws import plan_text
     from robudget.config import parse_overrides
     from robudget.planning import plan as make_plan
-    from robudget.planning.budget import column_of
+    from robudget.planning.cost_model import column_of
     from robudget.sweep.study import recipes_of
     from robudget.tables import read_table
     from robudget.tables.usable import select_rows

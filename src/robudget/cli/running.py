@@ -21,8 +21,7 @@ def run(
     json: AsJson = False,
 ) -> None:
     """Train a recipe, attack it with the standard ensemble, meter both, and keep the record. Resumes what was begun."""
-    from robudget.cli.view.console import out, show
-    from robudget.cli.view.progress import RunDisplay
+    from robudget.cli.view.console import RunDisplay, out, show
     from robudget.cli.view.runs import leaderboard
     from robudget.config import parse_overrides
     from robudget.execution import Site, first_process
@@ -54,8 +53,7 @@ def sweep(
     json: AsJson = False,
 ) -> None:
     """Run every recipe of a study, several side by side; skips what is done and resumes what was begun."""
-    from robudget.cli.view.console import TextTable, show
-    from robudget.cli.view.progress import SweepDisplay
+    from robudget.cli.view.console import SweepDisplay, TextTable, show
     from robudget.cli.view.runs import leaderboard
     from robudget.config import parse_overrides
     from robudget.execution import Site
@@ -94,8 +92,7 @@ def demo(
     json: AsJson = False,
 ) -> None:
     """The main job on scikit-learn's digits: train, attack, meter, fit a law, write a report. About 5 minutes."""
-    from robudget.cli.view.console import show
-    from robudget.cli.view.progress import SweepDisplay
+    from robudget.cli.view.console import SweepDisplay, show
     from robudget.cli.view.runs import demo_text
     from robudget.demo import demo as run_demo
 
@@ -147,8 +144,7 @@ def evaluate(
     """Attack any classifier with the standard ensemble: a verdict per image, intervals, checks, the bill. Resumes."""
     from robudget.benchmark import Candidate, benchmark, merge_shards, parse_shard
     from robudget.benchmark import transfer as transfer_examples
-    from robudget.cli.view.console import show
-    from robudget.cli.view.progress import EvaluationDisplay
+    from robudget.cli.view.console import EvaluationDisplay, show
     from robudget.evaluation.specification import Specification
     from robudget.evaluation.verdicts import page
     from robudget.execution import Site

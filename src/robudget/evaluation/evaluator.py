@@ -20,9 +20,8 @@ from robudget.attacks.driver import Report, drive
 from robudget.attacks.ensemble import Member, Passes, fit_to_classes
 from robudget.attacks.noise import Noise
 from robudget.attacks.victim import Model, Victim, frozen, margin
-from robudget.backend.batch_size import call_size, least_size, tile
+from robudget.backend.batch_size import call_size, keep_freed_memory, least_size, tile
 from robudget.backend.folding import crafting_copy
-from robudget.backend.memory import keep_freed_memory
 from robudget.backend.precision import gains_in_attacks, resolve
 from robudget.errors import InputError
 from robudget.evaluation.checks import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from robudget.meter import cpu, gpu, memory
+from robudget.meter import cpu, gpu
 from robudget.meter.energy import Meter, Source
 
 
@@ -18,7 +18,7 @@ def open_meter(device: str = "cpu", *, cpu_watts: float | None = None, gpu_watts
     if device != "cpu":
         sources.append(gpu.open_source(device, gpu_watts))
     sources.append(cpu.open_source(cpu.ProcessShare(), cpu_watts))
-    sources.append(memory.ModelSource(memory.machine_watts(), cpu.ProcessShare()))
+    sources.append(cpu.MemorySource(cpu.memory_watts(), cpu.ProcessShare()))
     return Meter(sources, synchronise=_synchroniser(device))
 
 

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from robudget.meter.counters import Counter, Integral
-from robudget.meter.cpu import PACKAGE_MAX_WATTS, ProcessShare, RaplSource
+from robudget.meter.cpu import PACKAGE_MAX_WATTS, MemorySource, ProcessShare, RaplSource
 from robudget.meter.energy import Meter, Source
 from robudget.meter.gpu import GPU_MAX_WATTS, CounterSource, IntegralSource
-from robudget.meter.memory import ModelSource
 
 Column = Sequence[float | None]
 
@@ -83,5 +82,5 @@ class Replay:
             )
             sources.append(RaplSource([package], self._share(), poll=False))
         if "memory_watts" in has:
-            sources.append(ModelSource(self._recording["memory_watts"], self._share(), self._now))
+            sources.append(MemorySource(self._recording["memory_watts"], self._share(), self._now))
         return sources

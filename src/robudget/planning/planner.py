@@ -19,8 +19,7 @@ from robudget.laws.envelope import envelope_of
 from robudget.laws.fit import auto_bins
 from robudget.laws.form_selection import average, fit_forms
 from robudget.laws.law import Reach
-from robudget.planning.budget import Budget, parse_budget
-from robudget.planning.cost_model import CostModel, Span, difference
+from robudget.planning.cost_model import Budget, CostModel, Span, difference, parse_budget
 from robudget.prediction.features import rows_of
 from robudget.prediction.predictor import Predictor, Rows
 from robudget.tables.read import as_table

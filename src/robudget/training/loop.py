@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robudget.backend.batch_size import validation_size
-from robudget.backend.memory import keep_freed_memory
+from robudget.backend.batch_size import keep_freed_memory, validation_size
 from robudget.backend.precision import check_training, gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.stream import prepare
