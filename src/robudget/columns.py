@@ -85,6 +85,7 @@ class Column:
 
 _LOSSES: dict[str, str] = {name: loss.label for name, loss in LOSSES.items()}
 _ACTIVATIONS = {"relu": "ReLU", "gelu": "GELU", "silu": "SiLU"}
+_VARIANTS = {"deepmind": "DeepMind's"}  # Gowal et al. 2020; the other value is "original"
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _FLOPS = (("flops", 1.0), ("flop", 1.0), ("TFLOPs", 1e12), ("PFLOPs", 1e15), ("EFLOPs", 1e18))
 _TIME = (("h", 3600.0), ("min", 60.0), ("s", 1.0))
@@ -105,7 +106,7 @@ _ALL = (
     Column("model", "choice", "category", "model", spends=True, grouping=True),
     Column("base", "choice", "log", "base width", spends=True),
     Column("activation", "choice", "category", "activation", grouping=True, words=_ACTIVATIONS),
-    Column("variant", "choice", "category", "variant"),
+    Column("variant", "choice", "category", "padding and BatchNorm momentum", "variant", words=_VARIANTS),
     Column("parameters", "size", "log", "parameters", unit="count", spends=True),
     Column("loss", "choice", "category", "loss", grouping=True, words=_LOSSES),
     Column("beta", "choice", "number", "β", none=True, switch="loss"),

@@ -8,6 +8,7 @@ import pytest
 
 from robudget.errors import InputError
 from robudget.prediction import effects
+from robudget.prediction.effects import _holm, mean_interval
 
 PLANTED = {"synthetic": 4.0, "loss": 2.0, "ema": 1.0}
 
@@ -55,10 +56,77 @@ def test_the_papers_claims(paper):
     spreads = {(s.feature, s.survivors): s for s in found.spreads}
     assert spreads["synthetic", True].high < 0.5  # shrinks the spread of the other choices to a third …
     assert spreads["synthetic", False].low > 1  # … but not where collapse counts
-    assert {(i.first, i.second) for i in found.interactions if i.low > 0 or i.high < 0} == {
-        ("synthetic", "loss"), ("loss", "ema"),
-    }  # fmt: skip
+    of_two_levels = {"synthetic", "loss", "ema", "activation"}
+    assert {
+        (i.first, i.second) for i in found.interactions if i.excludes_zero and {i.first, i.second} <= of_two_levels
+    } == {("synthetic", "loss"), ("loss", "ema")}
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def by_level(effect, by):
+    (regime,) = [r for r in effect.regimes if r.by == by]
+    return {e.where[0][1]: e for e in regime.effects}
+
+
+def test_effects_that_depend_on_another_choice_are_given_at_each_of_its_levels(paper):
+    found = effects(paper)
+    (size,) = [e for e in found.of("parameters") if e.change() == "model wrn-28-10 → wrn-70-16"]
+    assert size.low < 0 < size.high  # the average over both kinds of data says nothing
+    assert size.reversed_by == ("synthetic",)
+    data = by_level(size, "synthetic")
+    assert (data[True].gain, data[True].low, data[True].high) == pytest.approx((2.2, 2.0, 2.4), abs=0.05)
+    assert (data[False].gain, data[False].low, data[False].high) == pytest.approx((-2.6, -4.4, -0.9), abs=0.3)
+    (loss,) = found.of("loss")
+    data = by_level(loss, "synthetic")
+    assert (data[True].gain, data[True].low, data[True].high) == pytest.approx((0.06, -0.07, 0.20), abs=0.02)
+    assert data[False].gain == pytest.approx(5.2, abs=0.05)
+    assert {r.by: r.stands for r in size.regimes} == {"synthetic": True, "ema": False}
+    assert (found.n_comparisons, found.n_excluding, found.n_standing) == (66, 14, 7)
+    assert "12 effects and 54 interactions" in found.comparisons()
+    # Multi-level choices are split by, too: every level of the model's size.
+    assert set(by_level(found.of("synthetic")[0], "parameters")) == {"wrn-28-10", "wrn-34-10", "wrn-34-20", "wrn-70-16"}
+
+
+def test_what_always_came_along_is_said(paper):
+    found = effects(paper)
+    assert found.of("ema")[0].came_with() == "epochs 110 → 400, CutMix no → yes"
+    assert found.of("activation")[0].came_with() == "padding and BatchNorm momentum original → DeepMind's"
+    for choice in ("synthetic", "loss", "steps", "parameters"):  # their amount, β and name are the choice itself
+        assert found.of(choice)[0].came_with() == ""
+
+
+def test_the_interval_of_few_pairs_is_students():
+    low, high, p = mean_interval(np.array([1.0, 2.0, 3.0]))
+    assert (low, high) == pytest.approx((2 - 2.484, 2 + 2.484), abs=1e-3)  # t(0.975; 2) = 4.303, over √3
+    assert p == pytest.approx(0.0742, abs=1e-4)
+    assert all(np.isnan(v) for v in mean_interval(np.full(5, 0.7)))  # no scatter seen is not none
+
+
+def made_up(pairs, rng, gain=1.0):
+    """`pairs` pairs and ten runs without a partner, their noise with the two tails of unequal length."""
+    sizes = np.arange(pairs + 10)
+    frame = pd.DataFrame({"ema": False, "batch_size": 64 * (sizes + 1), "loss": "at", "clean_acc": 80.0})
+    frame = pd.concat([frame, frame.iloc[:pairs].assign(ema=True)], ignore_index=True)
+    frame["aa_acc"] = 50 + 0.05 * frame.batch_size / 64 + gain * frame.ema - rng.exponential(1, len(frame))
+    return frame
+
+
+@pytest.mark.parametrize("pairs", [3, 8, 30])
+def test_intervals_cover_what_was_planted(pairs):
+    """Measured with more tables by `bench/laws.py effects`."""
+    rng = np.random.default_rng(pairs)
+    hits = 0
+    for _ in range(150):
+        (one,) = effects(made_up(pairs, rng), ["ema", "batch_size"], resamples=20).of("ema")
+        assert one.n_pairs == pairs
+        hits += one.low <= 1 <= one.high
+    assert hits / 150 == pytest.approx(0.95, abs=0.05)
+
+
+def test_holms_correction():
+    assert _holm([0.01, 0.04, 0.03, float("nan")], 0.05) == [True, False, False, False]
+    assert _holm([0.01, 0.016, 0.02, 0.04], 0.05) == [True, True, True, True]
+    assert _holm([], 0.05) == []
 
 
 def test_repeats_are_averaged_first(grid):

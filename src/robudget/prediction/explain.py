@@ -95,7 +95,7 @@ def importances(
         added[:, rows] = (error[1:] - error[0]).reshape(len(features.columns), SHUFFLES, len(rows)).mean(axis=1)
     parts = []
     for feature, errors in zip(features.columns, added, strict=True):
-        low, high = mean_interval(errors, 0.95, RESAMPLES, rng)
+        low, high, _ = mean_interval(errors)
         share = float(shares[names == feature.name].sum())
         parts.append(Importance(feature.name, share, float(errors.mean()), low, high, feature.aliases))
     return tuple(sorted(parts, key=lambda importance: -importance.by_permutation))

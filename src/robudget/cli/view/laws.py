@@ -14,9 +14,9 @@ from robudget.formats import amount_range, fixed, number
 from robudget.laws import Law, Reach
 from robudget.planning import Option, Plan
 from robudget.planning.cost_model import Span
-from robudget.prediction import Prediction
+from robudget.prediction import Effect, Effects, Prediction
 from robudget.prediction.predictor import Predictor
-from robudget.report.words import change, points
+from robudget.report.words import points
 
 
 def fit_text(analysis: Analysis) -> Group:
@@ -48,17 +48,7 @@ def fit_text(analysis: Analysis) -> Group:
         title = f"Hidden: the top {held.hidden} ({hidden}, {held.decades:.1f} decades beyond the fit)"
         parts += titled(title, rows, ("form",))
     if analysis.effects:
-        rows = [
-            {
-                "choice": change(e.feature, e.before, e.after),
-                "points": fixed(e.gain, 1, signed=True),
-                "95% interval": f"{fixed(e.low, 1, signed=True)} to {fixed(e.high, 1, signed=True)}",
-                "pairs": str(e.n_pairs),
-                "collapsed": points(100 * e.collapse),
-            }
-            for e in analysis.effects.effects
-        ]
-        parts += titled("What each choice changes (matched pairs)", rows, ("choice",))
+        parts += _effects(analysis.effects)
     if analysis.gbr:
         shares = sorted(analysis.gbr.importances.items(), key=lambda item: -item[1])
         leads = ", ".join(f"{column(name).phrase} {share:.0%}" for name, share in shares)
@@ -72,6 +62,33 @@ def fit_text(analysis: Analysis) -> Group:
     if analysis.predictor:
         parts += [Text(line) for line in _quality(analysis.predictor)]
     return Group(*parts, *notes(analysis.warnings))
+
+
+def _effects(effects: Effects) -> list[RenderableType]:
+    """Every effect, under it the same at each level of the choices that it interacts with, and how many were tested."""
+
+    def row(choice: str, e: Effect, stands: bool, came_with: str) -> dict[str, str]:
+        return {
+            "choice": choice,
+            "points": fixed(e.gain, 1, signed=True),
+            "95% interval": f"{fixed(e.low, 1, signed=True)} to {fixed(e.high, 1, signed=True)}",
+            "pairs": str(e.n_pairs),
+            "after Holm": "yes" if stands else "no",
+            "collapsed": points(100 * e.collapse),
+            "always came with": came_with,
+        }
+
+    rows = []
+    for e in effects.effects:
+        reverses = f" (reverses by {', '.join(column(by).phrase for by in e.reversed_by)})" if e.reversed_by else ""
+        rows.append(row(e.change() + reverses, e, e.stands, e.came_with()))
+        rows += [row(f"  {part.condition()}", part, r.stands, "") for r in e.regimes for part in r.effects]
+    title = (
+        "What each choice changes (matched pairs; indented: by what it interacts with, read these and not their mean)"
+    )
+    parts = titled(title, rows, ("choice", "always came with"))
+    tested = f"{effects.comparisons()} (an indented row says it of the interaction)."
+    return [*parts, Text(tested)] if rows else []
 
 
 def _quality(predictor: Predictor) -> list[str]:

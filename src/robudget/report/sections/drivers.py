@@ -13,13 +13,13 @@ from matplotlib.lines import Line2D
 from robudget.analysis import Analysis
 from robudget.columns import column
 from robudget.formats import fixed, interval, percent, word
-from robudget.prediction.effects import Effects
+from robudget.prediction.effects import Effect, Effects
 from robudget.prediction.predictor import PaperGBR, Predictor
 from robudget.report import style
 from robudget.report.figure_files import Drawing
 from robudget.report.style import BLUE, COLUMN, INK, MANY, MUTED, ORANGE, PAGE, PAPER, VERMILLION
 from robudget.report.table import fill
-from robudget.report.words import Section, Table, capital, change, points
+from robudget.report.words import Cell, Section, Table, capital, change, points
 
 MOST_EFFECTS, MOST_INTERACTIONS = 24, 8  # shown
 MOST_PANELS = 5  # choices of a partial dependence
@@ -32,12 +32,7 @@ def section(rows: pd.DataFrame, analysis: Analysis | None) -> Section:
     if effects is None and predictor is None:
         lead = "There are too few runs, or too few choices that vary, to say what each choice changes."
     if effects is not None:
-        for e in effects.effects[:1]:
-            lead = (
-                f"The largest matched-pair effect is {change(e.feature, e.before, e.after)}: "
-                f"{fixed(e.gain, signed=True)} points {interval(e.low, e.high)} over {e.n_pairs} pairs of runs that "
-                f"differ in nothing else."
-            )
+        lead = effects_lead(effects)
         tables += [effects_table(effects), spreads_table(effects), interactions_table(effects)]
     if predictor is not None:
         tables += [importances_table(predictor), scores_table(predictor)]
@@ -58,25 +53,50 @@ def drawings(rows: pd.DataFrame, analysis: Analysis | None) -> Iterator[Drawing]
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
+def effects_lead(effects: Effects) -> str:
+    """The largest effect with what came along, and the effects of either sign by the level of another choice."""
+    sentences = []
+    for e in effects.effects[:1]:
+        along = f" (always with {e.came_with()})" if e.came_with() else ""
+        sentences.append(
+            f"The largest matched-pair effect is {e.change()}{along}: {fixed(e.gain, signed=True)} points "
+            f"{interval(e.low, e.high)} over {e.n_pairs} pairs of runs that differ in nothing else."
+        )
+    for e in effects.effects:
+        for regime in e.regimes:
+            if regime.by in e.reversed_by:
+                parts = [f"{fixed(p.gain, signed=True)} {interval(p.low, p.high)} at {p.condition()}"
+                         for p in regime.effects]  # fmt: skip
+                sentences.append(f"{capital(e.change())} has either sign: {', '.join(parts)}.")
+    return " ".join(sentences)
+
+
 def effects_table(effects: Effects) -> Table:
-    rows = [
-        (
-            change(e.feature, e.before, e.after),
+    def row(choice: str, e: Effect, stands: bool, came_with: str) -> Sequence[Cell]:
+        return (
+            choice,
             (fixed(e.gain, 2, signed=True), interval(e.low, e.high, 2)),
+            "yes" if stands else "no",
             fixed(e.sd, 2),
             percent(100 * e.better, 0),
             str(e.n_pairs),
             points(100 * e.collapse),
-            _alias_names(e.aliases),
+            came_with,
         )
-        for e in effects.effects[:MOST_EFFECTS]
-    ]
+
+    rows = []
+    for e in effects.effects[:MOST_EFFECTS]:
+        rows.append(row(e.change(), e, e.stands, e.came_with() or "–"))
+        rows += [row(f"– at {part.condition()}", part, r.stands, "") for r in e.regimes for part in r.effects]
     return Table(
         "What each choice changes",
-        f"Pairs of runs that differ in one choice only; {effects.level:.0%} intervals, bootstrap over pairs",
-        ["choice", "#gain (points)", "#sd of gains", "#pairs that gain", "#pairs", "#P(collapse)", "changes with"],
+        f"Pairs of runs that differ in one choice only; {effects.level:.0%} t intervals over pairs; below an effect, "
+        "the same at each level of every choice that it interacts with",
+        ["choice", "#gain (points)", "after Holm", "#sd of gains", "#pairs that gain", "#pairs", "#P(collapse)",
+         "always came with"],
         rows,
-        note="Gains are over pairs in which neither run collapsed; the change of P(collapse) is over all pairs.",
+        note="Gains are over pairs in which neither run collapsed; the change of P(collapse) is over all pairs. Where "
+        f"levels are given, read them and not their mean. {capital(effects.comparisons())}.",
     )  # fmt: skip
 
 
@@ -104,17 +124,18 @@ def spreads_table(effects: Effects) -> Table:
 def interactions_table(effects: Effects) -> Table:
     rows = [
         (
-            column(i.first).phrase,
-            column(i.second).phrase,
+            change(i.first, i.before, i.after),
+            change(i.second, i.lower, i.upper),
             (fixed(i.gain, 2, signed=True), interval(i.low, i.high, 2)),
+            "yes" if i.stands else "no",
             str(i.n),
         )
         for i in effects.interactions[:MOST_INTERACTIONS]
     ]
     return Table(
         "Interactions",
-        "By how many points the gain of the first choice is larger where the second is at its upper level",
-        ["first", "second", "#extra gain (points)", "#quadruples"],
+        "By how many points the gain of the first change is larger after the second one than before it",
+        ["first", "second", "#extra gain (points)", "after Holm", "#quadruples"],
         rows,
         folded=True,
     )
