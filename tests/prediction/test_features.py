@@ -58,6 +58,17 @@ def test_beyond_the_table(grid):
     assert seen.outside(rows) == [(), ("steps",)]
 
 
+def test_a_value_that_no_run_has(paper, grid):
+    seen = Features.of(paper)
+    rows = paper.iloc[:4].assign(steps=[4, 5, 20, 7], parameters=[36479194.0, 5e7, 36479194.0, 1e6])
+    assert seen.unseen(rows) == [("steps",), ("parameters",), ("steps",), ("parameters",)]
+    assert seen.outside(rows) == [(), (), ("steps",), ("parameters",)]
+    many = grid.assign(batch_size=np.linspace(100, 200, len(grid)))  # a value between many is not new
+    rows = many.iloc[:3].assign(batch_size=[101.23, 99, 201])
+    assert Features.of(many, ["batch_size"]).unseen(rows) == [(), ("batch_size",), ("batch_size",)]
+    assert Features.of(grid, ["loss"]).unseen(grid.iloc[:2]) == [(), ()]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from robudget.errors import InputError
@@ -129,6 +130,14 @@ def test_a_recipe_goes_in_as_it_is(grid_predictor):
     assert "beyond the table in steps" in far.sentence()
     other = grid_predictor.predict(recipe.with_({"ema.decay": 0.9}))[0]
     assert other.outside == ("ema_decay",)  # the table knows EMA with 0.99 only, and cannot tell what 0.9 does
+
+
+def test_a_step_count_that_nobody_ran_is_flagged(paper, paper_predictor):
+    row = paper.iloc[[17]]
+    made = paper_predictor.predict(pd.concat([row.assign(steps=4), row.assign(steps=5)]))
+    assert [p.unseen for p in made] == [("steps",), ()]
+    assert [p.outside for p in made] == [(), ()]
+    assert "no run has this value of steps" in made[0].sentence()
 
 
 def test_one_question_in_one_call(grid, grid_predictor, monkeypatch):

@@ -52,6 +52,7 @@ class Prediction:
     level: float
     nearest: tuple[tuple[str, float, float], ...] = ()
     outside: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
@@ -62,7 +63,9 @@ class Prediction:
         text += f"P(collapse) {self.p_collapse:.0%}"
         if self.nearest:
             text += f"; nearest run {self.nearest[0][0]}: {self.nearest[0][1]:.1f}%"
-        return text + (f"; beyond the table in {', '.join(self.outside)}" if self.outside else "")
+        text += f"; beyond the table in {', '.join(self.outside)}" if self.outside else ""
+        between = [name for name in self.unseen if name not in self.outside]
+        return text + (f"; no run has this value of {', '.join(between)}" if between else "")
 
 
 @dataclass(frozen=True)
@@ -175,12 +178,15 @@ class Predictor:
         nearest = self._nearest(X)
         outside = [
             tuple(dict.fromkeys(far + new))
-            for far, new in zip(self.features.outside(recipes), self.features.unseen(recipes, self.table), strict=True)
+            for far, new in zip(
+                self.features.outside(recipes), self.features.unpaired(recipes, self.table), strict=True
+            )
         ]
+        unseen = self.features.unseen(recipes)
         return [
             Prediction(
                 float(accuracy[i]), float(low[i]), float(high[i]), float(out.p_collapse[i]), float(out.survivor[i]),
-                self.level, nearest[i], outside[i],
+                self.level, nearest[i], outside[i], unseen[i],
             )
             for i in range(len(X))
         ]  # fmt: skip

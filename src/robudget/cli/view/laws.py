@@ -145,6 +145,9 @@ def prediction_text(name: str, prediction: Prediction) -> Group:
         Text(f"P(collapse) {p.p_collapse:.0%}; {p.survivor:.1f}% if it does not"),
     ]
     outside = [f"outside the fitted runs in {', '.join(p.outside)}"] if p.outside else []
+    between = [column(name).phrase for name in p.unseen if name not in p.outside]
+    if between:
+        outside.append(f"no run of the table has this value of {', '.join(between)}: no run supports the interval")
     rows = [
         {"nearest real runs": run, "robust %": fixed(acc), "distance": fixed(distance, 2)}
         for run, acc, distance in p.nearest
