@@ -1,0 +1,356 @@
+"""A frontier without bins: what the best recipes reach, from every usable run and not only from the best of each bin.
+
+The model is a stochastic frontier (Aigner, Lovell & Schmidt 1977; Meeusen & van den Broeck 1977):
+
+    accuracy = frontier(compute) − inefficiency + noise
+
+with noise of the evaluation's finite test set, whose size is known (binomial), and inefficiencies ≥ 0 drawn from one
+density for all runs: a mixture of an exponential, a half-normal (the two that they and their successors use) and a
+uniform part. The mixture is ours: where inefficiencies come in clusters or are uniform, either alone covers too little.
+
+Where a density is positive at its edge, the usual normal theory of the maximum likelihood fails, and so does the
+bootstrap; intervals of the posterior under flat priors keep their coverage (Hirano & Porter 2003, Econometrica 71(5);
+Chernozhukov & Hong 2004, Econometrica 72(5)). Each form's evidence gives its weight.
+`bench/laws.py frontier` measures the coverage of α, of the band and of prices; bench/RESULTS.md has the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.special import expit, logit, ndtr
+
+from robudget.errors import InputError
+from robudget.files import fields
+from robudget.laws.importance_sampling import TINY, sample, systematic
+from robudget.tables.usable import Counts, Floats, Points, is_error, is_percent, points
+
+LEVEL = 0.95
+DRAWS = 1_000  # of the posterior, kept
+FEWEST_RUNS, FEWEST_LEVELS = 4, 3
+LEAST_VISIBLE = 0.4  # of the decades; of a shorter range the upper third is hidden, not a whole decade
+MOST_RUNS = 3_000  # runs of a larger table that are looked at, drawn at random
+LEAST_NOISE = 0.1  # points: standard deviation of an evaluation whose number of images is unknown
+HALF_NORMAL = float(np.sqrt(2 / np.pi))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A form of the frontier between its values `a` and `b` (percent) at the cheapest and the costliest run.
+
+    `value(t, a, b, k)` and `inverse(y, a, b, k)` work on t, which is 0 and 1 there and linear in ln x; `k` is the bend
+    of the forms that have one. `inverse` gives NaN where the curve never reaches y. Forms of one `family` say nearly
+    the same within the runs and share one weight.
+    """
+
+    name: str
+    family: str
+    bends: bool
+    value: Callable[[Floats, Floats, Floats, Floats], Floats]
+    inverse: Callable[[float, Floats, Floats, Floats], Floats]
+
+
+def _straight(to: Callable[[Any], Any], back: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """A straight line in ln x on another scale of the accuracy."""
+
+    def value(t: Floats, a: Floats, b: Floats, k: Floats) -> Floats:
+        first = to(a)
+        return np.asarray(back(first + (to(b) - first) * t))
+
+    def inverse(y: float, a: Floats, b: Floats, k: Floats) -> Floats:
+        first = to(a)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.where(b > a, (to(y) - first) / (to(b) - first), np.nan))
+
+    return value, inverse
+
+
+def _saturating(t: Floats, a: Floats, b: Floats, k: Floats) -> Floats:
+    return np.asarray(a + (b - a) * np.expm1(-k * t) / np.expm1(-k))
+
+
+def _saturating_inverse(y: float, a: Floats, b: Floats, k: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (y - a) / (b - a) * -np.expm1(-k)
+        return np.asarray(np.where((b > a) & (share < 1), -np.log1p(-np.minimum(share, 1.0)) / k, np.nan))
+
+
+CURVES = (
+    Curve("power", "power", False, *_straight(np.log, np.exp)),
+    Curve("power on error", "power", False, *_straight(lambda y: -np.log(100 - y), lambda v: 100 - np.exp(-v))),
+    Curve("power on logit", "power", False, *_straight(lambda y: logit(y / 100), lambda v: 100 * expit(v))),
+    Curve("saturating", "saturating", True, _saturating, _saturating_inverse),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One form's posterior. `draws` (d, 6 or 7): a, b, ln of the mean of the exponential part and of the size of the
+    half-normal part, ln of their shares' odds against the uniform part, and ln k where the form bends.
+
+    `effective` is how many independent draws they are worth; `weight` the form's share of all forms.
+    """
+
+    curve: Curve
+    log_evidence: float
+    effective: float
+    weight: float
+    draws: Floats = field(repr=False)
+
+    def ends(self, part: slice = slice(None)) -> tuple[Floats, Floats, Floats]:
+        """a, b and k of the draws: (d, 1) each."""
+        draws = self.draws[part]
+        k = np.exp(draws[:, 6, None]) if self.curve.bends else np.ones((len(draws), 1))
+        return draws[:, 0, None], draws[:, 1, None], k
+
+
+@dataclass(frozen=True)
+class Test:
+    """The frontier of the runs at or below `x_cut`, put to the test at the costliest run, `decades` beyond: what it
+    predicts there (percent, with its interval) and what the frontier of all runs says there."""
+
+    x_cut: float
+    decades: float
+    n_train: int
+    predicted: float
+    low: float
+    high: float
+    truth: float
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """What the best recipes reach, fitted to all usable runs of `points`; no bins.
+
+    `alpha` and `alpha_interval` are those of its power form C·x^α; everything else is answered by all forms, each
+    draw counting with its form's weight. `test` is None where too few levels of x are left to hide any. `n_fitted` is
+    below the number of usable runs where a table is so large that a sample of it was looked at.
+    """
+
+    x: str
+    y: str
+    level: float
+    n_runs: int
+    n_fitted: int
+    alpha: float
+    alpha_interval: tuple[float, float]
+    weights: dict[str, float]
+    test: Test | None
+    points: Points = field(repr=False)
+    fits: tuple[Fit, ...] = field(repr=False)
+    u_low: float = field(repr=False)  # ln x of the cheapest and of the costliest run
+    u_high: float = field(repr=False)
+
+    @property
+    def x_range(self) -> tuple[float, float]:
+        return float(np.exp(self.u_low)), float(np.exp(self.u_high))
+
+    @property
+    def tested(self) -> float:
+        """How many decades beyond its runs the frontier was put to the test; 0 where it was not."""
+        return self.test.decades if self.test else 0.0
+
+    def values(self, x: ArrayLike) -> Floats:
+        """The frontier at each x (n,) by every draw, in the units of y: (draws, n)."""
+        t = (np.log(np.atleast_1d(np.asarray(x, dtype=np.float64))) - self.u_low) / (self.u_high - self.u_low)
+        parts = [np.clip(fit.curve.value(t, *fit.ends(part)), 0, 100) for fit, part in self._parts()]
+        return self._in_units(np.concatenate(parts))
+
+    def predict(self, x: ArrayLike) -> Floats:
+        """The median of the draws at each x, in the units of y. Same shape as x."""
+        return np.asarray(np.median(self.values(x), axis=0).reshape(np.shape(x)))
+
+    def band(self, x: ArrayLike, level: float | None = None) -> tuple[Floats, Floats]:
+        """The frontier's interval at each x: (low, high), the shape of x."""
+        level = self.level if level is None else level
+        low, high = np.quantile(self.values(x), [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return low.reshape(np.shape(x)), high.reshape(np.shape(x))
+
+    def gain(self, factor: float = 10.0) -> tuple[float, float, float]:
+        """Points of y that the last `factor` in x bought, up to the costliest run: value, low, high."""
+        top = np.exp(self.u_high)
+        values = self.values(np.array([top / factor, top]))
+        low, middle, high = np.quantile(values[:, 1] - values[:, 0], [(1 - self.level) / 2, 0.5, (1 + self.level) / 2])
+        return float(middle), float(low), float(high)
+
+    def costs(self, target: float) -> Floats:
+        """The x at which every draw reaches `target` (units of y), at least the cheapest run's: (draws,), inf where it
+        never does."""
+        goal = 100 - target if is_error(self.y) else target
+        out = []
+        for fit, part in self._parts():
+            a, b, k = fit.ends(part)
+            t = np.where(a >= goal, 0.0, fit.curve.inverse(goal, a, b, k))[:, 0]
+            with np.errstate(over="ignore"):
+                out.append(np.exp(self.u_low + np.where(np.isnan(t), np.inf, t) * (self.u_high - self.u_low)))
+        return np.concatenate(out)
+
+    def inefficiency(self) -> Floats:
+        """How far each usable run lies below the frontier, in points, as expected of its inefficiency given its
+        accuracy (n,), in the order of `points`: the frontier less the run, where that is above the noise."""
+        values = self.values(self.points.x)
+        sign = -1.0 if is_error(self.y) else 1.0
+        gap = sign * (np.median(values, axis=0) - self.points.y)
+        spread = np.hypot(np.maximum(self.points.noise, LEAST_NOISE), values.std(axis=0))
+        z = gap / spread  # a normal cut off at 0
+        return np.asarray(gap + spread * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi) / np.maximum(ndtr(z), 1e-12))
+
+    def to_dict(self) -> dict[str, Any]:
+        value, low, high = self.gain()
+        return fields(self) | {"gain_per_decade": [value, low, high], "x_range": list(self.x_range)}
+
+    def _parts(self) -> list[tuple[Fit, slice]]:
+        """As many draws of each form as its weight says."""
+        ends = np.round(np.cumsum([0.0, *(fit.weight for fit in self.fits)]) * DRAWS).astype(int)
+        return [
+            (fit, slice(0, None, max(1, round(DRAWS / n))))
+            for fit, n in zip(self.fits, np.diff(ends), strict=True) if n > 0
+        ]  # fmt: skip
+
+    def _in_units(self, accuracy: Floats) -> Floats:
+        return 100 - accuracy if is_error(self.y) else accuracy
+
+
+def fit_frontier(
+    source: pd.DataFrame | Points, x: str = "train_flops_exact", y: str = "aa_acc", *, level: float = LEVEL,
+    seed: int = 0, test: bool = True,
+) -> Frontier:  # fmt: skip
+    """The frontier of a table's usable runs, or of runs already chosen. `test` hides the top decade of x (of a short
+    range its upper third) and predicts it. Raises InputError where y is no percentage, for fewer than FEWEST_RUNS runs
+    or a single level of x."""
+    runs = source if isinstance(source, Points) else points(source, x, y)
+    if not is_percent(runs.y_name):
+        raise InputError(f"a frontier needs a percentage for y, not {runs.y_name!r}")
+    if len(np.unique(runs.x)) < 2:
+        raise InputError(f"all {len(runs.x)} runs have {runs.x_name} = {runs.x[0]:g}: a law needs at least two levels")
+    if len(runs.x) < FEWEST_RUNS:
+        raise InputError(f"{len(runs.x)} runs cannot fix a frontier (allowed: {FEWEST_RUNS} or more)")
+    rng = np.random.default_rng(seed)
+    u, accuracy = np.log(runs.x), 100 - runs.y if is_error(runs.y_name) else runs.y
+    noise = np.where(runs.noise > 0, np.maximum(runs.noise, LEAST_NOISE), LEAST_NOISE)
+    rows = np.arange(len(u))
+    if len(rows) > MOST_RUNS:
+        rows = np.sort(rng.choice(rows, MOST_RUNS, replace=False))
+    fits = _fits((u[rows] - u.min()) / np.ptp(u), accuracy[rows], noise[rows], rng)
+    power = fits[0]
+    a, b, _ = power.ends()
+    alphas = np.log(b / a)[:, 0] / np.ptp(u)
+    low, middle, high = np.quantile(alphas, [(1 - level) / 2, 0.5, (1 + level) / 2])
+    out = Frontier(
+        runs.x_name, runs.y_name, level, len(u), len(rows), float(middle), (float(low), float(high)),
+        {fit.curve.name: fit.weight for fit in fits}, None, runs, fits, float(u.min()), float(u.max()),
+    )  # fmt: skip
+    return replace(out, test=_tested(out, seed)) if test else out
+
+
+def _tested(whole: Frontier, seed: int) -> Test | None:
+    runs = whole.points
+    decades = (whole.u_high - whole.u_low) / np.log(10)
+    cut = whole.x_range[1] / 10 ** (1.0 if decades >= 1 / (1 - LEAST_VISIBLE) else decades / 3)
+    visible = runs.x <= cut * (1 + 1e-9)
+    if len(np.unique(runs.x[visible])) < FEWEST_LEVELS or visible.sum() < FEWEST_RUNS or visible.all():
+        return None
+    n = int(visible.sum())
+    part = Points(
+        runs.x_name, runs.y_name, runs.x[visible], runs.y[visible], runs.rows[visible], runs.noise[visible],
+        Counts(total=n, used=n),
+    )  # fmt: skip
+    cheaper = fit_frontier(part, level=whole.level, seed=seed, test=False)
+    top = np.array([whole.x_range[1]])
+    low, high = (float(v[0]) for v in cheaper.band(top))
+    x_cut = float(part.x.max())
+    return Test(x_cut, float(np.log10(top[0] / x_cut)), n, float(cheaper.predict(top)[0]), low, high,
+                float(whole.predict(top)[0]))  # fmt: skip
+
+
+def _fits(t: Floats, y: Floats, noise: Floats, rng: np.random.Generator) -> tuple[Fit, ...]:
+    """Every form's posterior, the straight forms' from one sample, and their weights: families count alike, and alike
+    the forms within them, each times its evidence."""
+    fits: list[Fit] = []
+    for curve in CURVES:
+        first = next((fit for fit in fits if not (fit.curve.bends or curve.bends)), None)
+        fits.append(_posterior(curve, t, y, noise, rng) if first is None else _restated(first, curve, t, y, noise, rng))
+    families = [fit.curve.family for fit in fits]
+    logs = np.array([fit.log_evidence - np.log(families.count(fit.curve.family)) for fit in fits])
+    weights = np.exp(logs - logs.max())
+    return tuple(replace(fit, weight=float(w)) for fit, w in zip(fits, weights / weights.sum(), strict=True))
+
+
+def _restated(fit: Fit, curve: Curve, t: Floats, y: Floats, noise: Floats, rng: np.random.Generator) -> Fit:
+    """Another form's posterior by weighing the draws of one that is nearly the same within the runs."""
+    widest = _start(curve, t, y)[1]
+    logs = _log_likelihood(curve, fit.draws, t, y, noise, widest)
+    logs = logs - _log_likelihood(fit.curve, fit.draws, t, y, noise, widest)
+    weight = np.exp(logs - logs.max())
+    evidence = fit.log_evidence + float(np.log(weight.mean()) + logs.max())
+    weight /= weight.sum()
+    share = float(1 / (weight**2).sum()) / len(weight)
+    return Fit(curve, evidence, fit.effective * share, 0.0, fit.draws[systematic(weight, len(weight), rng)])
+
+
+def _log_likelihood(curve: Curve, theta: Floats, t: Floats, y: Floats, noise: Floats, widest: float) -> Floats:
+    """Of every row of θ (d, 6 or 7): (d,). `t`, `y` and `noise` (n,)."""
+    a, b, log_mean, log_sigma = (theta[:, i, None] for i in range(4))
+    share = _shares(theta)[..., None]
+    k = np.exp(theta[:, 6, None]) if curve.bends else np.ones_like(a)
+    gap = (curve.value(t, a, b, k) - y) / noise  # in standard deviations of the noise; above the frontier < 0
+    sharp = noise / np.exp(log_mean)
+    with np.errstate(over="ignore"):
+        exponential = np.exp(np.minimum(0.5 * sharp**2 - sharp * gap, 600)) * ndtr(gap - sharp) * sharp
+    ratio = np.exp(log_sigma) / noise
+    whole = np.sqrt(1 + ratio**2)
+    half = np.exp(-0.5 * (gap / whole) ** 2) * ndtr(gap * ratio / whole) * (HALF_NORMAL / whole)
+    wide = widest / noise
+    uniform = np.maximum(ndtr(gap) - ndtr(gap - wide), 0.0) / wide
+    return np.asarray(
+        np.log((share[0] * exponential + share[1] * half + share[2] * uniform + TINY) / noise).sum(axis=1)
+    )
+
+
+def _shares(theta: Floats) -> Floats:
+    """Of the exponential, the half-normal and the uniform part: (3, d)."""
+    odds = np.exp(np.clip(theta[:, 4:6].T, -30, 30))
+    return np.asarray(np.stack([odds[0], odds[1], np.ones(len(theta))]) / (1 + odds.sum(axis=0)))
+
+
+def _log_prior(curve: Curve, theta: Floats) -> Floats:
+    """Flat in the frontier's two ends between 0 and 100; the rest broad: both sizes of inefficiency log-normal about 4
+    points (a factor of e^1.5 either way), the three shares uniform on their simplex, k log-normal about 1.5."""
+    a, b, log_mean, log_sigma = theta[:, :4].T
+    inside = (a > 0) & (a < 100) & (b > 0) & (b < 100)
+    log = -0.5 * ((log_mean - np.log(4)) / 1.5) ** 2 - 0.5 * ((log_sigma - np.log(4)) / 1.5) ** 2
+    log = log + np.log(_shares(theta)).sum(axis=0)  # of the shares' odds: their simplex is flat
+    if curve.bends:
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            limit = a + (b - a) / -np.expm1(-np.exp(theta[:, 6]))
+        inside &= limit <= 100
+        log = log - 0.5 * (theta[:, 6] - 0.4) ** 2 - 0.5 * np.log(2 * np.pi)
+    return np.where(inside, log, -np.inf)
+
+
+def _posterior(curve: Curve, t: Floats, y: Floats, noise: Floats, rng: np.random.Generator) -> Fit:
+    start, widest = _start(curve, t, y)
+
+    def log_density(theta: Floats) -> Floats:
+        out = _log_prior(curve, theta)
+        good = np.isfinite(out)
+        out[good] += _log_likelihood(curve, theta[good], t, y, noise, widest)
+        return out
+
+    found = sample(log_density, start, DRAWS, rng)
+    return Fit(curve, found.log_integral, found.effective, 0.0, found.draws)
+
+
+def _start(curve: Curve, t: Floats, y: Floats) -> tuple[Floats, float]:
+    low, high = t <= np.median(t), t >= np.median(t)
+    ends = np.clip([y[low].max(), y[high].max()], 1.0, 99.0)
+    gap = np.maximum(ends[0] + (ends[1] - ends[0]) * t - y, 0.0)
+    widest = max(1.05 * float(gap.max()), 2.0)
+    size = np.log(max(float(gap.mean()), 0.2))
+    start = [*ends, size, size, 0.0, 0.0]
+    return np.array([*start, 0.4] if curve.bends else start), widest

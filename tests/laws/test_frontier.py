@@ -1,0 +1,89 @@
+"""The frontier without bins: what it finds in the paper's table, and in tables of known truth."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robudget.errors import InputError
+from robudget.laws import fit_frontier
+
+
+@pytest.fixture(scope="module")
+def frontier(paper):
+    return fit_frontier(paper)
+
+
+def test_the_papers_exponent(frontier):
+    low, high = frontier.alpha_interval
+    assert 0.005 < low < frontier.alpha < high < 0.017
+    assert frontier.alpha == pytest.approx(0.011, abs=0.001)
+    assert frontier.n_runs == 244
+    gain, at_least, at_most = frontier.gain()
+    assert 0.3 < at_least < gain < at_most < 2.2
+    json.dumps(frontier.to_dict(), allow_nan=False)
+
+
+def test_the_top_decade_was_predicted(frontier):
+    test = frontier.test
+    assert test.decades == pytest.approx(1.04, abs=0.01)
+    assert test.low < test.truth < test.high
+    assert test.n_train == 110
+
+
+def test_each_run_has_its_inefficiency(paper, frontier):
+    points = frontier.inefficiency()
+    assert points.shape == (244,)
+    assert (points > 0).all()
+    synthetic = paper.synthetic.to_numpy(dtype=bool)[frontier.points.rows]
+    assert np.median(points[~synthetic]) > np.median(points[synthetic]) + 8
+    far = points > 5
+    gap = frontier.predict(frontier.points.x) - frontier.points.y
+    np.testing.assert_allclose(points[far], gap[far], atol=0.05)
+
+
+def test_families_share_a_weight_and_copies_do_not_add_any(frontier):
+    assert sum(frontier.weights.values()) == pytest.approx(1)
+    straight = sum(w for name, w in frontier.weights.items() if name.startswith("power"))
+    assert 0.2 < straight < 0.8
+
+
+def test_an_error_mirrors_the_accuracy(paper, frontier):
+    mirrored = fit_frontier(paper, y="aa_error", test=False)
+    x = np.geomspace(*frontier.x_range, 5)
+    np.testing.assert_allclose(mirrored.predict(x), 100 - frontier.predict(x), atol=0.2)
+    assert mirrored.gain()[0] < 0
+
+
+def test_the_same_seed_gives_the_same_frontier(paper, frontier):
+    assert fit_frontier(paper).alpha_interval == frontier.alpha_interval
+
+
+def table(x: list[float], y: list[float], **more: object) -> pd.DataFrame:
+    return pd.DataFrame({"train_flops_exact": x, "aa_acc": y, "clean_acc": 90.0, "loss": "at", **more})
+
+
+def test_two_levels_and_equal_runs():
+    tied = fit_frontier(table([1e17] * 5 + [1e19] * 5, [50.0] * 10))
+    low, high = tied.alpha_interval
+    assert low < 0 < high
+    assert tied.test is None
+    assert tied.tested == 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (table([1e17] * 6, [50.0, 51, 52, 53, 54, 55]), "at least two levels"),
+        (table([1e17, 1e18, 1e19], [50.0, 51, 52]), "3 runs cannot fix a frontier"),
+    ],
+)
+def test_too_little(frame, message):
+    with pytest.raises(InputError, match=message):
+        fit_frontier(frame)
+
+
+def test_a_cost_has_no_frontier(paper):
+    with pytest.raises(InputError, match="needs a percentage"):
+        fit_frontier(paper, y="cost_usd")
