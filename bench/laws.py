@@ -2,6 +2,7 @@
 
 coverage   intervals against known truth, per form and per way in which recipes fall short of it
 effects    intervals of matched pairs, 3 to 100 of them, and of effects by regime, against planted ones
+costs      intervals of what a recipe that was not run would cost
 predictor  20 random 70:30 splits of the paper's runs, every choice of model made inside the training part
 speed      2,000 resamples, a whole fit of the paper's runs, and of 100,000 made-up ones
 """
@@ -22,6 +23,8 @@ from robudget.analysis import analyse
 from robudget.laws import fit_law
 from robudget.laws.forms import BEND_WIDTH_LN, FORMS
 from robudget.laws.least_squares import r_squared
+from robudget.meter.conventions import exact_factor
+from robudget.planning.cost_model import CostModel
 from robudget.prediction import Predictor, effects
 from robudget.prediction.predictor import PaperGBR
 from robudget.prediction.regressors import MODELS
@@ -189,6 +192,32 @@ def effect_intervals(repeats: int) -> None:
         )
 
 
+def metered(rng: np.random.Generator, n: int) -> pd.DataFrame:
+    """`n` runs of 4 models, 2 losses, 5 step counts and 2 activations, whose energy scatters by 15%."""
+    levels = product([1e6, 4e6, 2e7, 1e8], ["at", "trades"], [1, 2, 5, 7, 10], ["relu", "silu"])
+    runs = pd.DataFrame(list(levels) * 4, columns=["parameters", "loss", "steps", "activation"]).assign(images_seen=1e6)
+    runs = runs.iloc[rng.permutation(len(runs))[:n]].reset_index(drop=True)
+    guess = runs.parameters * np.array([exact_factor(*e) for e in zip(runs.loss, runs.steps, strict=True)])
+    guess *= np.where(runs.activation == "silu", 1.2, 1.0) * (runs.parameters / 1e6) ** -0.1
+    return runs.assign(train_energy_kwh=1e-15 * guess * np.exp(rng.normal(0, 0.15, n)))
+
+
+def costs(repeats: int) -> None:
+    print(f"nominal 90% intervals of the cost of new runs, {repeats} tables a row")
+    for n in (6, 10, 14, 20, 40, 80, 320):
+        hits = told = 0
+        for seed in range(repeats):
+            rng = np.random.default_rng(seed)
+            model, new = CostModel.fit(metered(rng, n), "train_energy_kwh"), metered(rng, 40)
+            assert model is not None
+            spread = model.spread(new, 0.9)
+            known = ~np.isnan(spread)
+            off = np.abs(np.log(model.predict(new) / new["train_energy_kwh"].to_numpy()))
+            hits, told = hits + int((off <= spread)[known].sum()), told + int(known.sum())
+        share = f"{hits / told:.3f}" if told else "none"
+        print(f"  {n:3} runs: covered {share}, an interval for {told / 40 / repeats:.2f} of the recipes", flush=True)
+
+
 def predictor(seeds: int) -> None:
     frame = read_table(PAPER)
     rows: list[dict[str, float]] = []
@@ -268,7 +297,7 @@ def speed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["coverage", "effects", "predictor", "speed"])
+    parser.add_argument("what", choices=["coverage", "effects", "costs", "predictor", "speed"])
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=20)
@@ -279,6 +308,8 @@ def main() -> None:
         coverage(options.repeats, options.resamples, options.form, options.short)
     elif options.what == "effects":
         effect_intervals(options.repeats)
+    elif options.what == "costs":
+        costs(options.repeats)
     elif options.what == "predictor":
         predictor(options.seeds)
     else:

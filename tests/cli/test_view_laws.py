@@ -71,7 +71,8 @@ def test_a_plan_prices_everything(table: pd.DataFrame, predictor: Predictor) -> 
     made = plan(table, budget="1e13flops", predictor=predictor)
     text = text_of(plan_text(made))
     best = made.options[0]
-    assert f"What to train for 1e13flops ({made.n_candidates} candidates; 90% intervals)" in text
+    assert text.startswith(f"For 1e13flops train {best.name()}")
+    assert f"Recipes for 1e13flops ({made.n_candidates} considered; 90% intervals)" in text
     assert f"{best.nearest[0][0]} {best.nearest[0][1]:.1f}%" in text
     for name in ("Training compute", "Training energy", "Electricity cost"):
         assert name in text
@@ -85,9 +86,18 @@ def test_a_plan_that_nothing_reaches(table: pd.DataFrame, predictor: Predictor) 
     made = plan(table, target=95, predictor=predictor)
     text = text_of(plan_text(made))
     assert "The nearest to it: " in text
-    assert "No recipe of these is predicted a point better." in text
-    assert "no recipe made of the table's choices is predicted to reach 95%" in text
-    assert "What to train for" not in text
+    assert "No recipe at tried levels is predicted a point better." in text
+    assert text.startswith("No run reached 95% (the best of 48, ")
+    assert "no recipe made of these choices is predicted to; the nearest recipe is" in text
+    assert "Recipes for" not in text
+
+
+def test_the_brief_plan_is_the_answer_and_what_it_stands_on(table: pd.DataFrame, predictor: Predictor) -> None:
+    made = plan(table, budget="1e13flops", predictor=predictor)
+    text = text_of(plan_text(made, brief=True))
+    lines = [made.sentence(), *made.support(), *(f"note: {w}" for w in made.warnings)]
+    assert text.split() == " ".join(lines).split()
+    assert "Recipes for" not in text
 
 
 def test_the_chance_of_reaching_a_target_is_shown(table: pd.DataFrame, predictor: Predictor) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
-from robudget.cli.app import AsJson, Overrides, TableFrom, app
+from robudget.cli.app import AsJson, Brief, Overrides, TableFrom, app
 
 Where = Annotated[
     list[str] | None,
@@ -96,12 +96,17 @@ def plan(
         str | None, typer.Option("--in", metavar="UNIT", help="what a target is counted in: usd, gpu-h, kWh, flops, …")
     ] = None,
     where: Where = None,
+    prices: Annotated[
+        str | None, typer.Option("--prices", help="a YAML file with usd_per_gpu_hour, to add the rent of the GPUs")
+    ] = None,
+    brief: Brief = False,
     json: AsJson = False,
 ) -> None:
     """What to train for a budget, or the cheapest way to a target, with risk and the price of the next point."""
     from robudget.cli.view.console import show
     from robudget.cli.view.laws import plan_text
     from robudget.config import parse_overrides
+    from robudget.meter.prices import Prices
     from robudget.planning import plan as make_plan
     from robudget.planning.cost_model import column_of
     from robudget.sweep.study import recipes_of
@@ -115,8 +120,9 @@ def plan(
         candidates=recipes_of(study) if study else None,
         column=column_of(count_in) if count_in else None,
         choose=parse_overrides(choices or []),
+        prices=Prices.load(prices) if prices else None,
     )
-    show(json, result.to_dict, lambda: plan_text(result))
+    show(json, result.to_dict, lambda: plan_text(result, brief))
 
 
 @app.command()

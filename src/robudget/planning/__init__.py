@@ -1,5 +1,6 @@
 """What to train with a budget, or for a target. Imports no torch."""
 
-from robudget.planning.planner import Option, Plan, plan
+from robudget.planning.answer import Option, Plan
+from robudget.planning.planner import plan
 
 __all__ = ["Option", "Plan", "plan"]

@@ -5,7 +5,9 @@ times the images seen. A first guess takes the first factor proportional to the 
 exact FLOP convention (at: 2K + 3 forward passes, trades: 2K + 7); the table then corrects both per model
 and per loss and steps, by least squares on logarithms with a small ridge (Hoerl & Kennard 1970), so that a
 correction that the table does not determine is 0. Counted FLOPs come out to within rounding, measured energy and
-seconds with the scatter of the runs.
+seconds with the scatter of the runs: an interval is Student's for a new run (with the doubt in the corrections, Seber
+and Lee 2003, 5.3), and unknown where the model has as many corrections as runs, or where the table never varied alone
+what a recipe changes. `bench/laws.py costs` measures the coverage (bench/RESULTS.md).
 
 scikit-learn's OneHotEncoder and Ridge give the same corrections (to 3e-9) in 1.6 times the time, and the corrections
 would then have to be read out of them by name: models and steps between those that were run are interpolated.
@@ -16,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,20 +38,27 @@ Span = tuple[float, float, float]  # value, low, high
 
 @dataclass(frozen=True)
 class CostModel:
-    """ln(cost per image) = base + ln(parameters) + ln(passes) + models[key] + efforts[(loss, steps)] +
-    activations[(activation, variant)].
+    """ln(cost per image) = base + ln(parameters) + ln(passes) + a correction of the model, of the loss and steps, and
+    of the activation and variant.
 
-    `scatter` is the residual's standard deviation in ln, over `n_runs`.
+    `models` maps each model that was run to its ln parameters, and `efforts`, `activations` list what else was run;
+    `corrections` (p,) are theirs, in that order. `scatter` is the residual's standard deviation in ln, over `n_runs`
+    with `freedom` degrees of freedom; NaN where there are none. `doubt` (p, p) is the covariance of the corrections and
+    `undetermined` (p, q) what the table says nothing about, both in units of the scatter.
     """
 
     name: str
     base: float
-    models: dict[Hashable, tuple[float, float]]  # key → (ln parameters, correction)
-    efforts: dict[Effort, float]
-    activations: dict[Hashable, float]
+    models: dict[Hashable, float]
+    efforts: tuple[Effort, ...]
+    activations: tuple[Hashable, ...]
+    corrections: Floats
     scatter: float
+    freedom: int
     n_runs: int
     per_epoch: float  # images an epoch of the fitted runs, where they agree; else NaN
+    doubt: Floats = field(repr=False)
+    undetermined: Floats = field(repr=False)
 
     @classmethod
     def fit(cls, frame: pd.DataFrame, name: str) -> CostModel | None:
@@ -61,59 +70,54 @@ class CostModel:
         if not use.any():
             return None
         runs = frame[use]
-        first_guess = np.log(images[use]) + _sizes(runs) + np.log([_passes(*effort) for effort in _efforts(runs)])
-        target = np.log(cost[use]) - first_guess
-        efforts = _efforts(runs)
-        columns: list[Sequence[Hashable]] = [_models(runs), efforts, _activations(runs)]
-        levels = [sorted(set(values), key=str) for values in columns]
-        design = np.concatenate([_indicators(v, known) for v, known in zip(columns, levels, strict=True)], axis=1)
+        models = dict(sorted(zip(_models(runs), map(float, _sizes(runs)), strict=True), key=lambda item: str(item[0])))
+        efforts = tuple(sorted(set(_efforts(runs)), key=str))
+        activations = tuple(sorted(set(_activations(runs)), key=str))
+        design = _design(runs, models, efforts, activations)
+        target = np.log(cost[use]) - np.log(images[use]) - _first_guess(runs)
         base = float(target.mean())
         gram = design.T @ design
-        solution = np.linalg.solve(gram + RIDGE * np.eye(len(gram)), design.T @ (target - base))
-        residual = target - base - design @ solution
-        freedom = max(len(runs) - int(np.linalg.matrix_rank(gram)), 1)
-        parts = np.split(solution, np.cumsum([len(known) for known in levels])[:-1])
-        sizes = dict(zip(columns[0], _sizes(runs), strict=True))
+        corrections = np.asarray(np.linalg.solve(gram + RIDGE * np.eye(len(gram)), design.T @ (target - base)))
+        residual = target - base - design @ corrections
+        values, vectors = np.linalg.eigh(gram)
+        seen = values > 1e-9 * values.max()
+        freedom = len(runs) - int(seen.sum())
+        scatter = float(np.sqrt((residual**2).sum() / freedom)) if freedom else math.nan
+        doubt = (vectors[:, seen] / values[seen]) @ vectors[:, seen].T
         return cls(
-            name, base,
-            {key: (float(sizes[key]), float(v)) for key, v in zip(levels[0], parts[0], strict=True)},
-            {key: float(v) for key, v in zip(sorted(set(efforts), key=str), parts[1], strict=True)},
-            {key: float(v) for key, v in zip(levels[2], parts[2], strict=True)},
-            float(np.sqrt((residual**2).sum() / freedom)), len(runs), _per_epoch(runs),
+            name, base, models, efforts, activations, corrections, scatter, freedom, len(runs), _per_epoch(runs),
+            doubt, vectors[:, ~seen],
         )  # fmt: skip
 
     def predict(self, rows: pd.DataFrame) -> Floats:
         """Cost of the whole run per row, (n,); NaN where parameters or images are unknown."""
-        choices = zip(_models(rows), _sizes(rows), _efforts(rows), _activations(rows), strict=True)
-        logs = [
-            self.base + size + np.log(_passes(*effort)) + self._model(key, size) + self._effort(*effort)
-            + self.activations.get(activation, 0.0)
-            for key, size, effort, activation in choices
-        ]  # fmt: skip
-        return np.asarray(np.exp(np.array(logs)) * images_of(rows, self.per_epoch))
+        logs = self.base + _first_guess(rows) + self._weights(rows) @ self.corrections
+        return np.asarray(np.exp(logs) * images_of(rows, self.per_epoch))
 
-    def _model(self, key: Hashable, size: float) -> float:
-        """The correction of this model, or of one of its size, between those that were run."""
-        if key in self.models:
-            return self.models[key][1]
-        known = sorted(self.models.values())
-        return float(np.interp(size, [k for k, _ in known], [v for _, v in known]))
+    def spread(self, rows: pd.DataFrame, level: float) -> Floats:
+        """Half the width in ln of the interval for a new run of each row, (n,); NaN where nothing says how wide."""
+        from scipy.special import stdtrit
 
-    def _effort(self, loss: str, steps: int) -> float:
-        known = sorted((k, v) for (name, k), v in self.efforts.items() if name == loss)
-        return float(np.interp(steps, [k for k, _ in known], [v for _, v in known])) if known else 0.0
+        if not self.freedom:
+            return np.full(len(rows), np.nan)
+        weights = self._weights(rows)
+        leverage = np.einsum("ij,jk,ik->i", weights, self.doubt, weights)
+        told = np.abs(weights @ self.undetermined).max(axis=1, initial=0.0) < 1e-6
+        half = float(stdtrit(self.freedom, (1 + level) / 2)) * self.scatter * np.sqrt(1 + leverage)
+        return np.where(told, half, np.nan)
+
+    def _weights(self, rows: pd.DataFrame) -> Floats:
+        return _design(rows, self.models, self.efforts, self.activations)
 
 
-def difference(
-    before: Mapping[str, float], after: Mapping[str, float], scatter: Mapping[str, float], z: float
-) -> dict[str, Span]:
-    """By how much `after` costs more than `before`, per column: value, low, high. `scatter` is the standard deviation
-    of each cost in ln, independent for the two, and `z` the interval's half width in standard deviations."""
+def difference(before: Mapping[str, float], after: Mapping[str, float], half: Mapping[str, float]) -> dict[str, Span]:
+    """By how much `after` costs more than `before`, per column: value, low, high. `half` is half the width in ln of the
+    interval of each cost, independent for the two."""
     out = {}
     for name, value in after.items():
         gap = value - before[name]
-        half = z * scatter[name] * float(np.hypot(value, before[name]))
-        out[name] = (gap, gap - half, gap + half)
+        width = half[name] * float(np.hypot(value, before[name]))
+        out[name] = (gap, gap - width, gap + width)
     return out
 
 
@@ -168,11 +172,52 @@ def _efforts(rows: pd.DataFrame) -> list[Effort]:
     return [(str(name), 0 if np.isnan(k) else int(k)) for name, k in zip(loss, steps, strict=True)]
 
 
-def _indicators(values: Sequence[Hashable], levels: Sequence[Hashable]) -> Floats:
-    places = {level: i for i, level in enumerate(levels)}
-    out = np.zeros((len(values), len(levels)))
-    out[np.arange(len(values)), [places[value] for value in values]] = 1
+def _first_guess(rows: pd.DataFrame) -> Floats:
+    """ln of parameters × passes, (n,)."""
+    return np.asarray(_sizes(rows) + np.log([_passes(*effort) for effort in _efforts(rows)]))
+
+
+def _design(
+    rows: pd.DataFrame, models: Mapping[Hashable, float], efforts: Sequence[Effort], activations: Sequence[Hashable]
+) -> Floats:
+    """How much of each correction a row takes, (n, p): all of its own where it was run, else parts of those of the
+    next smaller and larger models (by ln parameters) and step counts; nothing of an activation that was not run."""
+    out = np.zeros((len(rows), len(models) + len(efforts) + len(activations)))
+    places = {key: i for i, key in enumerate(models)}
+    sizes = sorted((size, places[key]) for key, size in models.items())
+    effort_places = {effort: len(models) + i for i, effort in enumerate(efforts)}
+    activation_places = {key: len(models) + len(efforts) + i for i, key in enumerate(activations)}
+    choices = zip(_models(rows), _sizes(rows), _efforts(rows), _activations(rows), strict=True)
+    for i, (key, size, effort, activation) in enumerate(choices):
+        if key in places:
+            out[i, places[key]] = 1
+        else:
+            _interpolate(out[i], float(size), sizes)
+        if effort in effort_places:
+            out[i, effort_places[effort]] = 1
+        else:
+            _interpolate(
+                out[i], effort[1], sorted((k, at) for (loss, k), at in effort_places.items() if loss == effort[0])
+            )
+        if activation in activation_places:
+            out[i, activation_places[activation]] = 1
     return out
+
+
+def _interpolate(row: Floats, value: float, known: Sequence[tuple[float, int]]) -> None:
+    """Add to `row` the weights of linear interpolation at `value` between `known` (abscissa, place), ascending; the
+    nearest beyond their ends, nothing where none is known."""
+    if not known:
+        return
+    at = [k for k, _ in known]
+    position = float(np.interp(value, at, np.arange(len(at))))
+    if math.isnan(position):
+        row[:] = np.nan
+        return
+    low = int(position)
+    row[known[low][1]] += 1 - (position - low)
+    if position > low:
+        row[known[low + 1][1]] += position - low
 
 
 # unit → (column of the table, how many of its units one is)

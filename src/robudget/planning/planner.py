@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,102 +11,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robudget.columns import COLUMNS, COSTS, NONE_IF_MISSING, column
+from robudget.columns import COSTS, column
 from robudget.errors import InputError, unknown
-from robudget.files import fields
 from robudget.laws.envelope import envelope_of
 from robudget.laws.fit import auto_bins
 from robudget.laws.form_selection import average, fit_forms
 from robudget.laws.law import Reach
-from robudget.planning.cost_model import Budget, CostModel, Span, difference, parse_budget
+from robudget.meter.prices import Prices
+from robudget.planning.answer import Lever, Measured, Option, Plan
+from robudget.planning.candidates import candidate_recipes
+from robudget.planning.cost_model import Budget, CostModel, difference, parse_budget
 from robudget.prediction.features import rows_of
 from robudget.prediction.predictor import Predictor, Rows
 from robudget.tables.read import as_table
-from robudget.tables.usable import Floats, level_of, numbers_of, points, select_rows
+from robudget.tables.usable import Floats, collapsed_rows, level_of, numbers_of, points, select_rows, standard_rows
 
-COST_SDS = 1.645  # standard deviations of a 90% interval, the predictor's level
 LAW_RESAMPLES = 500
 SAME_UNIT = 1e-4  # relative spread of a ratio of costs below which one is the other in another unit
-MOST_CANDIDATES = 20_000
-# Choices that only go together: a flag or loss, and the number that it switches on.
-TOGETHER = tuple((c.switch, c.name) for c in COLUMNS.values() if c.switch)
-
-
-@dataclass(frozen=True)
-class Option:
-    """One recipe: its `choices` (feature → value), predicted accuracy in percent with interval, and its cost in all
-    units.
-
-    `costs` maps the table's cost columns to whole-run totals (NaN: unknown) and `cost_intervals` to their 90%
-    intervals, from the scatter of the runs. `p_reach` is the probability of reaching the plan's target (NaN for a
-    budget). `ran` is the run_id if the table holds this very recipe; `nearest` are the real runs most like it:
-    (run_id, aa_acc, distance). `outside` names the choices beyond what the table has tried: no run supports them.
-    """
-
-    choices: dict[str, Any]
-    aa_acc: float
-    low: float
-    high: float
-    p_collapse: float
-    p_reach: float
-    costs: dict[str, float]
-    cost_intervals: dict[str, tuple[float, float]]
-    ran: str | None
-    nearest: tuple[tuple[str, float, float], ...]
-    outside: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return fields(self)
-
-
-@dataclass(frozen=True)
-class Lever:
-    """Changing one choice of the best option: `gain` in points and `cost_ratio` in the plan's column (1 = free).
-
-    `spends` says whether the choice buys compute (size, steps, epochs) or something else (data, loss, activation)."""
-
-    feature: str
-    value: Any
-    gain: float
-    cost_ratio: float
-    p_collapse: float
-    spends: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`options` best first (by accuracy within a budget, by cost for a target); empty if nothing fits, as `warnings`
-    say.
-
-    `column` is the cost the plan counts in. `best` is the first option, or, where no recipe reaches the target, the one
-    of the highest accuracy. `next_point` is the cheapest recipe predicted a point better than `best`, if any, and
-    `marginal` what it costs more, in all units. `reaches` are what the law of the best runs, averaged over forms, says
-    of the target, or of one more point than the best run's: the price of buying it with compute alone, in `column`
-    first and then in every other unit (empty where the table holds no law). `levers` are single changes to the best
-    option, the most points first, and `instead` says in a sentence what helps more than compute.
-    """
-
-    budget: Budget | None
-    target: float | None
-    column: str
-    options: tuple[Option, ...]
-    best: Option | None
-    next_point: Option | None
-    marginal: dict[str, Span]
-    reaches: tuple[Reach, ...]
-    levers: tuple[Lever, ...]
-    instead: str
-    n_candidates: int
-    warnings: tuple[str, ...] = ()
-    predictor: Predictor = field(repr=False, kw_only=True)
-
-    @property
-    def reach(self) -> Reach | None:
-        """What the law says, in the plan's own unit."""
-        return self.reaches[0] if self.reaches else None
-
-    def to_dict(self) -> dict[str, Any]:
-        return fields(self)
+FAIR_CHANCE = 0.25  # of reaching a target again, for a recipe that did so once
+MOST_MARGIN = 1.0  # points of accuracy that count as a tie where the number of test images is unknown
+RENT = "rent_usd"
+AA_ENDS = ("aa_acc_low", "aa_acc_high")
 
 
 def plan(
@@ -118,6 +42,7 @@ def plan(
     candidates: Rows | None = None,
     column: str | None = None,
     choose: Mapping[str, Any] | None = None,
+    prices: Prices | None = None,
     top: int = 10,
     predictor: Predictor | None = None,
     seed: int = 0,
@@ -126,8 +51,9 @@ def plan(
 
     `candidates` are the recipes to choose from (recipes, or rows of a table); without them, every sensible combination
     of the choices found in the table, and step counts between them. `choose` fixes choices, e.g. {"synthetic": False};
-    `column` is the cost to count a target in (dollars where known, else FLOPs). Raises InputError for a budget that
-    cannot be read, a target outside (0, 100), neither of the two, or a cost that the table does not know.
+    `column` is the cost to count a target in (dollars where known, else FLOPs); `prices` with `usd_per_gpu_hour` add
+    the rent of the GPUs. Raises InputError for a budget that cannot be read, a target outside (0, 100), neither of the
+    two, or a cost that the table does not know.
     """
     spend = parse_budget(budget) if isinstance(budget, str) else budget
     if (spend is None) == (target is None):
@@ -136,46 +62,72 @@ def plan(
         raise InputError(f"target = {target:g} (allowed: more than 0 and less than 100, in percent)")
     table = as_table(source)
     model = predictor or Predictor.fit(table, seed=seed)
-    models = {name: CostModel.fit(table, name) for name in COSTS}
+    models = {name: CostModel.fit(table, name) for name in (*COSTS, RENT)}
     costs = {name: model for name, model in models.items() if model is not None}
     counted = column or (spend.column if spend else next((n for n in ("cost_usd", *costs) if n in costs), "cost_usd"))
     if counted not in costs:
         raise _not_known(counted, costs)
     recipes = candidate_recipes(model) if candidates is None else rows_of(candidates, table)
     rows = select_rows(recipes, choose).reset_index(drop=True)
-    options = _options(rows, model, costs, target)
+    options = _options(rows, model, costs, target, prices)
     price = np.array([o.costs[counted] for o in options])
     accuracy = np.array([o.aa_acc for o in options])
+    untried = np.array([bool(o.untried) for o in options])
     warnings = list(table.attrs.get("notes", ()))
+    fits = ~np.isnan(price) & (price <= (spend.amount if spend else np.inf))
+    leader = _first(fits, untried, -accuracy)
+    margin = _margin(options[leader], model, table) if leader is not None else np.nan
     if spend is not None:
-        fits = np.flatnonzero(price <= spend.amount)
-        order = fits[np.lexsort((price[fits], -accuracy[fits]))]
-        if not len(order):
-            warnings.append(_nothing_fits(spend, price, counted))
+        near = fits & (accuracy >= accuracy[leader] - margin) if leader is not None else fits
+        first = _first(near, untried, price)
+        order = sorted(np.flatnonzero(fits), key=lambda i: (i != first, untried[i], -accuracy[i], price[i]))
     else:
-        reaching = np.flatnonzero((accuracy >= (target or 0)) & ~np.isnan(price))
-        order = reaching[np.argsort(price[reaching], kind="stable")]
-        if not len(order):
-            warnings.append(
-                f"no recipe made of the table's choices is predicted to reach {target:g}%: the best reaches "
-                f"{accuracy.max():.1f}%"
-            )
+        order = sorted(np.flatnonzero(fits & _reaching(options, target or 0)), key=lambda i: (untried[i], price[i]))
     # Where nothing reaches the target, what is nearest to it still shows which levers there are.
-    best = options[order[0]] if len(order) else (options[int(accuracy.argmax())] if target is not None else None)
-    if best is not None and best.outside:
-        warnings.append(
-            f"the table never tried the first one's {', '.join(best.outside)}: no run supports its prediction"
-        )
+    best = options[order[0]] if order else (options[leader] if target is not None and leader is not None else None)
     next_point = _next_point(options, price, accuracy, best)
     reaches = _reaches(table, counted, [name for name in costs if name != counted], target, seed, warnings)
     levers = _levers(options, best, counted)
-    scatter = {name: cost.scatter for name, cost in costs.items()}
-    marginal = difference(best.costs, next_point.costs, scatter, COST_SDS) if best and next_point else {}
+    half = {name: float(np.log(high / low)) / 2 for name, (low, high) in best.cost_intervals.items()} if best else {}
+    marginal = difference(best.costs, next_point.costs, half) if best and next_point else {}
+    measured = numbers_of(model.table, "aa_acc")
+    stable = np.array([o.p_collapse < 0.5 for o in options])
+    cheapest = _first(~np.isnan(price) & (stable if (stable & ~np.isnan(price)).any() else True), untried, price)
     return Plan(
-        spend, target, counted, tuple(options[i] for i in order[:top]), best, next_point, marginal, reaches,
-        levers, _instead(levers, best, reaches[0] if reaches else None), len(options), tuple(dict.fromkeys(warnings)),
-        predictor=model,
+        spend, target, counted, tuple(options[i] for i in order[:top]), None if leader is None else options[leader],
+        float(margin), best, None if cheapest is None else options[cheapest], next_point, marginal,
+        (run_ids(model.table)[int(measured.argmax())], float(measured.max())), _lowest(model.table),
+        int((measured >= (target or 0)).sum()),
+        len(measured), reaches, "", levers, _instead(levers, best, reaches[0] if reaches else None), len(options),
+        tuple(dict.fromkeys(warnings)), predictor=model,
     )  # fmt: skip
+
+
+def _first(which: NDArray[np.bool_], untried: NDArray[np.bool_], value: Floats) -> int | None:
+    """The position of the smallest `value` among `which`, of recipes at tried levels where there is one."""
+    pool = np.flatnonzero(which & ~untried) if (which & ~untried).any() else np.flatnonzero(which)
+    return int(pool[np.argmin(value[pool])]) if len(pool) else None
+
+
+def _reaching(options: Sequence[Option], target: float) -> NDArray[np.bool_]:
+    """Recipes predicted to reach the target, and those measured to, if another run has a fair chance of it."""
+    return np.array([
+        o.aa_acc >= target or (o.measured is not None and o.measured.aa_acc >= target and o.p_reach >= FAIR_CHANCE)
+        for o in options
+    ])  # fmt: skip
+
+
+def _margin(top: Option, model: Predictor, table: pd.DataFrame) -> float:
+    """One standard error of the most accurate recipe, in points: the lower half of its interval as that of a normal
+    distribution, or the noise of the test images where that is less (the rule of one standard error:
+    Breiman et al. 1984, 3.4.3)."""
+    from scipy.special import ndtri
+
+    error = (top.aa_acc - top.low) / float(ndtri((1 + model.level) / 2))
+    images = numbers_of(table, "n_eval") if "n_eval" in table else np.array([np.nan])
+    share = top.aa_acc / 100
+    noise = 100 * np.sqrt(share * (1 - share) / np.nanmedian(images)) if (images > 0).any() else MOST_MARGIN
+    return float(min(error, noise))
 
 
 def _not_known(counted: str, costs: Mapping[str, CostModel]) -> InputError:
@@ -188,35 +140,62 @@ def _not_known(counted: str, costs: Mapping[str, CostModel]) -> InputError:
     return InputError(f"the table knows the {_unit(counted)} of no run{why} (allowed: {units})")
 
 
-def _nothing_fits(spend: Budget, price: Floats, counted: str) -> str:
-    if np.isnan(price).all():
-        return f"what the recipes cost in {_unit(counted)} is unknown: their parameters or their images seen are"
-    return f"no recipe fits {spend.text}: the cheapest costs {np.nanmin(price):.3g} {_unit(counted)}"
-
-
 def _options(
-    rows: pd.DataFrame, model: Predictor, costs: Mapping[str, CostModel], target: float | None
+    rows: pd.DataFrame, model: Predictor, costs: Mapping[str, CostModel], target: float | None, prices: Prices | None
 ) -> list[Option]:
     predictions = model.predict(rows)
     p_reach = model.p_above(rows, target) if target is not None else np.full(len(rows), np.nan)
-    prices = {name: cost.predict(rows) for name, cost in costs.items()}
-    factors = {name: float(np.exp(COST_SDS * cost.scatter)) for name, cost in costs.items()}
+    predicted = {name: cost.predict(rows) for name, cost in costs.items()}
+    factors = {name: np.exp(cost.spread(rows, model.level)) for name, cost in costs.items()}
+    hourly = prices.usd_per_gpu_hour if prices is not None else None
+    if hourly is not None and "gpu_hours" in costs:
+        predicted[RENT], factors[RENT] = hourly * predicted["gpu_hours"], factors["gpu_hours"]
     # A model's name says more than its number of parameters, where the one stands for the other.
     names = [
         "model" if c.name == "parameters" and "model" in c.aliases and "model" in rows else c.name
         for c in model.features.columns
     ]
+    runs_of = _runs_of(rows, model)
     out = []
     for i, (prediction, choices) in enumerate(zip(predictions, rows[names].to_dict("records"), strict=True)):
-        run_id, _, distance = prediction.nearest[0]
-        price = {name: float(values[i]) for name, values in prices.items()}
+        measured = _measured(model.table.iloc[runs_of[i]], list(costs)) if runs_of[i] else None
+        if measured is not None and hourly is not None and "gpu_hours" in costs:
+            measured.bill[RENT] = hourly * measured.bill["gpu_hours"]
+        price = {name: float(values[i]) for name, values in predicted.items()}
+        bill = {} if measured is None else {name: v for name, v in measured.bill.items() if not np.isnan(v)}
         out.append(Option(
             {str(k): _level_or_none(v) for k, v in choices.items()}, prediction.aa_acc, prediction.low, prediction.high,
-            prediction.p_collapse, float(p_reach[i]), price,
-            {name: (value / factors[name], value * factors[name]) for name, value in price.items()},
-            run_id if distance == 0 else None, prediction.nearest, prediction.outside,
+            prediction.p_collapse, float(p_reach[i]), price | bill,
+            {name: (value / factors[name][i], value * factors[name][i]) for name, value in price.items()},
+            measured, prediction.nearest, prediction.outside, prediction.unseen,
         ))  # fmt: skip
     return out
+
+
+def _runs_of(rows: pd.DataFrame, model: Predictor) -> list[list[int]]:
+    """For each recipe the positions of its own runs in the predictor's table."""
+    places: dict[bytes, list[int]] = {}
+    for i, row in enumerate(model.features.matrix(model.table)):
+        places.setdefault(row.tobytes(), []).append(i)
+    return [places.get(row.tobytes(), []) for row in model.features.matrix(rows)]
+
+
+def _measured(runs: pd.DataFrame, costs: Sequence[str]) -> Measured:
+    accuracy = numbers_of(runs, "aa_acc")
+    ends = [numbers_of(runs, name) if name in runs else np.full(len(runs), np.nan) for name in AA_ENDS]
+    root = np.sqrt(len(runs))  # the mean of n runs on as many images each
+    low, high = (float(accuracy.mean() + (end - accuracy).mean() / root) for end in ends)
+    bill = {name: float(numbers_of(runs, name).mean()) for name in costs}
+    return Measured(tuple(run_ids(runs)), float(accuracy.mean()), low, high, bill)
+
+
+def _lowest(runs: pd.DataFrame) -> float:
+    accuracy = numbers_of(runs, "aa_acc")[~collapsed_rows(runs) & ~standard_rows(runs)]
+    return float(accuracy.min()) if len(accuracy) else float("nan")
+
+
+def run_ids(runs: pd.DataFrame) -> list[str]:
+    return [str(v) for v in runs.get("run_id", runs.index)]
 
 
 def _level_or_none(value: Any) -> Any:
@@ -226,7 +205,8 @@ def _level_or_none(value: Any) -> Any:
 def _next_point(options: list[Option], price: Floats, accuracy: Floats, best: Option | None) -> Option | None:
     if best is None:
         return None
-    better = np.flatnonzero((accuracy >= best.aa_acc + 1) & ~np.isnan(price))
+    tried = np.array([not o.untried for o in options])
+    better = np.flatnonzero((accuracy >= best.aa_acc + 1) & ~np.isnan(price) & tried)
     return options[better[np.argmin(price[better])]] if len(better) else None
 
 
@@ -234,7 +214,7 @@ def _levers(options: list[Option], best: Option | None, counted: str) -> tuple[L
     if best is None:
         return ()
     out = []
-    for option in options:
+    for option in (o for o in options if not o.untried):
         changed = [k for k, v in option.choices.items() if v != best.choices[k]]
         # β comes and goes with the loss: one change, not two.
         absent = {k for k in changed if None in (option.choices[k], best.choices[k])}
@@ -274,46 +254,6 @@ def _instead(levers: tuple[Lever, ...], best: Option | None, reach: Reach | None
 
 def _unit(name: str) -> str:
     return column(name).budget_unit
-
-
-# -- the recipes to choose from, where none are given ------------------------------------------------------------------
-
-
-def candidate_recipes(model: Predictor) -> pd.DataFrame:
-    """Every sensible combination of the choices in the predictor's table; columns that vary only with one follow it."""
-    table, features = model.table, model.features.columns
-    levels = []
-    for c in features:
-        values = sorted(set(table[c.name].dropna()))
-        if c.name == "steps":  # whole numbers between those that were run are recipes, too
-            low = int(min(v for v in values if v > 0))
-            values = sorted({int(v) for v in values} | set(range(low, int(values[-1]) + 1)))
-        if c.name in NONE_IF_MISSING and table[c.name].isna().any():  # none at all, as β without TRADES
-            values = [np.nan, *values]
-        levels.append(values)
-    if np.prod([len(v) for v in levels], dtype=float) > MOST_CANDIDATES:
-        raise InputError(
-            f"the table's choices make more than {MOST_CANDIDATES} recipes: give candidates (a study's grid)"
-        )
-    rows = pd.DataFrame(list(product(*levels)), columns=[c.name for c in features])
-    for c in features:
-        followers = [a for a in c.aliases if a in table.columns]
-        if followers:
-            rows = rows.join(table.drop_duplicates(c.name).set_index(c.name)[followers], on=c.name)
-    for name in table.columns:
-        if name not in rows.columns and table[name].nunique(dropna=False) == 1:
-            rows[name] = table[name].iloc[0]
-    return rows.loc[_sensible(rows, table)].reset_index(drop=True)
-
-
-def _sensible(rows: pd.DataFrame, table: pd.DataFrame) -> NDArray[np.bool_]:
-    """Rows in which what only goes together does so as in some run: no attack steps without an adversarial loss."""
-    keep = np.ones(len(rows), dtype=np.bool_)
-    for switch, number in TOGETHER:
-        if {switch, number} <= set(rows.columns) & set(table.columns):
-            known = set(zip(table[switch], table[number].fillna(0) > 0, strict=True))
-            keep &= np.array([pair in known for pair in zip(rows[switch], rows[number].fillna(0) > 0, strict=True)])
-    return keep
 
 
 # -- what compute alone would cost -------------------------------------------------------------------------------------

@@ -155,14 +155,18 @@ def prediction_text(name: str, prediction: Prediction) -> Group:
     return Group(*lines, *notes(outside), TextTable(rows, left=("nearest real runs",)))
 
 
-def plan_text(plan: Plan) -> Group:
-    """Options with their nearest real run, the best one's price in all units, the next point, levers, notes."""
+def plan_text(plan: Plan, brief: bool = False) -> Group:
+    """The answer and what it stands on; then options with their nearest real run, the first one's price in all units,
+    the next point, and single changes to it."""
+    parts: list[RenderableType] = [Text(plan.sentence(), style="bold"), *map(Text, plan.support())]
+    if brief:
+        return Group(*parts, *notes(plan.warnings))
     asked = plan.budget.text if plan.budget else f"{plan.target:g}% robust accuracy"
-    parts: list[RenderableType] = titled(
-        f"What to train for {asked} ({plan.n_candidates} candidates; {plan.predictor.level:.0%} intervals)",
+    parts += titled(
+        f"Recipes for {asked} ({plan.n_candidates} considered; {plan.predictor.level:.0%} intervals)",
         [_option_row(option, plan) for option in plan.options],
         ("recipe", "nearest real run"),
-    )[1:]
+    )
     if plan.best is not None:
         parts += _prices(plan, plan.best)
     parts += _by_compute_alone(plan)
@@ -176,7 +180,7 @@ def plan_text(plan: Plan) -> Group:
         }
         for lever in plan.levers
     ]
-    parts += titled("Single changes to the best", rows, ("change",))
+    parts += titled("Single changes to it, as predicted", rows, ("change",))
     if plan.instead:
         parts += [Text(""), Text(f"Instead: {plan.instead}", style="bold")]
     return Group(*parts, *notes(plan.warnings))
@@ -187,18 +191,22 @@ def _prices(plan: Plan, best: Option) -> list[RenderableType]:
     rows = []
     for name, value in best.costs.items():
         low, high = best.cost_intervals[name]
-        row = {"cost": column(name).label, "this recipe": _span(name, (value, low, high))}
+        row = {"cost": column(name).label}
+        if best.measured is not None:
+            row["its run took"] = column(name).write(best.measured.bill[name])
+            row["another run, 90%"] = _span(name, ((low * high) ** 0.5, low, high))
+        else:
+            row["predicted, 90%"] = _span(name, (value, low, high))
         if plan.next_point is not None:
             row["the next point, more"] = _span(name, plan.marginal[name])
         rows.append(row)
     which = "The first of them" if plan.options else "The nearest to it"
-    head = f"{which}: {_recipe(best)}: {best.aa_acc:.1f}% robust [{fixed(best.low)}, {fixed(best.high)}]"
-    parts = titled(head, rows, ("cost",))
+    parts = titled(f"{which}: {best.name()}", rows, ("cost",))
     if plan.next_point is not None:
         following = plan.next_point
-        parts.append(Text(f"The next point: {_recipe(following)}: {following.aa_acc:.1f}% robust"))
+        parts.append(Text(f"The next point: {following.name()}: {following.predicted(plan.predictor.level)}"))
     else:
-        parts.append(Text("No recipe of these is predicted a point better."))
+        parts.append(Text("No recipe at tried levels is predicted a point better."))
     return parts
 
 
@@ -222,29 +230,22 @@ def _span(name: str, span: Span) -> str:
     return amount_range(*span, column(name).unit)
 
 
-def _recipe(option: Option) -> str:
-    return ", ".join(_choice(name, value) for name, value in option.choices.items() if value is not None)
-
-
-def _choice(name: str, value: object) -> str:
-    if isinstance(value, bool):
-        return column(name).phrase if value else f"no {column(name).phrase}"
-    choice = column(name)
-    return choice.level(value) if choice.scale == "category" else f"{choice.phrase} {choice.level(value)}"
-
-
 def _option_row(option: Option, plan: Plan) -> dict[str, str]:
     row = {
-        "recipe": _recipe(option),
-        "robust %": fixed(option.aa_acc),
+        "recipe": option.name(),
+        "predicted %": fixed(option.aa_acc),
         "interval": f"{fixed(option.low)}–{fixed(option.high)}",
+        "measured %": fixed(option.measured.aa_acc, 2) if option.measured else "",
         "P(collapse)": f"{option.p_collapse:.0%}",
     }
     if math.isfinite(option.p_reach):
         row["P(reach)"] = f"{option.p_reach:.0%}"
-    row[column(plan.column).short] = column(plan.column).write(option.costs[plan.column])
+    head = "electricity" if plan.column == "cost_usd" else column(plan.column).short
+    row[head] = column(plan.column).write(option.costs[plan.column])
     if plan.column != "train_seconds":
         row["time"] = duration(option.costs.get("train_seconds"))
     run, accuracy, _ = option.nearest[0]
     row["nearest real run"] = f"{run} {fixed(accuracy)}%" + (" (this recipe)" if option.ran else "")
+    if option.untried:
+        row["nearest real run"] += f"; no run has this value of {', '.join(column(n).phrase for n in option.untried)}"
     return row
