@@ -27,7 +27,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once)…"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	@$(VENV)/bin/uv pip install --python $(VENV)/bin/python --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/uv pip install --python $(VENV)/bin/python --compile-bytecode --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/python -m compileall -q src
 	@touch $@
 
 clean: ## remove .venv, caches and the demo

@@ -328,11 +328,11 @@ SOURCE = ROOT / "src" / "robudget"
 ARCHITECTURE = DOCS / "architecture.md"
 # In the order in which a recipe, its runs and their table pass through them.
 TOP = (
-    "recipe.py", "recipes/", "studies/", "threat.py", "losses.py", "execution.py", "columns.py", "datasets.py",
-    "accuracy.py", "formats.py", "config.py", "files.py", "errors.py", "data/", "models/", "attacks/", "backend/",
-    "training/", "evaluation/", "meter/", "forecast/", "store.py", "energy_log.py", "runner.py", "benchmark.py",
-    "sweep/", "tables/", "laws/", "prediction/", "planning/", "analysis.py", "report/", "interop/", "demo.py", "cli/",
-    "__main__.py",
+    "recipe.py", "recipes/", "studies/", "threat.py", "losses.py", "execution.py", "threads.py", "columns.py",
+    "datasets.py", "accuracy.py", "formats.py", "config.py", "files.py", "errors.py", "data/", "models/", "attacks/",
+    "backend/", "training/", "evaluation/", "meter/", "forecast/", "store.py", "energy_log.py", "runner.py",
+    "benchmark.py", "sweep/", "tables/", "laws/", "prediction/", "planning/", "analysis.py", "report/", "interop/",
+    "demo.py", "cli/", "__main__.py",
 )  # fmt: skip
 ABOUT = {"recipes/": "the recipes that ship", "studies/": "the studies that ship"}
 WIDTH = 22  # of the column of names

@@ -14,7 +14,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from robudget.threads import wait_considerately
+
 __version__ = "0.1.0"
+wait_considerately()  # before anything here starts torch
 
 if TYPE_CHECKING:
     from robudget.analysis import analyse

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from robudget import data
@@ -24,7 +23,7 @@ from robudget.evaluation.examples import Examples, Replay, replay
 from robudget.evaluation.load import load_classifier
 from robudget.evaluation.specification import Specification
 from robudget.evaluation.state import FILE as STATE
-from robudget.evaluation.state import Progress
+from robudget.evaluation.state import Progress, identity_of_state
 from robudget.evaluation.verdicts import Verdicts, merge
 from robudget.execution import Site
 from robudget.files import write_json
@@ -33,6 +32,7 @@ from robudget.meter.flops import PassFlops, count, stage_record
 from robudget.meter.machine import open_meter
 from robudget.runner import environment, evaluate_metered, part_of, resolve_device
 from robudget.store import RunFolder, WorkFolder, writing
+from robudget.threads import claimed
 from robudget.threat import CUSTOMARY, Threat
 
 
@@ -115,8 +115,6 @@ def benchmark(
     InputError; `store.Busy` where another process works in the folder.
     """
     device, dataset = resolve_device(site.device), candidate.dataset
-    if site.threads:
-        torch.set_num_threads(site.threads)
     n = len(dataset.test.first(images))
     i, parts = shard
     if not 1 <= i <= parts <= n:
@@ -124,6 +122,7 @@ def benchmark(
     folder = out or _default_folder(candidate, specification, n, shard)
     with (
         _work_folder(folder, restart) as work,
+        claimed(site.threads, begun_with=identity_of_state(work.path).get("threads")),
         open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts) as meter,
         EnergyLog(work, meter) as energy,
     ):

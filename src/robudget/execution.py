@@ -26,18 +26,18 @@ class Site(Record):
     """Where and how a run executes. A field's `title` is its key on the command line, beside the recipe's own keys.
 
     `data_root`, `synthetic_root`: folder or file of the real and of the generated images; `teacher`: weights that label
-    the latter; `device`: "auto", "cpu", "cuda" or "cuda:1"; `threads`: CPU threads of torch, 0 = as many as there are
-    cores. `checkpointing` recomputes activations to save memory, `sync_batchnorm` (under torchrun) takes BatchNorm's
-    statistics over the whole batch, `deterministic` asks torch for deterministic algorithms alone. `cpu_watts`,
-    `gpu_watts`: what the machine's CPUs and the GPU draw under load, used where nothing better can be read. Raises
-    InputError for a value that is not allowed.
+    the latter; `device`: "auto", "cpu", "cuda" or "cuda:1"; `threads`: CPU threads of torch, 0 = this process's share
+    of the cores (`threads.py`). `checkpointing` recomputes activations to save memory, `sync_batchnorm` (under
+    torchrun) takes BatchNorm's statistics over the whole batch, `deterministic` asks torch for deterministic algorithms
+    alone. `cpu_watts`, `gpu_watts`: what the machine's CPUs and the GPU draw under load, used where nothing better can
+    be read. Raises InputError for a value that is not allowed.
     """
 
     data_root: _Path | None = Field(None, title="data.root", description="a path")
     synthetic_root: _Path | None = Field(None, title="synthetic.root", description="a path")
     teacher: _Path | None = Field(None, title="synthetic.teacher", description="a path")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
-    threads: int = Field(0, ge=0, description="a whole number, 0 = all cores")
+    threads: int = Field(0, ge=0, description="a whole number, 0 = its share of the cores")
     checkpointing: bool = Field(False, description="true, false")
     sync_batchnorm: bool = Field(True, description="true, false")
     deterministic: bool = Field(False, description="true, false")

@@ -34,6 +34,7 @@ from robudget.meter.flops import PassFlops, model_record, of_recipe, stage_recor
 from robudget.meter.machine import open_meter
 from robudget.recipe import Recipe
 from robudget.store import RunFolder, Store, writing
+from robudget.threads import claimed
 from robudget.training.checkpoint import best_model
 from robudget.training.distributed import World, joined
 from robudget.training.loop import Trainer
@@ -96,9 +97,11 @@ def run(
     site, folder = site or Site(), Store(store).folder(recipe)
     if folder.has(recipe):
         return RunResult(folder, folder.record())
-    if site.threads:
-        torch.set_num_threads(site.threads)
-    with _algorithms(site.deterministic), joined(str(resolve_device(site.device))) as (world, device):
+    with (
+        claimed(site.threads, begun_with=folder.threads),
+        _algorithms(site.deterministic),
+        joined(str(resolve_device(site.device))) as (world, device),
+    ):
         dataset = data.load(recipe.data.name, root=site.data_root, image_size=recipe.data.image_size)
         with _locked(folder, recipe, world):
             if not folder.has(recipe):  # another process may have done it before this one had the lock

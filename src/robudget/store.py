@@ -102,6 +102,15 @@ class RunFolder(WorkFolder):
     def best(self) -> Path:
         return self.path / "best.safetensors"
 
+    @property
+    def threads(self) -> int | None:
+        """The CPU threads that this run began with, by environment.json; None where nothing says so."""
+        try:
+            threads = json.loads((self.path / "environment.json").read_text("utf-8"))["threads"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return threads if isinstance(threads, int) and threads > 0 else None
+
     @cached_property
     def recipe(self) -> Recipe:
         path = self.path / "recipe.yaml"

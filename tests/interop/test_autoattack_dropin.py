@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robudget.attacks.geometry import within
 from robudget.errors import InputError
-from robudget.evaluation.state import seed_of_state
+from robudget.evaluation.state import identity_of_state
 from robudget.interop.autoattack import AutoAttack
 
 
@@ -144,7 +144,7 @@ def test_a_state_without_a_seed_keeps_the_one_it_was_begun_with(model, images, t
     assert torch.equal(first, again.run_standard_evaluation(*images, bs=40, state_path=tmp_path / "state"))
     assert again.verdicts.about["seed"] != 12345
     fast(model, seed=None).run_standard_evaluation(*images, bs=40, state_path=tmp_path / "new")
-    assert seed_of_state(tmp_path / "new") == 12345
+    assert identity_of_state(tmp_path / "new")["seed"] == 12345
 
 
 def test_a_state_of_the_authors_is_refused(model, images, tmp_path):

@@ -57,8 +57,6 @@ def cost(
     json: AsJson = False,
 ) -> None:
     """What a recipe or a whole study will cost, before training: FLOPs, time, energy, money, carbon, with ranges."""
-    import torch
-
     from robudget import data
     from robudget.cli.view.console import show
     from robudget.cli.view.runs import forecasts_text
@@ -69,21 +67,21 @@ def cost(
     from robudget.meter.prices import Prices as PriceList
     from robudget.runner import resolve_device
     from robudget.sweep.study import recipes_of
+    from robudget.threads import claimed
 
     site, changes = Site.take(parse_overrides(overrides or []))
-    if site.threads:
-        torch.set_num_threads(site.threads)
     recipes = recipes_of(what, changes)
     others = {recipe.data.name for recipe in recipes} - PUBLISHED.keys()
-    forecasts = forecast_study(
-        recipes,
-        sizes={name: Sizes.of(data.load(name, root=site.data_root)) for name in others},
-        device=device,
-        gpus=gpus,
-        prices=PriceList.load(prices) if prices else None,
-        site_device=str(resolve_device(site.device)),
-        progress=lambda note: print(note, file=sys.stderr),
-    )
+    with claimed(site.threads):
+        forecasts = forecast_study(
+            recipes,
+            sizes={name: Sizes.of(data.load(name, root=site.data_root)) for name in others},
+            device=device,
+            gpus=gpus,
+            prices=PriceList.load(prices) if prices else None,
+            site_device=str(resolve_device(site.device)),
+            progress=lambda note: print(note, file=sys.stderr),
+        )
     plain = [forecast.to_dict() for forecast in forecasts]
     show(json, lambda: plain, lambda: forecasts_text(plain, total(forecasts)))
 

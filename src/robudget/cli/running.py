@@ -137,7 +137,9 @@ def evaluate(
     ] = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads, 0 = one per core; a resume needs the same")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads, 0 = this process's share of the cores; a resume keeps its number")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="folder of the results")] = None,
     json: AsJson = False,
 ) -> None:

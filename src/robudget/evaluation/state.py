@@ -160,12 +160,14 @@ class State:
         return cls(**arrays, spent=spent, notes=about["notes"], examples=examples if about["keeps"] else None)
 
 
-def seed_of_state(folder: Path) -> int | None:
-    """The seed of the evaluation whose state is in `folder`; None where there is none."""
-    if not (folder / FILE).exists():
-        return None
-    with np.load(folder / FILE, allow_pickle=False) as data:
-        return int(json.loads(str(data["about"]))["identity"]["seed"])
+def identity_of_state(folder: Path) -> dict[str, Any]:
+    """What the evaluation whose state is in `folder` said of itself (`seed`, `threads`, …); {} where there is none, or
+    a damaged one."""
+    try:
+        with np.load(folder / FILE, allow_pickle=False) as data:
+            return dict(json.loads(str(data["about"]))["identity"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return {}
 
 
 _ARRAYS = ("broken_by", "when", "restart", "target", "clean_margin", "worst_margin", "finished")

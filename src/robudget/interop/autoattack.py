@@ -21,7 +21,7 @@ from robudget.attacks.victim import Model, Victim, frozen
 from robudget.errors import InputError, unknown
 from robudget.evaluation.evaluator import evaluate
 from robudget.evaluation.specification import Precision
-from robudget.evaluation.state import seed_of_state
+from robudget.evaluation.state import identity_of_state
 from robudget.evaluation.verdicts import Verdicts
 from robudget.threat import Threat
 
@@ -216,7 +216,7 @@ class AutoAttack:
         folder = Path(state_path)
         if folder.is_file():
             raise InputError(f"state_path = {str(folder)!r} is a file (allowed: a folder, new or of an earlier run)")
-        seed = seed_of_state(folder) if self.seed is None else None
+        seed = identity_of_state(folder).get("seed") if self.seed is None else None
         return self.get_seed() if seed is None else seed
 
     def _predict(self, x: Tensor, size: int) -> Tensor:

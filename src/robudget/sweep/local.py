@@ -30,6 +30,7 @@ from robudget.execution import Site
 from robudget.recipe import Recipe
 from robudget.store import Busy, Store
 from robudget.sweep.queue import Status, SweepState, job, run_job
+from robudget.threads import cores, held_by_others, share
 
 if TYPE_CHECKING:
     from robudget.runner import Progress
@@ -61,9 +62,9 @@ def sweep(
         return state
     waiting = deque(state.to_do)
     busy: list[tuple[float, int]] = []  # held by another process: when to try again
-    sites = _sites(site or Site(), workers, len(waiting))
+    sites, threads = _places(site or Site(), workers, len(waiting))
     events: _Events = queue.Queue()
-    processes = [_Worker(number, each, events) for number, each in enumerate(sites)]
+    processes = [_Worker(number, each, threads, events) for number, each in enumerate(sites)]
     try:
         while waiting or busy or state.running:
             now = time.monotonic()
@@ -82,7 +83,7 @@ def sweep(
             worker = processes[number]
             if event is None:
                 event = _failure_of(worker)
-                processes[number] = _Worker(number, sites[number], events)
+                processes[number] = _Worker(number, sites[number], threads, events)
             assert worker.run is not None
             index = worker.run
             if event["kind"] == "progress":
@@ -115,15 +116,16 @@ def _failure_of(worker: _Worker) -> dict[str, Any]:
 class _Worker:
     """A worker process and the index of the run that it does (None = it waits for one)."""
 
-    def __init__(self, number: int, site: Site, events: _Events):
+    def __init__(self, number: int, site: Site, threads: int, events: _Events):
         self.run: int | None = None
         self.site = site
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(site.threads)) if site.threads else {}
+        # The runtime's number, not the site's: a run that began with another number goes on with that.
+        share = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)) if threads else {}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "robudget.sweep.local", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | threads,
+            env=os.environ | share,
             encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for this process, which stops its workers itself
         )
@@ -148,15 +150,15 @@ class _Worker:
         self.process.wait()
 
 
-def _sites(site: Site, workers: int, runs: int) -> list[Site]:
-    """One site a worker: the GPUs in turn, or the cores shared evenly."""
+def _places(site: Site, workers: int, runs: int) -> tuple[list[Site], int]:
+    """One site a worker, and the threads of each (0: not limited): the GPUs in turn, or this process's share of the
+    cores, shared evenly."""
     gpus = _gpus() if site.device in ("auto", "cuda") else 0
     if gpus:
         count = min(workers or gpus, runs)
-        return [site.model_copy(update={"device": f"cuda:{i % gpus}"}) for i in range(count)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(workers or cores, runs)
-    return [site.model_copy(update={"threads": site.threads or max(1, cores // count)})] * count
+        return [site.model_copy(update={"device": f"cuda:{i % gpus}"}) for i in range(count)], site.threads
+    count = min(workers or cores(), runs)
+    return [site] * count, site.threads or max(1, share(held_by_others(), cores()) // count)
 
 
 def _gpus() -> int:
