@@ -78,7 +78,7 @@ def test_a_plan_prices_everything(table: pd.DataFrame, predictor: Predictor) -> 
         assert name in text
     assert made.next_point is not None
     assert "the next point, more" in text
-    assert "Reached by more compute alone (a point more than the best run" in text
+    assert "By more compute alone (a point more than the best run" in text
     assert "no synthetic data" in text or "synthetic data" in text
 
 

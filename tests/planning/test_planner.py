@@ -73,17 +73,26 @@ def test_a_difference_has_the_scatter_of_both():
     assert out == {"kwh": pytest.approx((10.0, 0.0, 20.0))}
 
 
-def test_the_law_answers_in_every_unit(table, grid_predictor):
+def test_the_law_has_one_price_in_every_unit(table, grid_predictor):
     made = asked(table, grid_predictor, target=52)
-    reaches = {reach.x: reach for reach in made.reaches}
-    assert list(reaches) == ["cost_usd", "train_flops_exact", "train_energy_kwh"]
-    assert made.reach is reaches["cost_usd"]
-    # Dollars are energy in another unit: the same law, not a second fit.
+    assert (made.price.x, made.price.target) == ("train_flops_exact", 52)
+    # Dollars are energy in another unit: the same price, not a second fit.
     ratio = float(table.cost_usd.iloc[0] / table.train_energy_kwh.iloc[0])
-    for end in ("value", "low", "high"):
-        one, other = getattr(reaches["cost_usd"], end), getattr(reaches["train_energy_kwh"], end)
-        assert one == pytest.approx(other * ratio)
-    assert {reach.target for reach in made.reaches} == {52}
+    for one, other in zip(made.price.span("cost_usd"), made.price.span("train_energy_kwh"), strict=True):
+        assert one == pytest.approx(other * ratio, rel=1e-3)
+    more = asked(table, grid_predictor, budget="1e18flops").price
+    assert more.target == pytest.approx(table.aa_acc.max() + 1, abs=0.06)
+
+
+def test_where_law_and_predictor_differ_the_reason_is_given(paper, paper_predictor):
+    """The law goes on beyond the runs, the predictor does not."""
+    made = plan(paper, target=61, predictor=paper_predictor)
+    assert made.options == ()
+    assert made.price.reachable
+    (line,) = [text for text in made.support() if text.startswith("The law of the best runs and the predictor differ")]
+    assert made.price.sentence() in line
+    assert "never says more than the best run's 60.1%" in line
+    assert not any("differ" in text for text in plan(paper, target=59, predictor=paper_predictor).support())
 
 
 def test_what_to_change_instead(table, grid_predictor):
@@ -95,7 +104,7 @@ def test_what_to_change_instead(table, grid_predictor):
     assert levers["synthetic", "False"].cost_ratio == pytest.approx(1, rel=0.01)
     assert not levers["synthetic", "False"].spends
     assert levers["steps", "2"].spends
-    assert "synthetic = True is worth" in made.instead
+    assert "synthetic data = yes is worth" in made.instead
 
 
 def test_a_number_that_comes_with_its_switch_is_one_change(table):
@@ -119,7 +128,7 @@ def test_a_target_out_of_reach_is_an_answer(table, grid_predictor):
     assert "no recipe made of these choices is predicted to; the nearest recipe is" in made.sentence()
     assert made.levers
     assert made.best.aa_acc == max(o.aa_acc for o in asked(table, grid_predictor, budget="1e30flops").options)
-    assert made.reach.target == 90
+    assert made.price.target == 90
     assert made.instead
 
 
@@ -206,6 +215,8 @@ def test_the_paper(paper, paper_predictor):
     assert hours.options[0].costs["gpu_hours"] <= 100
     far = plan(paper, target=75, predictor=paper_predictor)
     assert far.options == ()
+    assert not far.price.reachable
+    assert "75.0% costs more than 5" in " ".join(far.support())
     json.dumps(far.to_dict(), allow_nan=False)
 
 
@@ -244,6 +255,9 @@ def test_a_target_that_runs_reached_is_never_out_of_reach(paper, paper_predictor
     assert made.sentence().startswith("60% was reached by 3 runs, at the least cost by wrn-70-16")
     assert "as paper-055 for $10.49 of electricity" in made.sentence()
     assert made.options[0].measured.aa_acc >= 60
+    assert made.price.reachable
+    assert made.price.observed.run == "paper-055"
+    assert made.price.value <= paper.set_index("run_id").train_flops_exact["paper-055"]
     everything = " ".join([made.sentence(), *made.support(), made.instead, *made.warnings])
     assert "unreachable" not in everything
     assert "No run" not in everything

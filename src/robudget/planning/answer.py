@@ -9,7 +9,7 @@ from typing import Any
 from robudget.columns import column
 from robudget.files import fields
 from robudget.formats import interval, known, number, percent
-from robudget.laws.law import Reach
+from robudget.laws.price import Price
 from robudget.planning.cost_model import Budget, Span
 from robudget.prediction.predictor import Predictor
 
@@ -110,11 +110,10 @@ class Plan:
     cheapest recipe predicted a point better than `best`, if any, and `marginal` what it costs more, in all units.
 
     `top_run` is the run of the highest accuracy, `lowest` the least accuracy of a run that did not collapse, and
-    `reached` counts the runs at or above the target. `reaches` are what the law of the best runs says of the target, or
-    of one more point than the best run's: the price of buying it with compute alone, in `column` first and then in
-    every other unit (empty where the table holds no law); `agreement` says why the law and the predictor differ, if
-    they do. `levers` are single changes to the best option, the most points first, and `instead` says in a sentence
-    what helps more than compute.
+    `reached` counts the runs at or above the target. `price` is what the law of the best runs
+    says of the target, or of one more point than the best run's: what it costs by compute alone (None where the table
+    holds no law). `levers` are single changes to the best option, the most points first, and `instead` says in a
+    sentence what helps more than compute.
     """
 
     budget: Budget | None
@@ -131,18 +130,12 @@ class Plan:
     lowest: float
     reached: int
     n_runs: int
-    reaches: tuple[Reach, ...]
-    agreement: str
+    price: Price | None
     levers: tuple[Lever, ...]
     instead: str
     n_candidates: int
     warnings: tuple[str, ...] = ()
     predictor: Predictor = field(repr=False, kw_only=True)
-
-    @property
-    def reach(self) -> Reach | None:
-        """What the law says, in the plan's own unit."""
-        return self.reaches[0] if self.reaches else None
 
     def sentence(self) -> str:
         """The answer, with its interval."""
@@ -152,7 +145,7 @@ class Plan:
 
     def support(self) -> tuple[str, ...]:
         """What the answer stands on, a sentence each."""
-        lines = [*self._ties(), *self._doubts(), self.agreement, self._money()]
+        lines = [*self._ties(), *self._doubts(), self._law(), self._money()]
         return tuple(line for line in lines if line)
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,6 +235,26 @@ class Plan:
             top, accuracy = self.top_run
             lines.append(f"No run has reached it yet: the best, {top}, has {percent(accuracy, 2)}.")
         return lines
+
+    def _law(self) -> str:
+        """What the law of the best runs says, and why it and the predictor differ where they do."""
+        price = self.price
+        if price is None:
+            return ""
+        value = price.span(self.column)[0]
+        text = price.sentence()
+        if self.column != price.x and known(value):
+            text += f", about {column(self.column).write(value)} by the table's law of {column(self.column).phrase}"
+        if self.target is None or self.options or not price.reachable or self.best is None:
+            what = "One point more than the best run, by" if self.target is None else "By"
+            return f"{what} compute alone (the law of the best runs): {text}."
+        to = f"to {10**price.decades:.2g} times the costliest run's compute" if price.decades else "among these runs"
+        return (
+            f"The law of the best runs and the predictor differ, as they answer different questions: the law extends "
+            f"the trend of the best runs {to} ({text}), while the predictor speaks of recipes made of the table's "
+            f"choices and never says more than the best run's {percent(self.top_run[1])}: it gives its most accurate "
+            f"recipe {self.best.p_reach:.0%} to reach the target."
+        )
 
     def _money(self) -> str:
         best = self.best

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ from numpy.typing import NDArray
 
 from robudget.columns import COSTS, column
 from robudget.errors import InputError, unknown
-from robudget.laws.envelope import envelope_of
-from robudget.laws.fit import auto_bins
-from robudget.laws.form_selection import average, fit_forms
-from robudget.laws.law import Reach
+from robudget.laws.frontier import fit_frontier
+from robudget.laws.price import Price, next_target, price, priced_in
 from robudget.meter.prices import Prices
 from robudget.planning.answer import Lever, Measured, Option, Plan
 from robudget.planning.candidates import candidate_recipes
@@ -24,10 +21,8 @@ from robudget.planning.cost_model import Budget, CostModel, difference, parse_bu
 from robudget.prediction.features import rows_of
 from robudget.prediction.predictor import Predictor, Rows
 from robudget.tables.read import as_table
-from robudget.tables.usable import Floats, collapsed_rows, level_of, numbers_of, points, select_rows, standard_rows
+from robudget.tables.usable import Floats, collapsed_rows, level_of, numbers_of, select_rows, standard_rows
 
-LAW_RESAMPLES = 500
-SAME_UNIT = 1e-4  # relative spread of a ratio of costs below which one is the other in another unit
 FAIR_CHANCE = 0.25  # of reaching a target again, for a recipe that did so once
 MOST_MARGIN = 1.0  # points of accuracy that count as a tie where the number of test images is unknown
 RENT = "rent_usd"
@@ -70,35 +65,35 @@ def plan(
     recipes = candidate_recipes(model) if candidates is None else rows_of(candidates, table)
     rows = select_rows(recipes, choose).reset_index(drop=True)
     options = _options(rows, model, costs, target, prices)
-    price = np.array([o.costs[counted] for o in options])
+    spent = np.array([o.costs[counted] for o in options])
     accuracy = np.array([o.aa_acc for o in options])
     untried = np.array([bool(o.untried) for o in options])
     warnings = list(table.attrs.get("notes", ()))
-    fits = ~np.isnan(price) & (price <= (spend.amount if spend else np.inf))
+    fits = ~np.isnan(spent) & (spent <= (spend.amount if spend else np.inf))
     leader = _first(fits, untried, -accuracy)
     margin = _margin(options[leader], model, table) if leader is not None else np.nan
     if spend is not None:
         near = fits & (accuracy >= accuracy[leader] - margin) if leader is not None else fits
-        first = _first(near, untried, price)
-        order = sorted(np.flatnonzero(fits), key=lambda i: (i != first, untried[i], -accuracy[i], price[i]))
+        first = _first(near, untried, spent)
+        order = sorted(np.flatnonzero(fits), key=lambda i: (i != first, untried[i], -accuracy[i], spent[i]))
     else:
-        order = sorted(np.flatnonzero(fits & _reaching(options, target or 0)), key=lambda i: (untried[i], price[i]))
+        order = sorted(np.flatnonzero(fits & _reaching(options, target or 0)), key=lambda i: (untried[i], spent[i]))
     # Where nothing reaches the target, what is nearest to it still shows which levers there are.
     best = options[order[0]] if order else (options[leader] if target is not None and leader is not None else None)
-    next_point = _next_point(options, price, accuracy, best)
-    reaches = _reaches(table, counted, [name for name in costs if name != counted], target, seed, warnings)
+    next_point = _next_point(options, spent, accuracy, best)
+    law = _law_price(table, choose, target, seed, warnings)
     levers = _levers(options, best, counted)
     half = {name: float(np.log(high / low)) / 2 for name, (low, high) in best.cost_intervals.items()} if best else {}
     marginal = difference(best.costs, next_point.costs, half) if best and next_point else {}
     measured = numbers_of(model.table, "aa_acc")
     stable = np.array([o.p_collapse < 0.5 for o in options])
-    cheapest = _first(~np.isnan(price) & (stable if (stable & ~np.isnan(price)).any() else True), untried, price)
+    cheapest = _first(~np.isnan(spent) & (stable if (stable & ~np.isnan(spent)).any() else True), untried, spent)
     return Plan(
         spend, target, counted, tuple(options[i] for i in order[:top]), None if leader is None else options[leader],
         float(margin), best, None if cheapest is None else options[cheapest], next_point, marginal,
         (run_ids(model.table)[int(measured.argmax())], float(measured.max())), _lowest(model.table),
         int((measured >= (target or 0)).sum()),
-        len(measured), reaches, "", levers, _instead(levers, best, reaches[0] if reaches else None), len(options),
+        len(measured), law, levers, _instead(levers, best, law), len(options),
         tuple(dict.fromkeys(warnings)), predictor=model,
     )  # fmt: skip
 
@@ -227,7 +222,7 @@ def _levers(options: list[Option], best: Option | None, counted: str) -> tuple[L
     return tuple(sorted(out, key=lambda lever: -lever.gain))
 
 
-def _instead(levers: tuple[Lever, ...], best: Option | None, reach: Reach | None) -> str:
+def _instead(levers: tuple[Lever, ...], best: Option | None, price: Price | None) -> str:
     """What moves the accuracy most for what it costs, compute set against everything else."""
     if best is None or not levers:
         return ""
@@ -235,21 +230,23 @@ def _instead(levers: tuple[Lever, ...], best: Option | None, reach: Reach | None
     up = max(others, key=lambda lever: lever.gain, default=None)
     parts = []
     if up is not None and up.gain >= 0.5:
-        parts.append(f"{up.feature} = {up.value} instead: {up.gain:+.1f} points at {up.cost_ratio:.2g}× the cost")
+        new = _as_words(up.feature, up.value)
+        parts.append(f"{new} instead: {up.gain:+.1f} points at {up.cost_ratio:.2g}× the cost")
     down = min(others, key=lambda lever: lever.gain, default=None)
     if down is not None and down.gain <= -0.5:
-        parts.append(f"{down.feature} = {best.choices[down.feature]} is worth {-down.gain:.1f} points here; keep it")
-    if reach is not None and not reach.reachable:
+        kept = _as_words(down.feature, best.choices[down.feature])
+        parts.append(f"{kept} is worth {-down.gain:.1f} points here: keep it")
+    if price is not None and (not price.reachable or price.decades > 1):
+        far = f"{10**price.decades:.2g} times the costliest run" if price.reachable else "more than these runs can say"
         parts.append(
-            f"compute alone does not buy {reach.target:.4g}% in this recipe family: more or better data, another loss "
-            "or architecture would have to"
-        )
-    elif reach is not None and reach.decades > 1:
-        parts.append(
-            f"compute alone would need {10**reach.decades:.2g} times the costliest run for {reach.target:.4g}%: try "
-            "more or better data, another loss or architecture first"
+            f"{price.target:.4g}% by compute alone takes {far}: more or better data, another loss or another "
+            "architecture would be the next thing to try"
         )
     return "; ".join(parts)
+
+
+def _as_words(name: str, value: Any) -> str:
+    return f"{column(name).phrase} = {column(name).level(value)}"
 
 
 def _unit(name: str) -> str:
@@ -259,37 +256,16 @@ def _unit(name: str) -> str:
 # -- what compute alone would cost -------------------------------------------------------------------------------------
 
 
-def _reaches(
-    table: pd.DataFrame, first: str, others: Sequence[str], target: float | None, seed: int, warnings: list[str]
-) -> tuple[Reach, ...]:
-    """What `target` percent costs by the average over forms, in the column `first` and then in `others`; without a
-    target, what one point more than the best run costs. Columns without a law are left out; where it is the first, none
-    is left, and `warnings` say so."""
-    reaches: dict[str, Reach] = {}
-    for name in (first, *others):
-        ratios = {other: _ratio(table, other, name) for other in reaches}
-        other = next((other for other, ratio in ratios.items() if ratio is not None), None)
-        if other is not None:
-            one, ratio = reaches[other], ratios[other] or 1.0
-            reaches[name] = replace(one, x=name, value=one.value * ratio, low=one.low * ratio, high=one.high * ratio)
-            continue
-        try:
-            runs = points(table, name, "aa_acc")
-            env = envelope_of(runs, auto_bins(runs.counts.used))
-            forms = average(fit_forms(env, resamples=LAW_RESAMPLES, seed=seed))
-            reaches[name] = forms.cost_at(target or min(float(env.ys.max()) + 1, 99.9))
-        except InputError as error:
-            if name == first:
-                warnings.append(f"no law of {name}: {error}")
-                return ()
-    return tuple(reaches.values())
-
-
-def _ratio(table: pd.DataFrame, one: str, other: str) -> float | None:
-    """How many units of `other` one of `one` is, where that is the same for every run."""
-    a, b = numbers_of(table, one), numbers_of(table, other)
-    if not np.array_equal(a > 0, b > 0) or not (a > 0).any():
+def _law_price(
+    table: pd.DataFrame, choose: Mapping[str, Any] | None, target: float | None, seed: int, warnings: list[str]
+) -> Price | None:
+    """What `target` percent, or one more point than the best run's, costs by the frontier of the runs with these
+    choices; None where they hold no frontier, and `warnings` say so."""
+    held = {name: value for name, value in (choose or {}).items() if name in table.columns}
+    try:
+        runs = select_rows(table, held)
+        law = fit_frontier(runs, priced_in(runs), seed=seed)
+        return price(runs, [target or next_target(law.points)], frontier=law, seed=seed)[0]
+    except InputError as error:
+        warnings.append(f"no law of the best runs: {error}")
         return None
-    ratios = b[a > 0] / a[a > 0]
-    middle = float(np.median(ratios))
-    return middle if float(np.abs(ratios / middle - 1).max()) < SAME_UNIT else None

@@ -211,19 +211,21 @@ def _prices(plan: Plan, best: Option) -> list[RenderableType]:
 
 
 def _by_compute_alone(plan: Plan) -> list[RenderableType]:
-    if not plan.reaches:
+    """The law's one price, in the plan's unit and converted."""
+    price = plan.price
+    if price is None:
         return []
     what = "the target" if plan.target is not None else "a point more than the best run"
-    title = f"Reached by more compute alone ({what}, by the average over forms)"
-    lines: list[RenderableType] = [Text(""), Text(title, style="bold")]
-    never = [reach for reach in plan.reaches if not reach.reachable]
-    lines += [Text(f"  {reach_line(reach)}") for reach in plan.reaches if reach.reachable]
-    for share in dict.fromkeys(reach.p_unreachable for reach in never):
-        units = ", ".join(column(r.x).phrase for r in never if r.p_unreachable == share)
-        lines.append(
-            Text(f"  {column(never[0].y).write(never[0].target)}: unreachable by {units} ({share:.0%} of resamples)")
+    title = f"By more compute alone ({what}; the law of the best runs, fitted in {column(price.x).phrase})"
+    rows = []
+    for name in (price.x, *price.costs):
+        value, low, high = price.span(name)
+        most = f"more than {column(name).write(price.limits.get(name, price.limit))}"
+        ends = [column(name).write(v) if math.isfinite(v) else most for v in (value, low, high)]
+        rows.append(
+            {"cost": column(name).label, "price": ends[0], f"{price.level:.0%} interval": " to ".join(ends[1:])}
         )
-    return lines
+    return titled(title, rows, ("cost",))
 
 
 def _span(name: str, span: Span) -> str:
