@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robudget import data
-from robudget.data import augment, stream, synthetic
+from robudget.data import augment, catalog, stream, synthetic
 from robudget.data.augment import OPERATIONS, randaugment
 from robudget.data.dataset import Dataset, Split, hold_out, stratified_rows, to_unit
 from robudget.data.stream import Passes, Stream, prepare
@@ -37,6 +37,21 @@ def numbers_in(images: torch.Tensor) -> list[int]:
 
 
 # -- datasets and splits -----------------------------------------------------------------------------------------------
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    """They are read from its file, without importing it."""
+    from sklearn.datasets import load_digits
+
+    images, labels = catalog._digits()
+    raw = load_digits()
+    np.testing.assert_array_equal(images, raw.images)
+    np.testing.assert_array_equal(labels, raw.target)
+
+
+def test_digits_where_scikit_learn_keeps_them_elsewhere(monkeypatch: pytest.MonkeyPatch, digits: Dataset) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    assert catalog.load_digits().fingerprint == digits.fingerprint
 
 
 def test_digits_are_split_once_and_for_all(digits: Dataset) -> None:

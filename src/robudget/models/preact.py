@@ -195,6 +195,8 @@ class WideResNet(PreActNet):
 
 def kaiming(model: nn.Module) -> None:
     """He et al. 2015, fan-out, for convolutions; BatchNorm to (1, 0); a linear layer's bias to 0."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return  # nothing to fill; torch would import its compiler (2.5 s) to draw nothing
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
