@@ -230,6 +230,7 @@ def test_the_cheapest_within_the_noise_comes_first(paper, paper_predictor):
     (tie,) = [line for line in made.support() if line.startswith("It is the cheapest within one standard error")]
     assert made.most_accurate.name() in tie
     assert first.untried == ()
+    assert "model wrn-28-10 → wrn-70-16 +2.3 points" in made.allocation.sentences()[1]
     # It was run: its run comes first, with its interval and its bill, and the prediction second.
     assert first.ran == "paper-115"
     assert "measured 59.80% [58.8, 60.8] (95%) as paper-115 for $3.84 of electricity; another run is predicted" in (

@@ -10,6 +10,7 @@ from robudget.columns import column
 from robudget.files import fields
 from robudget.formats import interval, known, number, percent
 from robudget.laws.price import Price
+from robudget.planning.allocation import Allocation
 from robudget.planning.cost_model import Budget, Span
 from robudget.prediction.predictor import Predictor
 
@@ -110,10 +111,10 @@ class Plan:
     cheapest recipe predicted a point better than `best`, if any, and `marginal` what it costs more, in all units.
 
     `top_run` is the run of the highest accuracy, `lowest` the least accuracy of a run that did not collapse, and
-    `reached` counts the runs at or above the target. `price` is what the law of the best runs
-    says of the target, or of one more point than the best run's: what it costs by compute alone (None where the table
-    holds no law). `levers` are single changes to the best option, the most points first, and `instead` says in a
-    sentence what helps more than compute.
+    `reached` counts the runs at or above the target. `price` is what the law of the best runs says of the target, or of
+    one more point than the best run's: what it costs by compute alone (None where the table holds no law). `allocation`
+    is what more compute bought from `best` in its regime. `levers` are single changes to the best option, the most
+    points first, and `instead` says in a sentence what helps more than compute.
     """
 
     budget: Budget | None
@@ -131,6 +132,7 @@ class Plan:
     reached: int
     n_runs: int
     price: Price | None
+    allocation: Allocation | None
     levers: tuple[Lever, ...]
     instead: str
     n_candidates: int

@@ -15,6 +15,7 @@ from robudget.errors import InputError, unknown
 from robudget.laws.frontier import fit_frontier
 from robudget.laws.price import Price, next_target, price, priced_in
 from robudget.meter.prices import Prices
+from robudget.planning.allocation import allocation
 from robudget.planning.answer import Lever, Measured, Option, Plan
 from robudget.planning.candidates import candidate_recipes
 from robudget.planning.cost_model import Budget, CostModel, difference, parse_budget
@@ -93,7 +94,9 @@ def plan(
         float(margin), best, None if cheapest is None else options[cheapest], next_point, marginal,
         (run_ids(model.table)[int(measured.argmax())], float(measured.max())), _lowest(model.table),
         int((measured >= (target or 0)).sum()),
-        len(measured), law, levers, _instead(levers, best, law), len(options),
+        len(measured), law,
+        allocation(model.table, best.choices, counted) if best else None, levers, _instead(levers, best, law),
+        len(options),
         tuple(dict.fromkeys(warnings)), predictor=model,
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from robudget.columns import COLUMNS, NONE_IF_MISSING, column
 from robudget.files import fields
 from robudget.prediction.features import Feature, Features, finished_runs
 from robudget.prediction.regressors import Bools
-from robudget.tables.usable import Floats, level_of, standard_rows
+from robudget.tables.usable import Floats, level_of, numbers_of, standard_rows
 
 RESAMPLES = 2_000  # of the ratio of two standard deviations
 LEVEL = 0.95
@@ -47,7 +47,8 @@ class Effect:
 
     `aliases` are columns that vary only together with the feature, and `along` what they changed to in these pairs:
     their effects are in this one. `where` is the level of another choice that all its pairs have, and `regimes` are the
-    same effect at each level of a choice that it interacts with.
+    same effect at each level of a choice that it interacts with. `cost_ratio` is by how much the second run of a pair
+    costs more (geometric mean), where a cost was asked for.
     """
 
     feature: str
@@ -67,6 +68,7 @@ class Effect:
     stands: bool = False
     where: tuple[Level, ...] = ()
     regimes: tuple[Regime, ...] = ()
+    cost_ratio: float = float("nan")
 
     @property
     def excludes_zero(self) -> bool:
@@ -87,7 +89,9 @@ class Effect:
     def came_with(self) -> str:
         """What changed in every pair beside the choice itself: `epochs 110 → 400, CutMix no → yes`; empty if nothing.
         A number that the choice switches on, as the decay of EMA, and another name of it are the choice."""
-        own = {("parameters", "model")} | {(self.feature, c.name) for c in COLUMNS.values() if c.switch == self.feature}
+        own = {("parameters", "model"), ("parameters", "base")} | {
+            (self.feature, c.name) for c in COLUMNS.values() if c.switch == self.feature
+        }
         return ", ".join(_change(*a) for a in self.along if (self.feature, a[0]) not in own)
 
     def condition(self) -> str:
@@ -191,14 +195,17 @@ class Effects:
 
 def effects(
     frame: pd.DataFrame, features: Sequence[str] | None = None, *, level: float = LEVEL, resamples: int = RESAMPLES,
-    seed: int = 0,
+    seed: int = 0, cost: str | None = None,
 ) -> Effects:  # fmt: skip
-    """Matched-pair effects on `aa_acc` of every choice that varies among the runs trained against an adversary; repeats
-    (seeds) of a recipe are averaged first. Raises InputError where there are too few runs or nothing varies."""
+    """Matched-pair effects on `aa_acc` of every choice that varies among the runs trained against an adversary, and
+    what they cost in the column `cost`; repeats (seeds) of a recipe are averaged first. `resamples=0` leaves the
+    spreads out. Raises InputError where there are too few runs or nothing varies."""
     runs, y, collapsed = finished_runs(frame[~standard_rows(frame)])
     columns = Features.of(runs, features).columns
     names = [c.name for c in columns]
-    recipes = _means_of_repeats(runs, names, y, collapsed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spent = np.log(numbers_of(runs, cost)) if cost is not None else np.full(len(runs), np.nan)
+    recipes = _means_of_repeats(runs, names, y, collapsed, np.where(np.isfinite(spent), spent, np.nan))
     every = _Matched.of(recipes, names)
     survivors = _Matched.of(recipes[recipes["collapsed"] == 0], names)
     along = {c.name: _levels_along(runs, c) for c in columns}
@@ -208,6 +215,8 @@ def effects(
         if len(gains) < FEWEST_PAIRS:
             return None
         change = every.gains(c.name, before, after, "collapsed", where)
+        ratios = survivors.gains(c.name, before, after, "spent", where)
+        ratios = ratios[~np.isnan(ratios)]
         low, high, p = mean_interval(gains, level)
         return Effect(
             c.name, level_of(before), level_of(after), float(gains.mean()), low, high, float(gains.std(ddof=1)),
@@ -215,6 +224,7 @@ def effects(
             tuple((name, levels.get(before), levels.get(after)) for name, levels in along[c.name].items()), p,
             where=tuple(("model", along[name]["model"][value]) if name == "parameters" and "model" in along[name]
                         else (name, level_of(value)) for name, value in where),
+            cost_ratio=float(np.exp(ratios.mean())) if len(ratios) else float("nan"),
         )  # fmt: skip
 
     single = {(c.name, *step): effect(c, *step) for c in columns for step in survivors.steps(c.name)}
@@ -239,7 +249,7 @@ def effects(
     spreads = [
         _spread(table, name, without_collapsed, level, resamples, rng)
         for name in names
-        if recipes[name].nunique() == 2
+        if resamples and recipes[name].nunique() == 2
         for table, without_collapsed in ((recipes, False), (recipes[recipes["collapsed"] == 0], True))
         if table[name].nunique() == 2 and table[name].value_counts().min() >= FEWEST_RUNS
     ]
@@ -328,7 +338,7 @@ class _Matched:
             each = rng.integers(0, 2**63, len(levels[name]), dtype=np.uint64)
             marks[name] = each[codes[name]] if len(recipes) else np.zeros(0, dtype=np.uint64)
             key = key + marks[name]
-        values = {name: recipes[name].to_numpy(dtype=np.float64) for name in ("y", "collapsed")}
+        values = {name: recipes[name].to_numpy(dtype=np.float64) for name in ("y", "collapsed", "spent")}
         return cls(levels, codes, marks, key, values)
 
     def steps(self, name: str) -> list[tuple[Any, Any]]:
@@ -380,13 +390,13 @@ class _Matched:
         ]
 
 
-def _means_of_repeats(runs: pd.DataFrame, names: list[str], y: Floats, collapsed: Bools) -> pd.DataFrame:
-    """One row per recipe: the mean of y and the share of collapse over its repeats."""
+def _means_of_repeats(runs: pd.DataFrame, names: list[str], y: Floats, collapsed: Bools, spent: Floats) -> pd.DataFrame:
+    """One row per recipe: the means of y and of ln cost, and the share of collapse, over its repeats."""
     table = runs[names].copy()
     for name in set(names) & set(NONE_IF_MISSING):
         table[name] = table[name].fillna(0.0)
-    table["y"], table["collapsed"] = y, collapsed.astype(float)
-    return table.groupby(names, sort=True)[["y", "collapsed"]].mean().reset_index()
+    table["y"], table["collapsed"], table["spent"] = y, collapsed.astype(float), spent
+    return table.groupby(names, sort=True)[["y", "collapsed", "spent"]].mean().reset_index()
 
 
 def _spread(

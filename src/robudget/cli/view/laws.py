@@ -169,6 +169,7 @@ def plan_text(plan: Plan, brief: bool = False) -> Group:
     )
     if plan.best is not None:
         parts += _prices(plan, plan.best)
+    parts += _allocation(plan)
     parts += _by_compute_alone(plan)
     rows = [
         {
@@ -208,6 +209,36 @@ def _prices(plan: Plan, best: Option) -> list[RenderableType]:
     else:
         parts.append(Text("No recipe at tried levels is predicted a point better."))
     return parts
+
+
+def _allocation(plan: Plan) -> list[RenderableType]:
+    """Where the next unit of compute should go: what each change bought, and its price."""
+    found = plan.allocation
+    if found is None:
+        return []
+
+    def row(text: str, e: Effect, more: dict[str, str]) -> dict[str, str]:
+        cost = {"× cost": number(e.cost_ratio) if math.isfinite(e.cost_ratio) else ""}
+        ends = f"{fixed(e.low, 1, signed=True)} to {fixed(e.high, 1, signed=True)}"
+        return {"change": text, "points": fixed(e.gain, 1, signed=True), "95% interval": ends} | cost | more
+
+    rows = []
+    for move in found.moves:
+        e = move.effect
+        more = {
+            "points a doubling": fixed(move.per_doubling, 2, signed=True) if math.isfinite(move.per_doubling) else "",
+            "pairs": str(e.n_pairs),
+            "from here": "yes" if move.from_here else "",
+            "always came with": e.came_with(),
+        }
+        rows.append(row(e.change(), e, more))
+        standing = [part for r in e.regimes if r.stands for part in r.effects]
+        rows += [row(f"  {part.condition()}", part, {"pairs": str(part.n_pairs)}) for part in standing]
+    rows = [dict.fromkeys(rows[0], "") | r for r in rows]
+    head = "Where the next unit of compute should go"
+    parts: list[RenderableType] = [Text(""), Text(head, style="bold"), *map(Text, found.sentences())]
+    title = f"Matched pairs with {found.regime}, most points per doubling of {column(found.column).phrase} first"
+    return [*parts, *titled(title, rows, ("change", "always came with"))]
 
 
 def _by_compute_alone(plan: Plan) -> list[RenderableType]:

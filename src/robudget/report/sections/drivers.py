@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from robudget.analysis import Analysis
-from robudget.columns import column
-from robudget.formats import fixed, interval, percent, word
+from robudget.columns import COSTS, column
+from robudget.formats import fixed, interval, known, number, percent, word
+from robudget.planning.allocation import allocation
 from robudget.prediction.effects import Effect, Effects
 from robudget.prediction.predictor import PaperGBR, Predictor
 from robudget.report import style
@@ -20,6 +21,7 @@ from robudget.report.figure_files import Drawing
 from robudget.report.style import BLUE, COLUMN, INK, MANY, MUTED, ORANGE, PAGE, PAPER, VERMILLION
 from robudget.report.table import fill
 from robudget.report.words import Cell, Section, Table, capital, change, points
+from robudget.tables.usable import level_of, numbers_of
 
 MOST_EFFECTS, MOST_INTERACTIONS = 24, 8  # shown
 MOST_PANELS = 5  # choices of a partial dependence
@@ -33,7 +35,12 @@ def section(rows: pd.DataFrame, analysis: Analysis | None) -> Section:
         lead = "There are too few runs, or too few choices that vary, to say what each choice changes."
     if effects is not None:
         lead = effects_lead(effects)
-        tables += [effects_table(effects), spreads_table(effects), interactions_table(effects)]
+        tables += [
+            effects_table(effects),
+            *allocation_tables(analysis),
+            spreads_table(effects),
+            interactions_table(effects),
+        ]
     if predictor is not None:
         tables += [importances_table(predictor), scores_table(predictor)]
     return Section("drivers", "What matters", title, lead, [("1b", "1c", "2", "partial"), *tables])
@@ -98,6 +105,43 @@ def effects_table(effects: Effects) -> Table:
         note="Gains are over pairs in which neither run collapsed; the change of P(collapse) is over all pairs. Where "
         f"levels are given, read them and not their mean. {capital(effects.comparisons())}.",
     )  # fmt: skip
+
+
+def allocation_tables(analysis: Analysis | None) -> list[Table]:
+    """Where the next unit of compute should go from the best run; nothing where its regime has too few pairs."""
+    if analysis is None or not len(analysis.table):
+        return []
+    best = analysis.table.iloc[int(np.nanargmax(numbers_of(analysis.table, "aa_acc")))]
+    spent = analysis.x if analysis.x in COSTS else "train_flops_exact"
+    choices = {str(name): level_of(value) for name, value in best.items() if not pd.isna(value)}
+    found = allocation(analysis.table, choices, spent) if spent in analysis.table else None
+    if found is None:
+        return []
+
+    def row(choice: str, e: Effect, per_doubling: str, here: str) -> Sequence[Cell]:
+        cost = number(e.cost_ratio) if known(e.cost_ratio) else "–"
+        return (
+            choice,
+            (fixed(e.gain, 2, signed=True), interval(e.low, e.high, 2)),
+            cost,
+            per_doubling,
+            str(e.n_pairs),
+            here,
+        )
+
+    rows = []
+    for m in found.moves:
+        per_doubling = fixed(m.per_doubling, 2, signed=True) if known(m.per_doubling) else "–"
+        rows.append(row(m.effect.change(), m.effect, per_doubling, "yes" if m.from_here else ""))
+        standing = [part for r in m.effect.regimes if r.stands for part in r.effects]
+        rows += [row(f"– at {part.condition()}", part, "–", "") for part in standing]
+    return [Table(
+        "Where the next unit of compute should go",
+        f"Matched pairs with {found.regime}; most points per doubling of {column(spent).phrase} first",
+        ["change", "#points", "#times the cost", "#points per doubling", "#pairs", "from the best run"],
+        rows,
+        note=" ".join(found.sentences()).replace("from here", "from the best run"),
+    )]  # fmt: skip
 
 
 def spreads_table(effects: Effects) -> Table:
