@@ -46,3 +46,43 @@ def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == n else (centre + half) / scale
     return low, high
+
+
+def hypergeometric_most(found: int, sample: int, population: int, error: float = 0.05) -> int:
+    """An exact upper bound on how many of a population have a property that `found` of a random sample have.
+
+    The largest count K for which a sample drawn without replacement shows `found` or fewer with a probability of more
+    than `error` (the finite population's Clopper–Pearson bound; Clopper & Pearson 1934). Without a sample it is the
+    population. By hand for the same reason as `wilson`.
+    """
+    if not 0 <= found <= sample <= population:
+        raise ValueError(f"found = {found} of {sample} of {population} (allowed: 0 <= found <= sample <= population)")
+    low, high = found, population - sample + found
+    while low < high:  # the probability falls as K grows
+        middle = (low + high + 1) // 2
+        if _at_most(found, sample, middle, population) > error:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _at_most(found: int, sample: int, having: int, population: int) -> float:
+    """P(X ≤ found), X hypergeometric: of a sample from a population of which `having` have the property."""
+
+    def choose(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    least = max(0, sample - (population - having))
+    whole = choose(population, sample)
+    terms = range(least, min(found, having) + 1)
+    return math.fsum(math.exp(choose(having, k) + choose(population - having, sample - k) - whole) for k in terms)
+
+
+def spent_error(look: int, error: float = 0.05) -> float:
+    """The error that may be spent on the `look`-th (from 0) of any number of looks at data that keep growing.
+
+    Four fifths of what is left, each time: the shares add up to `error`, so that bounds which each hold with their
+    share hold together, whichever look was the last (Bonferroni; the shares are ours).
+    """
+    return error * 0.8 * 0.2**look

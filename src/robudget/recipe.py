@@ -163,6 +163,10 @@ class EvaluationPart(_Part):
     threat: Ball | None = None  # null = the training threat
     seed: int = Field(0, ge=0)
     batch_size: int = Field(500, ge=1)
+    confirm: Literal["auto", "all", "none"] = "auto"  # survivors of a low precision that are attacked again in float32
+
+
+_LATER = ("confirm",)
 
 
 class Recipe(_Part):
@@ -239,6 +243,9 @@ class Recipe(_Part):
         """12 hex digits naming what the trained model is put through (the threat resolved)."""
         threat = self.evaluation_threat
         part = self.evaluation.model_dump(mode="json", exclude={"threat"})
+        # Fields that came later are in it only where they say something else than what was always done.
+        later = {name: EvaluationPart.model_fields[name].default for name in _LATER}
+        part = {name: value for name, value in part.items() if name not in later or value != later[name]}
         return _digest(part | {"norm": threat.norm, "eps": threat.eps})
 
     @property

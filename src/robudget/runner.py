@@ -198,10 +198,16 @@ class _Run:
         count = min(world.size, n)
         folders = [target if count == 1 else target / f"part-{i + 1}-of-{count}" for i in range(count)]
         if world.rank < count and not _evaluated(folders[world.rank]):
-            version, seed, batch_size = recipe.evaluation.version, recipe.evaluation.seed, recipe.evaluation.batch_size
+            asked = recipe.evaluation
             evaluate_metered(
                 best_model(recipe, self.dataset, self.folder.best).to(self.device),
-                Specification(recipe.evaluation_threat, version, seed=seed, batch_size=batch_size),
+                Specification(
+                    recipe.evaluation_threat,
+                    asked.version,
+                    seed=asked.seed,
+                    batch_size=asked.batch_size,
+                    confirm=asked.confirm,
+                ),
                 self.dataset,
                 part_of(n, world.rank, count),
                 folder=folders[world.rank],

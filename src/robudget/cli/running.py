@@ -135,6 +135,9 @@ def evaluate(
     precision: Annotated[
         str, typer.Option(help="auto, float32 or bfloat16, of the attacks; successes are confirmed in float32")
     ] = "auto",
+    confirm: Annotated[
+        str, typer.Option(help="survivors of a low precision attacked again in float32: auto (some), all or none")
+    ] = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
     threads: Annotated[
@@ -179,6 +182,7 @@ def evaluate(
         batch_size,
         precision,  # type: ignore[arg-type]
         examples=examples,
+        confirm=confirm,  # type: ignore[arg-type]
     )
     with EvaluationDisplay(Path(source).name) as display:
         result = benchmark(

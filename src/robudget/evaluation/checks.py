@@ -353,15 +353,20 @@ def check_verdicts(verdicts: Verdicts) -> list[Finding]:
                 ADAPTIVE,
             )
         )
-    again = [item for item in verdicts.spent if "@float32" in item.attack]
-    changed = sum(item.broken for item in again)
-    if changed:
+    confirmation = verdicts.confirmation
+    if confirmation is not None and confirmation.fell:
         findings.append(
             Finding(
                 "float32-changed",
-                f"attacking the nearest survivors again in float32 broke {changed} more; then all were attacked again",
-                {"verdicts_changed": changed},
-                "The verdicts are those of float32. Evaluate this model with precision='float32'.",
+                f"of {confirmation.attacked} survivors that were attacked again in float32, "
+                f"{confirmation.fell} fell after all",
+                {
+                    "verdicts_changed": confirmation.fell,
+                    "attacked_again": confirmation.attacked,
+                    "not_attacked_again": confirmation.rest,
+                    "would_fall_at_most": confirmation.at_most,
+                },
+                "Evaluate this model with precision='float32', or attack all survivors again (confirm='all').",
             )
         )
     if verdicts.about.get("halved"):

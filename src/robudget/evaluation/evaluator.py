@@ -35,9 +35,10 @@ from robudget.evaluation.checks import (
     few_classes,
     no_gradient,
 )
-from robudget.evaluation.specification import Precision, Specification, Stage, images_to_confirm, stages
+from robudget.evaluation.confirmation import Confirmation, Part, block_size, enough, images_if_none_falls
+from robudget.evaluation.specification import AGAIN, Confirm, Precision, Specification, Stage, stages
 from robudget.evaluation.state import Account, Estimate, Progress, State, Window, fingerprint, weights_of
-from robudget.evaluation.verdicts import Finding, Spent, Verdicts
+from robudget.evaluation.verdicts import Finding, Spent, Verdicts, by_attack
 from robudget.threat import Threat
 
 REPORT_EVERY_STEPS = 10  # on an accelerator
@@ -63,14 +64,14 @@ def evaluate(
     window: Window | None = None,
     checks: bool = True,
     examples: bool = False,
+    confirm: Confirm = "auto",
 ) -> Verdicts:
     """A verdict for each image x (N, C, H, W) float32 in [0, 1] with label y (N,) int64.
 
-    `Specification` describes what is asked (version … precision, checks, examples), `Evaluator` how it executes
-    (device, state, progress, window), `Evaluator.run` index and classes. Raises InputError for what the caller can
-    mend.
+    `Specification` describes what is asked (version … precision, checks … confirm), `Evaluator` how it executes
+    (device, state, progress, window), `Evaluator.run` index and classes. Raises InputError for what can be mended.
     """
-    specification = Specification(threat, version, attacks, seed, batch_size, precision, checks, examples)
+    specification = Specification(threat, version, attacks, seed, batch_size, precision, checks, examples, confirm)
     evaluator = Evaluator(model, specification, device=device, state=state, progress=progress, window=window)
     return evaluator.run(x, y, index=index, classes=classes)
 
@@ -207,7 +208,19 @@ class _Evaluation:
         self.members, self.notes = [member for member, _ in fitted], [note for _, note in fitted if note]
         self.stages = stages(self.members, precise=victims.precision == "float32")
         norm = self.specification.threat.norm
-        self.estimate = Estimate(self.stages, victims.classes, norm, len(images), evaluator.progress)
+        confirm: dict[str, Callable[[int], int]] = {
+            "auto": images_if_none_falls,
+            "all": int,
+            "none": lambda survivors: 0,
+        }
+        self.estimate = Estimate(
+            self.stages,
+            victims.classes,
+            norm,
+            len(images),
+            evaluator.progress,
+            confirm["none" if victims.precision == "float32" else self.specification.confirm],
+        )
         self.about = self._identity()
         state = None if self.folder is None else State.load(self.folder, self.about)
         self.state = state or State.blank(len(images), keep_examples=self.specification.examples)
@@ -250,41 +263,43 @@ class _Evaluation:
                     findings += self._checks()
             state.notes["findings"] = [finding.to_dict() for finding in findings]
         self._run(self.stages)
-        if self.victims.precision != "float32":
-            self._confirm()
-        verdicts = self._collect()
+        confirmation = None if self.victims.precision == "float32" else self._confirm()
+        verdicts = self._collect(confirmation)
         if not self.specification.checks:
             return verdicts
         return replace(verdicts, findings=[*verdicts.findings, *check_verdicts(verdicts)])
 
-    def _run(self, plan: Sequence[Stage]) -> None:
+    def _run(self, plan: Sequence[Stage], among: Sequence[int] | None = None) -> None:
+        """Attack the robust images, or those of them at the positions `among`."""
         for n, stage in enumerate(plan):
             if self.state.done(stage.name):
                 continue
-            images = self._robust_images(stage)
+            robust = self.state.robust.nonzero()[0]
+            images = torch.from_numpy(robust if among is None else robust[np.isin(robust, among)])
             with self._stage(stage.name, len(images)) as account:
                 if len(images) and self.specification.threat.eps > 0:
                     self._attack(stage, images, plan[n + 1 :], account)
                 self.state.finished[:] = False
 
-    def _robust_images(self, stage: Stage) -> Tensor:
-        """Positions of the images that a stage attacks."""
-        images = self.state.robust.nonzero()[0]
-        if stage.again == 1:
-            images = images[np.isin(images, self.state.notes["nearest"])]
-        return torch.from_numpy(images)
-
-    def _confirm(self) -> None:
-        """Low precision may miss what float32 finds: attack the nearest survivors again, and all if one is broken."""
-        state = self.state
-        if "nearest" not in state.notes:
-            robust = state.robust.nonzero()[0]
-            by_margin = np.argsort(state.worst_margin[robust], kind="stable")
-            state.notes["nearest"] = robust[by_margin[: images_to_confirm(len(robust))]].tolist()
-        nearest = stages(self.members, precise=True, again=1)
-        self._run(nearest)
-        if any(state.spent[stage.name].broken for stage in nearest):
-            self._run(stages(self.members, precise=True, again=2))
+    def _confirm(self) -> Confirmation:
+        """Low precision may miss what float32 finds: attack survivors again, block by block (`confirmation.py`)."""
+        notes, mode = self.state.notes, self.specification.confirm
+        if "order" not in notes:
+            robust = self.state.robust.nonzero()[0]
+            notes["order"] = robust[np.argsort(self.state.worst_margin[robust], kind="stable")].tolist()
+            notes["blocks"] = []
+        order, blocks = notes["order"], notes["blocks"]
+        fell: list[int] = []
+        while True:
+            if len(fell) == len(blocks):
+                left = len(order) - sum(blocks)
+                if (not left and blocks) or mode == "none" or (mode == "auto" and enough(len(order), blocks, fell)):
+                    return Confirmation((Part.of(len(order), blocks, fell),))
+                blocks.append(left if mode == "all" else min(block_size(len(blocks), len(order)), left))
+            first = sum(blocks[: len(fell)])
+            plan = stages(self.members, precise=True, again=len(fell) + 1)
+            self._run(plan, order[first : first + blocks[len(fell)]])
+            fell.append(sum(self.state.spent[stage.name].broken for stage in plan))
 
     @contextmanager
     def _stage(self, name: str, images: int) -> Iterator[Account]:
@@ -378,10 +393,18 @@ class _Evaluation:
             batch_size=specification.batch_size,
         )
 
-    def _collect(self) -> Verdicts:
+    def _collect(self, confirmation: Confirmation | None) -> Verdicts:
         state, index, y = self.state, self.images.index.numpy(), self.images.y.cpu().numpy()
         findings = [Finding(**item) for item in state.notes["findings"]]
-        about = self.about | {"halved": [size for victim in self.victims.all for size in victim.halved]}
+        halved = [size for victim in self.victims.all for size in victim.halved]
+        about = self.about | {"halved": halved, "confirm": self.specification.confirm}
         threat = self.specification.threat
         examples = state.examples_of(index, y, self.images.x.shape[1:], threat)
-        return Verdicts(state.table(index, y), threat, list(state.spent.values()), findings, about, examples)
+        spent = by_attack(replace(item, attack=_without_block(item.attack)) for item in state.spent.values())
+        return Verdicts(state.table(index, y), threat, spent, findings, about, examples, confirmation)
+
+
+def _without_block(stage: str) -> str:
+    """All blocks of a confirmation are one line of the account: `square@float32-3` → `square@float32`."""
+    name, again, _ = stage.partition(AGAIN)
+    return name + again

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from robudget.attacks.ensemble import Member, ensemble
-from robudget.errors import InputError
+from robudget.errors import InputError, unknown
 from robudget.threat import Threat
 
 Precision = Literal["auto", "float32", "bfloat16"]
-
-# Of the survivors of a low-precision evaluation, the nearest to misclassified are attacked again in float32.
-CONFIRM_SHARE, CONFIRM_LEAST_IMAGES = 0.1, 16
+Confirm = Literal["auto", "all", "none"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +22,9 @@ class Specification:
     `version` names the ensemble (standard, plus, rand); `attacks` replaces it by a list of `Member`s, or of their text
     (`pgd:steps=50,restarts=5,loss=cw`). `seed` keys the noise. At most `batch_size` images are in a call of the model.
     `precision`: what the attacks compute in; every success is confirmed in float32 on the model as given. `checks`:
-    look for what would make the robust accuracy meaningless; `examples`: keep the adversarial examples. Raises
-    InputError.
+    look for what would make the robust accuracy meaningless; `examples`: keep the adversarial examples. `confirm`: how
+    many survivors of a low precision are attacked again in float32: some (`auto`: `confirmation.py` says which), all or
+    none. Raises InputError.
     """
 
     threat: Threat
@@ -37,6 +35,7 @@ class Specification:
     precision: Precision = "auto"
     checks: bool = True
     examples: bool = False
+    confirm: Confirm = "auto"
 
     def __post_init__(self) -> None:
         names = [member.name for member in self.members]
@@ -45,6 +44,8 @@ class Specification:
         name, times = Counter(names).most_common(1)[0]
         if times > 1:
             raise InputError(f"attacks has {name!r} twice (allowed: each attack once; see its restarts)")
+        if self.confirm not in get_args(Confirm):
+            raise unknown("confirm", self.confirm, get_args(Confirm))
         if self.batch_size < 1:
             raise InputError(f"batch_size = {self.batch_size} (allowed: at least 1)")
 
@@ -65,7 +66,7 @@ class Specification:
 class Stage:
     """One attack of an evaluation; `precise`: in float32.
 
-    `again` 0: the ensemble itself; 1: again in float32, on the nearest survivors; 2: again in float32, on all.
+    `again` 0: the ensemble itself; k: the k-th block of survivors that is attacked again in float32.
     """
 
     member: Member
@@ -74,14 +75,12 @@ class Stage:
 
     @property
     def name(self) -> str:
-        return self.member.name + ("", "@float32", "@float32-all")[self.again]
+        return self.member.name + ("" if not self.again else AGAIN + (f"-{self.again}" if self.again > 1 else ""))
+
+
+AGAIN = "@float32"
 
 
 def stages(members: Sequence[Member], *, precise: bool, again: int = 0) -> list[Stage]:
     """A stage for each attack."""
     return [Stage(member, precise, again) for member in members]
-
-
-def images_to_confirm(robust: int) -> int:
-    """How many of so many survivors of a low-precision evaluation are attacked again in float32."""
-    return min(max(CONFIRM_LEAST_IMAGES, math.ceil(robust * CONFIRM_SHARE)), robust)

@@ -24,7 +24,7 @@ from robudget.attacks.driver import Outcome
 from robudget.attacks.ensemble import Passes
 from robudget.errors import InputError
 from robudget.evaluation.examples import Examples
-from robudget.evaluation.specification import Stage, images_to_confirm
+from robudget.evaluation.specification import AGAIN, Stage
 from robudget.evaluation.verdicts import Spent
 from robudget.threat import Norm, Threat
 
@@ -157,6 +157,7 @@ class State:
                     f"{_brief(value)} now); use another folder, or delete it (--restart) to start again"
                 )
         spent = {name: Spent(**item) for name, item in about["spent"].items()}
+        _adopt_confirmation(about["notes"], spent, arrays)
         return cls(**arrays, spent=spent, notes=about["notes"], examples=examples if about["keeps"] else None)
 
 
@@ -168,6 +169,18 @@ def identity_of_state(folder: Path) -> dict[str, Any]:
             return dict(json.loads(str(data["about"]))["identity"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return {}
+
+
+def _adopt_confirmation(notes: dict[str, Any], spent: dict[str, Spent], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Before there were blocks, the `nearest` were attacked again, and all if one of them fell: two blocks, of now."""
+    if "nearest" not in notes:
+        return
+    nearest = notes.pop("nearest")
+    rest = np.setdiff1d((arrays["broken_by"] == ROBUST).nonzero()[0], nearest)
+    for name in [name for name in spent if name.endswith(f"{AGAIN}-all")]:
+        spent[name.replace("-all", "-2")] = replace(spent.pop(name), attack=name.replace("-all", "-2"))
+    notes["order"] = nearest + rest[np.argsort(arrays["worst_margin"][rest], kind="stable")].tolist()
+    notes["blocks"] = [len(nearest)] + ([len(rest)] if any(name.endswith(f"{AGAIN}-2") for name in spent) else [])
 
 
 _ARRAYS = ("broken_by", "when", "restart", "target", "clean_margin", "worst_margin", "finished")
@@ -264,15 +277,21 @@ class Progress:
 class Estimate:
     """Tells `progress`, a few times a second, how much of the estimated work is done and how long the rest will take.
 
-    `plan`: the stages of the ensemble, on a model with so many classes; `images`: how many there are.
+    `plan`: the stages of the ensemble, on a model with so many classes; `images`: how many there are; `again`: how many
+    of so many survivors will be attacked once more.
     """
 
     def __init__(
-        self, plan: Sequence[Stage], classes: int, norm: Norm, images: int, progress: Callable[[Progress], None] | None
+        self,
+        plan: Sequence[Stage],
+        classes: int,
+        norm: Norm,
+        images: int,
+        progress: Callable[[Progress], None] | None,
+        again: Callable[[int], int],
     ) -> None:
         self.costs = {stage.member.name: stage.member.passes(classes, norm).total for stage in plan}
-        self.low_precision = not all(stage.precise for stage in plan)
-        self.images, self.progress = images, progress
+        self.images, self.progress, self.again = images, progress, again
         self.began = self.last = time.monotonic()
         self.first_fraction: float | None = None
 
@@ -301,8 +320,8 @@ class Estimate:
         past = sum(self.costs.get(s.attack.partition("@")[0], 0) * s.images for s in spent.values() if s.done)
         work = past + cost * images * part
         ahead = sum(self.costs[s.member.name] for s in later) * (min(images, robust) if stage.again else robust)
-        if self.low_precision and not stage.again:
-            ahead += sum(self.costs.values()) * images_to_confirm(robust)
+        if not stage.again:
+            ahead += sum(self.costs.values()) * self.again(robust)
         whole = past + cost * images + ahead
         fraction = work / whole if whole else 1.0
         self.first_fraction = fraction if self.first_fraction is None else self.first_fraction

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from robudget import files
 from robudget.accuracy import wilson
 from robudget.errors import InputError
+from robudget.evaluation.confirmation import Confirmation
 from robudget.evaluation.examples import Examples
 from robudget.threat import CUSTOMARY, Threat
 
@@ -77,6 +78,14 @@ class Spent:
         )
 
 
+def by_attack(items: Iterable[Spent]) -> list[Spent]:
+    """The parts of each attack together, in the order in which the attacks first come."""
+    spent: dict[str, Spent] = {}
+    for item in items:
+        spent[item.attack] = spent[item.attack] + item if item.attack in spent else item
+    return list(spent.values())
+
+
 def _sum(values: Iterable[float | None]) -> float | None:
     """None, unknown, where one of the values is or where there are none."""
     items = list(values)
@@ -100,6 +109,8 @@ class Verdicts:
     about: Mapping[str, Any]
     examples: Examples | None = None
     """The adversarial examples, where they were asked for; `save` writes them to examples.npz."""
+    confirmation: Confirmation | None = None
+    """What attacking survivors again in float32 showed; None where all attacks were in float32, or it was not kept."""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -212,6 +223,7 @@ class Verdicts:
             "spent": [asdict(item) for item in self.spent],
             "findings": [finding.to_dict() for finding in self.findings],
             "about": dict(self.about),
+            "confirmation": None if self.confirmation is None else self.confirmation.to_dict(),
         }
 
     def save(self, folder: str | Path) -> Path:
@@ -245,6 +257,7 @@ class Verdicts:
             spent=[Spent(**{k: v for k, v in item.items() if k in names}) for item in data["spent"]],
             findings=[Finding(**item) for item in data["findings"]],
             about=data["about"],
+            confirmation=Confirmation.from_dict(data["confirmation"]) if data.get("confirmation") else None,
             examples=Examples.load(path / "examples.npz") if (path / "examples.npz").exists() else None,
         )
 
@@ -276,13 +289,13 @@ def merge(parts: Sequence[Verdicts]) -> Verdicts:
     twice = frame["index"][frame["index"].duplicated()]
     if len(twice):
         raise InputError(f"{len(twice)} images are in more than one shard (row {twice.iloc[0]} among them)")
-    spent: dict[str, Spent] = {}
-    for item in (item for part in parts for item in part.spent):
-        spent[item.attack] = spent[item.attack] + item if item.attack in spent else item
+    spent = by_attack(item for part in parts for item in part.spent)
     # Each finding once, as the first shard that has it gives it.
     findings = {finding.name: finding for part in reversed(parts) for finding in part.findings}
     about = {**first.about, "shards": len(parts)}
-    return Verdicts(frame, first.threat, list(spent.values()), list(findings.values()), about, _examples(parts))
+    confirmations = [part.confirmation for part in parts if part.confirmation is not None]
+    confirmation = functools.reduce(operator.add, confirmations) if len(confirmations) == len(parts) else None
+    return Verdicts(frame, first.threat, spent, list(findings.values()), about, _examples(parts), confirmation)
 
 
 def _examples(parts: Sequence[Verdicts]) -> Examples | None:
@@ -331,6 +344,7 @@ def page(verdicts: Verdicts) -> str:
         f"{forward:>12}{backward:>12}{_flops(v.flops):>10}{_wh(v.energy_kwh):>9}",
         f"Passes are of images, padding included; FLOP {'unknown' if v.flops is None else 'counted'}; "
         f"energy at the plug, without PUE: {v.energy_how or 'not metered'}",
+        *(_wrap(f"Confirmation: {v.confirmation}", "") if v.confirmation is not None else ()),
         "",
     ]
     if not v.findings:
