@@ -180,10 +180,6 @@ class Store:
             return [RunFolder(self.root)]
         return [RunFolder(p.parent) for p in sorted(self.root.glob("*/recipe.yaml"))]
 
-    def records(self) -> list[dict[str, Any]]:
-        """The records of all finished runs, by name; each with the path of its folder."""
-        return [{**folder.record(), "path": str(folder.path)} for folder in self.folders() if folder.done]
-
 
 def read_record(path: Path) -> dict[str, Any]:
     try:

@@ -14,6 +14,7 @@ from robudget.cli.app import AsJson, Overrides, Prices, app, resumable
 def runs(
     store: Annotated[str, typer.Argument(help="folder of runs")] = "runs",
     prices: Prices = None,
+    top: Annotated[int, typer.Option(min=0, help="show so many of the best runs; 0 = all")] = 100,
     json: AsJson = False,
 ) -> None:
     """The leaderboard of a folder of runs: accuracy with its interval, FLOPs, energy, cost."""
@@ -23,7 +24,7 @@ def runs(
     from robudget.tables.read import load_runs
 
     table = load_runs(store, prices=PriceList.load(prices) if prices else None)
-    show(json, lambda: table, lambda: f"no finished runs in {store!r} yet" if table.empty else leaderboard(table))
+    show(json, lambda: table, lambda: f"no finished runs in {store!r} yet" if table.empty else leaderboard(table, top))
 
 
 @app.command()

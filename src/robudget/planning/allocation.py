@@ -1,5 +1,4 @@
-"""Where the next unit of compute should go: what size, attack steps, length, data and loss buy from a recipe, and for
-what price, in the regime of that recipe.
+"""Where the next unit of compute should go: what size, steps, length, data and loss buy from a recipe, at what price.
 
 What a choice buys depends on others, so the runs that are compared are those in the recipe's regime: at the recipe's
 level of every choice on which the gain of size, steps or length depends (an interaction that stands after Holm's

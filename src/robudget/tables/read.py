@@ -18,8 +18,9 @@ from robudget.columns import COLUMNS, ERRORS, stored
 from robudget.errors import InputError
 from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
-from robudget.store import Store
+from robudget.store import RunFolder, Store
 from robudget.tables import published
+from robudget.tables.index import facts_of
 from robudget.tables.usable import is_accuracy, to_percent
 from robudget.threat import parse_eps
 
@@ -69,12 +70,19 @@ def load_runs(root: Path | str, *, prices: Prices | None = None) -> pd.DataFrame
     of the machine, without PUE; `cost_usd` and `co2_kg` are the training's, by `prices` (the paper's by default).
     Unknown is NaN. Raises InputError where `root` is no folder or a record is of another version.
     """
-    rows = [_row(record, prices or Prices()) for record in Store(root).records()]
+    store, prices = Store(root), prices or Prices()
+    finished = [folder for folder in store.folders() if folder.done]
+    facts = facts_of(store.root, finished, _facts, Path(__file__))
+    rows = [
+        {**row, **_bills(row, prices), "path": str(folder.path)} for row, folder in zip(facts, finished, strict=True)
+    ]
     return pd.DataFrame(rows, columns=list(stored()))
 
 
-def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
-    recipe = Recipe.from_dict(record["recipe"], where=record["path"])
+def _facts(folder: RunFolder) -> dict[str, Any]:
+    """What a run's record says, by column; what depends on prices is not in it."""
+    record = folder.record()
+    recipe = Recipe.from_dict(record["recipe"], where=str(folder.path))
     training, evaluation, data, environment, model = (
         record.get(part) or {} for part in ("training", "evaluation", "dataset", "environment", "model")
     )
@@ -83,12 +91,8 @@ def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
     eval_kwh, eval_seconds = _number(eval_energy.get("kwh")), _number(evaluation.get("seconds"))
     on_gpu = environment.get("device") == "cuda"
     gpus = int(environment.get("processes") or 1) if on_gpu else 0
-    synthetic = data.get("synthetic") if recipe.synthetic.share else 0
-    train_bill = bill(kwh, seconds, prices, gpus=gpus, synthetic_images=synthetic)
-    eval_bill = bill(eval_kwh, eval_seconds, prices)
     clean, robust = 100 * _number(evaluation.get("clean")), 100 * _number(evaluation.get("robust"))
     return recipe.to_row() | {
-        "path": record["path"],
         "status": record["status"],
         "parameters": _number(model.get("parameters")),
         "synthetic_amount": _number(data.get("synthetic")),
@@ -112,15 +116,28 @@ def _row(record: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
         "train_energy_how": energy.get("how"),
         "eval_energy_kwh": eval_kwh,
         "eval_energy_how": eval_energy.get("how"),
-        "cost_usd": train_bill.cost_usd,
-        "eval_cost_usd": eval_bill.cost_usd,
         "cost_usd_how": energy.get("how"),
-        "co2_kg": train_bill.co2_kg,
-        "eval_co2_kg": eval_bill.co2_kg,
         "co2_kg_how": energy.get("how"),
-        "rent_usd": _number(train_bill.rent_usd),
-        "synthetic_energy_kwh": _number(train_bill.synthetic_kwh),
-        "synthetic_energy_how": train_bill.synthetic,
+        _GPUS: gpus,
+        _SYNTHETIC: data.get("synthetic") if recipe.synthetic.share else 0,
+    }
+
+
+_GPUS, _SYNTHETIC = "gpus", "synthetic_images"  # what a bill needs beside the columns
+
+
+def _bills(row: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
+    kwh, seconds = row["train_energy_kwh"], row["train_seconds"]
+    training = bill(kwh, seconds, prices, gpus=row[_GPUS], synthetic_images=row[_SYNTHETIC])
+    evaluation = bill(row["eval_energy_kwh"], row["eval_seconds"], prices)
+    return {
+        "cost_usd": training.cost_usd,
+        "eval_cost_usd": evaluation.cost_usd,
+        "co2_kg": training.co2_kg,
+        "eval_co2_kg": evaluation.co2_kg,
+        "rent_usd": _number(training.rent_usd),
+        "synthetic_energy_kwh": _number(training.synthetic_kwh),
+        "synthetic_energy_how": training.synthetic,
     }
 
 

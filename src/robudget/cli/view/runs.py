@@ -21,12 +21,13 @@ MOST = 40  # forecasts shown
 EVALUATION = ("eval_seconds", "eval_energy_kwh")
 
 
-def leaderboard(table: pd.DataFrame) -> Group:
-    """Runs, most robust first; an estimated value is marked."""
+def leaderboard(table: pd.DataFrame, top: int = 0) -> Group:
+    """Runs, most robust first, the best `top` of them (0: all); an estimated value is marked."""
     noted = bool((table.collapsed | (table.status == "failed")).any())
     rows = []
     ordered = table.sort_values(["aa_acc", "train_flops_exact"], ascending=[False, True], na_position="last")
-    for rank, (_, run) in enumerate(ordered.iterrows(), 1):
+    shown = ordered.head(top or len(ordered))
+    for rank, (_, run) in enumerate(shown.iterrows(), 1):
         note = "failed" if run.status == "failed" else "collapsed" if run.collapsed else ""
         rows.append({
             "rank": str(rank), "run": run.slug, "id": run.run_id, "AutoAttack %": fixed(run.aa_acc),
@@ -35,6 +36,8 @@ def leaderboard(table: pd.DataFrame) -> Group:
             **{column(name).short: _cost(run, name) for name in (*MAIN_COSTS, *EVALUATION)},
         })  # fmt: skip
     lines = [Text("~ is estimated, not measured", style="dim")] if "~" in str(rows) else []
+    if len(shown) < len(table):
+        lines.append(Text(f"the best {len(shown)} of {len(table)} runs; --top 0 or --json: all", style="dim"))
     for how in dict.fromkeys(table.synthetic_energy_how[table.synthetic]):
         lines.append(Text(f"energy of making synthetic images, not in the sums: {how}", style="dim"))
     return Group(TextTable(rows, left=("run", "id", "note")), *lines)
