@@ -3,6 +3,7 @@
 coverage   intervals against known truth, per form and per way in which recipes fall short of it
 effects    intervals of matched pairs, 3 to 100 of them, and of effects by regime, against planted ones
 costs      intervals of what a recipe that was not run would cost
+frontier   the frontier without bins and quantile regression, 20 to 1,000 runs at 4 to 100 levels of compute
 predictor  20 random 70:30 splits of the paper's runs, every choice of model made inside the training part
 speed      2,000 resamples, a whole fit of the paper's runs, and of 100,000 made-up ones
 """
@@ -20,7 +21,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from robudget.analysis import analyse
-from robudget.laws import fit_law
+from robudget.laws import fit_frontier, fit_law
 from robudget.laws.forms import BEND_WIDTH_LN, FORMS
 from robudget.laws.least_squares import r_squared
 from robudget.meter.conventions import exact_factor
@@ -218,6 +219,81 @@ def costs(repeats: int) -> None:
         print(f"  {n:3} runs: covered {share}, an interval for {told / 40 / repeats:.2f} of the recipes", flush=True)
 
 
+# Inefficiencies in points: four kinds as the issue names them, and one whose density is 0 at the frontier.
+INEFFICIENCY = {
+    "half-normal": lambda rng, n: abs(rng.normal(0, 5, n)),
+    "exponential": lambda rng, n: rng.exponential(4, n),
+    "clusters": lambda rng, n: np.where(rng.random(n) < 0.5, 0, 10) + rng.exponential(0.7, n),
+    "uniform": lambda rng, n: rng.uniform(0, 15, n),
+    "gamma 2": lambda rng, n: rng.gamma(2, 2, n),
+}
+SIZES = ((20, 4), (60, 8), (320, 19), (1_000, 100))  # runs, levels of x
+BEYOND_DECADES = 0.5  # where the price is asked for
+QUANTILE = 0.9
+
+
+def frontier_table(kind: str, runs: int, levels: int, seed: int) -> pd.DataFrame:
+    """Runs whose frontier is the power law of TRUTH; evaluated on 10,000 images."""
+    rng = np.random.default_rng(seed)
+    x = np.geomspace(10**17.5, 1e20, levels)[rng.integers(levels, size=runs)]
+    accuracy = true_accuracy("power", x) - INEFFICIENCY[kind](rng, runs) + rng.normal(0, 0.5, runs)
+    return pd.DataFrame(
+        {"train_flops_exact": x, "aa_acc": accuracy.clip(0, 100), "clean_acc": 88.0, "loss": "at", "collapsed": False,
+         "n_eval": 10_000}
+    )  # fmt: skip
+
+
+def frontier_covered(kind: str, runs: int, levels: int, seed: int, level: float = 0.95) -> dict[str, float]:
+    """For one table: whether the true exponent, frontier at the costliest run and price beyond it lie in their
+    intervals, and the width of the exponent's; the same for α by quantile regression."""
+    frame = frontier_table(kind, runs, levels, seed)
+    law = fit_frontier(frame, level=level, test=False)
+    top = law.x_range[1]
+    (low,), (high,) = (law.band(np.array([top]))[i] for i in (0, 1))
+    cost = top * 10**BEYOND_DECADES
+    ends = law.interval(law.costs(float(true_accuracy("power", np.array([cost]))[0])))[::2]
+    lower, upper = quantile_regression(np.log(frame.train_flops_exact), np.log(frame.aa_acc.clip(1)), seed)
+    alpha = TRUTH["power"]["alpha"]
+    return {
+        "α": law.alpha_interval[0] <= alpha <= law.alpha_interval[1],
+        "band at the top": low <= float(true_accuracy("power", np.array([top]))[0]) <= high,
+        "price": ends[0] <= cost * (1 + 1e-9) and cost <= ends[1] * (1 + 1e-9),
+        "α by quantile regression": lower <= alpha <= upper,
+        "width of α": float(np.subtract(*law.alpha_interval[::-1])),
+        "its width": upper - lower,
+    }
+
+
+def quantile_regression(u: np.ndarray, v: np.ndarray, seed: int, resamples: int = 200) -> tuple[float, float]:
+    """The slope's 95% interval of the QUANTILE of v (n,) over u (n,), percentiles of bootstrap tables; by iterated
+    weighted least squares, all tables at once."""
+    u, v = (np.asarray(values, dtype=np.float64) - np.mean(values) for values in (u, v))
+    drawn = np.random.default_rng(seed).multinomial(len(u), np.full(len(u), 1 / len(u)), resamples)
+    first, slope, floor = np.full(resamples, np.quantile(v, QUANTILE)), np.zeros(resamples), 0.05
+    for _ in range(60):
+        residual = v - first[:, None] - slope[:, None] * u
+        weight = drawn * np.where(residual > 0, QUANTILE, 1 - QUANTILE) / np.maximum(abs(residual), floor)
+        s, su, suu, sv, suv = ((weight * z).sum(axis=1) for z in (1, u, u * u, v, u * v))
+        slope = (s * suv - su * sv) / (s * suu - su**2 + 1e-12)
+        first, floor = (sv - slope * su) / s, max(0.8 * floor, 1e-4)
+    low, high = np.quantile(slope, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def frontier(repeats: int, kinds: list[str], most_runs: int, fewest_runs: int) -> None:
+    print(f"coverage of nominal 95% intervals, {repeats} tables each; quantile regression at {QUANTILE}")
+    for runs, levels in SIZES:
+        if not fewest_runs <= runs <= most_runs:
+            continue
+        for kind in kinds or INEFFICIENCY:
+            rows = pd.DataFrame([frontier_covered(kind, runs, levels, seed) for seed in range(repeats)])
+            means = rows.mean().drop(["width of α", "its width"])
+            shares = ", ".join(f"{name} {share:.3f}" for name, share in means.items())
+            widths = rows[["width of α", "its width"]].median()
+            print(f"  {runs:5} runs {levels:3} levels {kind:11} {shares}; median width of α {widths.iloc[0]:.4f}, by "
+                  f"quantile regression {widths.iloc[1]:.4f}", flush=True)  # fmt: skip
+
+
 def predictor(seeds: int) -> None:
     frame = read_table(PAPER)
     rows: list[dict[str, float]] = []
@@ -297,12 +373,15 @@ def speed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["coverage", "effects", "costs", "predictor", "speed"])
+    parser.add_argument("what", choices=["coverage", "effects", "costs", "frontier", "predictor", "speed"])
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--form", action="append", default=[], choices=list(TRUTH))
     parser.add_argument("--short", action="append", default=[], choices=list(SHORT))
+    parser.add_argument("--kind", action="append", default=[], choices=list(INEFFICIENCY))
+    parser.add_argument("--most-runs", type=int, default=1_000)
+    parser.add_argument("--fewest-runs", type=int, default=20)
     options = parser.parse_args()
     if options.what == "coverage":
         coverage(options.repeats, options.resamples, options.form, options.short)
@@ -310,6 +389,8 @@ def main() -> None:
         effect_intervals(options.repeats)
     elif options.what == "costs":
         costs(options.repeats)
+    elif options.what == "frontier":
+        frontier(options.repeats, options.kind, options.most_runs, options.fewest_runs)
     elif options.what == "predictor":
         predictor(options.seeds)
     else:

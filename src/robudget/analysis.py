@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy.special import chdtrc
 
-from robudget.columns import COLUMNS, MAIN_COSTS
+from robudget.columns import COLUMNS, MAIN_COSTS, column
 from robudget.errors import InputError
 from robudget.files import fields
+from robudget.formats import number
 from robudget.laws.envelope import Envelope, How, envelope_of
 from robudget.laws.fit import LEVEL, RESAMPLES, auto_bins, fit_envelope, fit_power_law
 from robudget.laws.form_selection import Average, Hidden, Holdout, average, fit_forms, holdout
 from robudget.laws.forms import FormName, form_named
-from robudget.laws.law import Law, Reach
+from robudget.laws.frontier import CURVES, FEWEST_RUNS, Frontier, fit_frontier
+from robudget.laws.law import Law
+from robudget.laws.price import Price, cost_laws, next_target, price_limit, price_of, same_clock
 from robudget.prediction.effects import Effects, effects
 from robudget.prediction.predictor import PaperGBR, Predictor
 from robudget.tables.read import as_table
-from robudget.tables.usable import Counts, is_percent, numbers_of, points, select_rows, standard_rows
+from robudget.tables.usable import Counts, Points, is_percent, numbers_of, points, select_rows, standard_rows
 
 COSTS = tuple(name for name in MAIN_COSTS if COLUMNS[name].unit != "FLOP")
 SPLITS = ("steps", "synthetic", "synthetic_amount", "synthetic_fraction", "loss")
 SPLIT_RESAMPLES = 500
 MOST_LEVELS = 12
+REGIME = "synthetic"  # the choice within which other splits are repeated
+DIFFERENT = 0.05  # p-value below which levels are said to differ
 
 
 @dataclass(frozen=True)
 class BinChoice:
-    """The power law under another binning; `how="pareto"` needs none."""
+    """The power law under another binning (`how="pareto"` needs none), and what one point more than the best run costs
+    by the weighted average of all forms there; inf beyond what prices may say (`price.Price.limit`)."""
 
     how: How
     bins: int
@@ -39,17 +46,51 @@ class BinChoice:
     C: float
     alpha: float
     rmse: float
+    next_point: float
 
 
 @dataclass(frozen=True)
 class Split:
-    """The power law of the runs with `feature` = `level`; `law` is None where they hold none, and `reason` says why."""
+    """The runs with `feature` = `level`, or of those the ones with the choice `within` (a column and its level).
+
+    `frontier` is theirs by its power form, from all of them; `law` the paper's on the best of their bins. None where
+    they hold none, and `reason` says why.
+    """
 
     feature: str
     level: Any
     n_runs: int
     law: Law | None
+    frontier: Frontier | None = None
     reason: str = ""
+    within: tuple[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether the exponents of a choice's levels differ: Cochran's Q (1954) over the frontiers' exponents and its
+    p-value; `within` as in Split. `low` and `high` span the levels' exponents."""
+
+    feature: str
+    within: tuple[str, Any] | None
+    levels: int
+    low: float
+    high: float
+    p_value: float
+
+    def sentence(self) -> str:
+        """Such as `attack steps, within runs with synthetic data: no difference seen between 4 levels (α 0.010 to
+        0.012, p = 0.80)`."""
+        where = (
+            f", within runs with {column(self.within[0]).phrase} {column(self.within[0]).level(self.within[1])}"
+            if self.within
+            else ""
+        )
+        verdict = "no difference seen" if self.p_value >= DIFFERENT else "a difference"
+        return (
+            f"{column(self.feature).phrase}{where}: {verdict} between the exponents of {self.levels} levels "
+            f"(α {number(self.low, 2)} to {number(self.high, 2)}; Cochran's Q, p = {self.p_value:.2g})"
+        )
 
 
 @dataclass(frozen=True)
@@ -57,12 +98,15 @@ class Analysis:
     """What one table says.
 
     `law` is the headline: `y` over `x` on `envelope` by the form that was asked for, the paper's power law otherwise.
-    `forms` are all competing forms there (the headline first) and `average` their weighted answer; `reaches` is what
-    round targets cost by that average. `trust` says in sentences which form does better and how far any extrapolates.
-    `holdouts` hide the top decade and the top bin. `sensitivity` refits the power law under other binnings. `costs`
-    are power laws of every known cost column over `x`, on all runs. `splits` are power laws per attack steps, data
-    regime and loss. `published` are the paper's own two laws, from its published columns, where the table has them.
-    `effects`, `gbr` and `predictor` are None where the table is too small, which `warnings` say.
+    `forms` are all competing forms there (the headline first) and `average` their weighted answer. `frontier` is
+    fitted to all usable runs without bins (None where `y` is no percentage or the runs are too few), and `prices` are
+    what round targets cost by it. `answer` is the whole in one sentence, `support` what it stands on. `trust` says in
+    sentences which form does better and how far any extrapolates. `holdouts` hide the top decade and the top bin.
+    `sensitivity` refits the power law and the price of the next point under other binnings. `costs` are power laws of
+    every known cost column over `x`, on all runs. `splits` are power laws per attack steps, data regime and loss, by
+    their frontiers too, and `comparisons` whether exponents differ. `published` are the paper's own two laws, from its
+    published columns, where the table has them. `effects`, `gbr` and `predictor` are None where the table is too small,
+    which `warnings` say.
     """
 
     x: str
@@ -72,12 +116,14 @@ class Analysis:
     law: Law
     forms: tuple[Law, ...]
     average: Average | None
-    reaches: tuple[Reach, ...]
+    frontier: Frontier | None
+    prices: tuple[Price, ...]
     holdouts: tuple[Holdout, ...]
     sensitivity: tuple[BinChoice, ...]
     costs: tuple[Law, ...]
     published: tuple[Law, ...]
     splits: tuple[Split, ...]
+    comparisons: tuple[Comparison, ...]
     effects: Effects | None
     gbr: PaperGBR | None
     predictor: Predictor | None
@@ -90,16 +136,33 @@ class Analysis:
         return (self.law, *self.forms[1:], *self.costs, *self.published)
 
     @property
+    def answer(self) -> str:
+        """What these runs say, in a sentence with its interval."""
+        return self.frontier.sentence() if self.frontier else self.law.sentence() + "."
+
+    @property
+    def support(self) -> tuple[str, ...]:
+        """What the answer stands on, a sentence each: runs, frontier, its test, the price of the next point."""
+        out = [f"{self.counts.sentence()}, over {self.envelope.decades:.1f} decades of {column(self.x).phrase}."]
+        if self.frontier:
+            out += self.frontier.support()
+        if self.prices:
+            out.append(f"One point more than the best run: {self.prices[0].sentence()}.")
+        return tuple(out)
+
+    @property
+    def clocks(self) -> tuple[tuple[Law, dict[str, float]], ...]:
+        """The laws of cost, those that are one quantity times constants as one law: the law, and each other column's
+        constant."""
+        return same_clock(self.costs)
+
+    @property
     def trust(self) -> tuple[str, ...]:
         """Which form the points support, which one held out best, and how far beyond its points any was put to the
         test: one sentence each."""
         out = []
         if self.average is not None:
-            best, weight = self.average.best, max(self.average.weights)
-            out.append(
-                f"Of {len(self.average.laws)} forms these points support {best.name} most (Akaike weight "
-                f"{weight:.2f}; the headline's {self.law.name}: {self.average.weight(self.law):.2f})."
-            )
+            out.append(self.average.support())
         for hidden in self.holdouts:
             miss = hidden.miss(self.law.name)
             own = f" The headline's {miss.name} form missed by {miss.rmse:.2f}." if miss else ""
@@ -119,7 +182,8 @@ class Analysis:
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each of `laws` holds form, C, alpha, alpha_interval, r2, n_runs, n_bins, x, y."""
         rest = {n: v for n, v in fields(self).items() if n not in ("law", "forms", "costs", "published")}
-        return {"laws": [law.to_dict() for law in self.laws], "trust": list(self.trust)} | rest
+        sentences = {"answer": self.answer, "support": list(self.support), "trust": list(self.trust)}
+        return {"laws": [law.to_dict() for law in self.laws]} | sentences | rest
 
 
 def analyse(
@@ -135,10 +199,11 @@ def analyse(
     level: float = LEVEL,
     seed: int = 0,
     predict: bool = True,
+    predictor: bool = True,
 ) -> Analysis:
     """Fit everything to a table, with `form` in the headline. `choose` selects rows first, e.g. {"dataset":
-    "cifar10"}; `predict=False` leaves the predictor, the paper's regressor and the effects out. Raises InputError for a
-    table that holds no law."""
+    "cifar10"}; `predict=False` leaves the predictor, the paper's regressor and the effects out, `predictor=False` the
+    predictor only. Raises InputError for a table that holds no law."""
     form_named(form)
     table = as_table(source)
     frame = select_rows(table, choose)
@@ -153,13 +218,16 @@ def analyse(
     mixture = average(laws) if laws else None
     holdouts = tuple(h for h in (_holdout(env, hidden, warnings) for hidden in ("decade", "bin")) if h is not None)
     warnings += [w for h in holdouts[:1] for w in h.warnings()]
-    gains, gbr, predictor = _predictors(frame, seed, warnings) if predict else (None, None, None)
+    gains, gbr, fitted = _predictors(frame, seed, predictor, warnings) if predict else (None, None, None)
+    law = _frontier(runs, level, seed, warnings)
+    bills = cost_laws(frame, x, seed=seed) if law else {}
+    parts = tuple(_splits(frame, x, y, level, seed))
     return Analysis(
         x=x, y=y, counts=runs.counts, envelope=env, law=headline, forms=forms, average=mixture,
-        reaches=tuple(mixture.cost_at(t) for t in targets(env)) if mixture else (), holdouts=holdouts,
-        sensitivity=_sensitivity(env) if kind != "all" else (),
+        frontier=law, prices=tuple(price_of(law, t, frame, bills) for t in targets(env)) if law else (),
+        holdouts=holdouts, sensitivity=_sensitivity(env, law) if kind != "all" else (),
         costs=_costs(frame, x, y, resamples, level, seed), published=_published(frame, resamples, level, seed),
-        splits=tuple(_splits(frame, x, y, level, seed)), effects=gains, gbr=gbr, predictor=predictor,
+        splits=parts, comparisons=_comparisons(parts), effects=gains, gbr=gbr, predictor=fitted,
         warnings=tuple(dict.fromkeys(warnings)), table=frame,
     )  # fmt: skip
 
@@ -181,18 +249,33 @@ def _holdout(env: Envelope, hidden: Hidden, warnings: list[str]) -> Holdout | No
         return None
 
 
-def _sensitivity(env: Envelope) -> tuple[BinChoice, ...]:
+def _frontier(runs: Points, level: float, seed: int, warnings: list[str]) -> Frontier | None:
+    if not is_percent(runs.y_name):
+        return None
+    try:
+        return fit_frontier(runs, level=level, seed=seed)
+    except InputError as error:
+        warnings.append(f"no frontier and no prices: {error}")
+        return None
+
+
+def _sensitivity(env: Envelope, law: Frontier | None) -> tuple[BinChoice, ...]:
     out = []
     counts = sorted({max(5, env.bins // 2), env.bins, 2 * env.bins})
+    limit = price_limit(law) if law else np.inf
     choices: Sequence[tuple[How, int]] = [
         *(("log", n) for n in counts), ("quantile", env.bins), ("linear", env.bins), ("pareto", 1),
     ]  # fmt: skip
     for how, bins in choices:
         try:
-            law = fit_envelope(envelope_of(env.points, bins, how), "power", resamples=0)
+            other = envelope_of(env.points, bins, how)
+            power = fit_envelope(other, "power", resamples=0)
         except InputError:  # a frontier of a single run
             continue
-        out.append(BinChoice(how, bins, law.n_bins, law.C, law.alpha, law.rmse))
+        forms = fit_forms(other, resamples=0) if is_percent(env.y) else ()
+        cost = average(forms).cost_at(next_target(env.points)).value if forms else np.nan
+        cost = cost if cost <= limit else np.inf
+        out.append(BinChoice(how, bins, power.n_bins, power.C, power.alpha, power.rmse, float(cost)))
     return tuple(out)
 
 
@@ -218,27 +301,57 @@ def _splits(frame: pd.DataFrame, x: str, y: str, level: float, seed: int) -> lis
     out: list[Split] = []
     frame = frame[~standard_rows(frame)]  # no robustness law has a point of theirs
     for name in SPLITS:
-        levels = sorted(frame[name].dropna().unique()) if name in frame.columns else []
-        # Two amounts of synthetic data, one of them none, are what `synthetic` already says.
-        if not (3 if name.startswith("synthetic_") else 2) <= len(levels) <= MOST_LEVELS:
-            continue
-        for value in levels:
-            part = frame[(frame[name] == value).to_numpy(dtype=bool)]
-            plain_level = value.item() if isinstance(value, np.generic) else value
-            try:
-                law = fit_power_law(part, x, y, resamples=SPLIT_RESAMPLES, level=level, seed=seed)
-            except InputError as error:
-                out.append(Split(name, plain_level, len(part), None, str(error)))
-                continue
-            out.append(Split(name, plain_level, law.n_runs, law))
+        out += _levels(frame, name, x, y, level, seed)
+    regimes = [s for s in out if s.feature == REGIME]
+    for regime in regimes:
+        part = frame[(frame[REGIME] == regime.level).to_numpy(dtype=bool)]
+        for name in ("steps", "loss"):
+            inside = _levels(part, name, x, y, level, seed)
+            out += [replace(split, within=(REGIME, regime.level)) for split in inside]
     return out
 
 
+def _levels(frame: pd.DataFrame, name: str, x: str, y: str, level: float, seed: int) -> list[Split]:
+    levels = sorted(frame[name].dropna().unique()) if name in frame.columns else []
+    # Two amounts of synthetic data, one of them none, are what `synthetic` already says.
+    if not (3 if name.startswith("synthetic_") else 2) <= len(levels) <= MOST_LEVELS:
+        return []
+    out = []
+    for value in levels:
+        part = frame[(frame[name] == value).to_numpy(dtype=bool)]
+        plain_level = value.item() if isinstance(value, np.generic) else value
+        try:
+            law = fit_power_law(part, x, y, resamples=SPLIT_RESAMPLES, level=level, seed=seed)
+        except InputError as error:
+            out.append(Split(name, plain_level, len(part), None, None, str(error)))
+            continue
+        runs = law.envelope.points
+        enough = is_percent(y) and len(runs.x) >= FEWEST_RUNS
+        frontier = fit_frontier(runs, level=level, seed=seed, test=False, curves=CURVES[:1]) if enough else None
+        out.append(Split(name, plain_level, law.n_runs, law, frontier))
+    return out
+
+
+def _comparisons(splits: Sequence[Split]) -> tuple[Comparison, ...]:
+    out = []
+    for feature, within in dict.fromkeys((s.feature, s.within) for s in splits):
+        laws = [s.frontier for s in splits if (s.feature, s.within) == (feature, within) and s.frontier]
+        if len(laws) < 2:
+            continue
+        alphas = np.array([law.alpha for law in laws])
+        weight = np.array([1 / max(law.alpha_sd, 1e-9) ** 2 for law in laws])
+        q = float((weight * (alphas - np.average(alphas, weights=weight)) ** 2).sum())
+        p_value = float(chdtrc(len(laws) - 1, q))
+        out.append(Comparison(feature, within, len(laws), float(alphas.min()), float(alphas.max()), p_value))
+    return tuple(out)
+
+
 def _predictors(
-    frame: pd.DataFrame, seed: int, warnings: list[str]
+    frame: pd.DataFrame, seed: int, predictor: bool, warnings: list[str]
 ) -> tuple[Effects | None, PaperGBR | None, Predictor | None]:
     try:
-        return effects(frame, seed=seed), PaperGBR.fit(frame), Predictor.fit(frame, seed=seed)
+        gains, gbr = effects(frame, seed=seed), PaperGBR.fit(frame)
+        return gains, gbr, Predictor.fit(frame, seed=seed) if predictor else None
     except InputError as error:
         warnings.append(f"no effects and no predictor: {error}")
         return None, None, None

@@ -50,8 +50,11 @@ def predictor(table: pd.DataFrame) -> Predictor:
 def test_fit_says_what_the_headline_is_worth(table: pd.DataFrame) -> None:
     found = analyse(table, resamples=50, predict=False)
     text = text_of(fit_text(found))
-    for line in (found.law.sentence(), found.counts.sentence(), *found.trust):
+    for line in (found.answer, *found.support, found.law.sentence(), *found.trust):
         assert line in text
+    assert text.startswith(found.answer)
+    brief = text_of(fit_text(found, brief=True))
+    assert brief.splitlines() == [found.answer, *found.support]
     assert "hidden RMSE" in text
     for held in found.holdouts:
         assert f"{held.miss('last value').rmse:.2f}" in text

@@ -62,8 +62,8 @@ def test_the_tables_hold_the_analysis(demo_analysis: Analysis) -> None:
     forms = laws.forms_table(demo_analysis)
     assert forms.rows[0][0] == "power"
     assert len(forms.rows) == len(demo_analysis.forms)
-    assert len(laws.costs_table(demo_analysis).rows) == len(demo_analysis.costs)
-    assert len(next_point.prices_table(demo_analysis).rows) == len(demo_analysis.reaches)
+    assert len(laws.costs_table(demo_analysis).rows) == len(demo_analysis.clocks) < len(demo_analysis.costs)
+    assert len(next_point.prices_table(demo_analysis).rows) == len(demo_analysis.prices)
     assert demo_analysis.effects is not None
     first = demo_analysis.effects.effects[0]
     row = drivers.effects_table(demo_analysis.effects).rows[0]
@@ -72,15 +72,21 @@ def test_the_tables_hold_the_analysis(demo_analysis: Analysis) -> None:
         assert all(len(row) == len(table.head) for row in table.rows)
 
 
-def test_an_unreachable_price_is_not_a_number(demo_analysis: Analysis) -> None:
+def test_a_price_that_cannot_be_given_is_not_a_number(demo_analysis: Analysis) -> None:
     never = dataclasses.replace(
-        demo_analysis.reaches[0], value=math.inf, low=math.inf, high=math.inf, p_unreachable=1.0
+        demo_analysis.prices[0], value=math.inf, low=math.inf, high=math.inf, p_beyond=1.0, verdict="cannot say"
     )
-    unreachable = dataclasses.replace(demo_analysis, reaches=(never,))
-    rows = next_point.prices_table(unreachable).rows
-    assert rows[0][1] == ("unreachable", "never in 100% of resamples")
-    assert set(rows[0][2:-1]) == {"–"}
-    assert "is unreachable" in next_point.section(ranked(demo_analysis.table), unreachable).lead
+    beyond = dataclasses.replace(demo_analysis, prices=(never,))
+    rows = next_point.prices_table(beyond).rows
+    assert rows[0][1][0].startswith("more than ")
+    assert rows[0][1][1] == "these runs cannot say"
+    assert never.sentence() in next_point.section(ranked(demo_analysis.table), beyond).lead
+    assert "these runs cannot say" in never.sentence()
+
+
+def test_the_page_says_the_price_as_the_terminal_does(demo_analysis: Analysis) -> None:
+    section = next_point.section(ranked(demo_analysis.table), demo_analysis)
+    assert demo_analysis.prices[0].sentence() in section.lead
 
 
 def test_the_best_run_and_its_rivals(demo_table: pd.DataFrame) -> None:

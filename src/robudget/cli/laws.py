@@ -32,11 +32,14 @@ def fit(
     how: Annotated[
         str | None, typer.Option(help="bins equal in log or linear x, quantile, pareto (no bins), or all runs")
     ] = None,
-    no_predict: Annotated[bool, typer.Option("--no-predict", help="laws only: no effects, no predictor")] = False,
+    no_predict: Annotated[
+        bool, typer.Option("--no-predict", help="laws only: no effects, no paper's predictor")
+    ] = False,
     where: Where = None,
+    brief: Brief = False,
     json: AsJson = False,
 ) -> None:
-    """Laws of robustness against compute: envelope, forms, intervals, hold-outs, effects of each choice."""
+    """What compute bought and what the next point costs: frontier, forms, intervals, hold-outs, effects of choices."""
     from robudget.analysis import analyse
     from robudget.cli.view.console import show
     from robudget.cli.view.laws import fit_text
@@ -53,9 +56,10 @@ def fit(
         form=cast(FormName, form),
         bins="auto" if bins is None else bins,
         how=cast(How | None, how),
-        predict=not no_predict,
+        predict=not (no_predict or (brief and not json)),
+        predictor=False,
     )
-    show(json, analysis.to_dict, lambda: fit_text(analysis))
+    show(json, analysis.to_dict, lambda: fit_text(analysis, brief))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from robudget.errors import InputError, unknown
 from robudget.laws.envelope import (
@@ -132,6 +133,8 @@ def fit_envelope(
 
     value = f.value(theta, u, shape)[0]
     residual = from_scale(value, on) - env.ys
+    if form == "power" and env.how != "all" and len(draws) and env.n_bins > f.n_params:
+        draws = _as_wide_as_residuals(f, shape, space, u, goal, theta, draws, level)
     shift = np.zeros(len(draws))
     if env.how != "all" and len(draws):
         resampled = from_scale(f.value(draws, u, shape)[0], on)
@@ -190,6 +193,26 @@ def bootstrap_lines(env: Envelope, resamples: int, rng: np.random.Generator) -> 
     return np.stack([(sv - slope * su) / n, slope], axis=1)
 
 
+def _as_wide_as_residuals(
+    form: Form, shape: Shape, space: Space, u: Floats, goal: Floats, theta: Floats, draws: Floats, level: float
+) -> Floats:
+    """The draws (d, p), spread about the law until each parameter's interval is no narrower than Student's t interval
+    from the residuals of the points: few points that happen to be the best in most resamples hardly differ between
+    them, however badly the law fits."""
+    value, slope = form.value(theta, u, shape)
+    if space != "linear":
+        slope = slope / np.maximum(value, 1e-300)[:, None]
+        value, goal = np.log(np.maximum(value, 1e-300)), np.log(np.maximum(goal, 1e-300))
+    freedom = len(u) - form.n_params
+    variance = float(((value - goal) ** 2).sum()) / freedom
+    errors = np.sqrt(variance * np.diag(np.linalg.pinv(slope.T @ slope)))
+    half = stdtrit(freedom, (1 + level) / 2) * errors
+    low, high = quantiles(draws, level)
+    wider = np.maximum(1.0, 2 * half / np.maximum(high - low, 1e-300))
+    middle = np.median(draws, axis=0)
+    return np.asarray(middle + np.where(np.isfinite(wider), wider, 1.0) * (draws - middle))
+
+
 def _frontier_shifts(env: Envelope, loss: float, resamples: int, seed: int) -> Floats:
     """From each resampled law's level to the frontier's, (resamples,) in the units of y.
 
@@ -231,6 +254,8 @@ def _checked_space(env: Envelope, form: Form, on: On, space: Space | None) -> Sp
 
 def _warnings(env: Envelope, form: Form, params: dict[str, float], converged: bool) -> tuple[str, ...]:
     out = []
+    if env.how == "pareto":
+        out.append("a Pareto frontier rises by construction: it cannot give an exponent of 0 or below")
     if env.n_bins == form.n_params:
         out.append(f"the {form.name} law passes through all its {env.n_bins} points: nothing is left to judge it by")
     elif env.n_bins < FEW_POINTS:

@@ -24,6 +24,7 @@ from robudget.tables.usable import Counts, Floats, Points, is_percent
 Hidden = Literal["decade", "bin"]
 BASELINES = ("last value", "mean")
 FEWEST_LEVELS = 3  # of x that a law is fitted on
+PREFERENCE = 2.0  # times the next family's weight that one must have to be called supported most
 LEAST_VISIBLE = 0.4  # share of the envelope that must stay visible; else its upper third is hidden, not a whole decade
 
 
@@ -53,6 +54,9 @@ SCALED_FORMS = (
 class Average:
     """Laws on one envelope and their Akaike weights (summing to 1), answering together.
 
+    Laws of one form on several scales (power on value, error and log-odds) say nearly the same and are a family: they
+    share one weight, or three copies of one curve would count three times.
+
     Intervals are those of the mixture: each law's resamples count with its weight, so that both the scatter of the runs
     and the uncertainty about the form are in them.
     """
@@ -62,9 +66,26 @@ class Average:
     level: float
 
     @property
+    def families(self) -> dict[str, float]:
+        """The weight of every family of forms, the largest first."""
+        out: dict[str, float] = {}
+        for law, weight in zip(self.laws, self.weights, strict=True):
+            out[law.form] = out.get(law.form, 0.0) + weight
+        return dict(sorted(out.items(), key=lambda item: -item[1]))
+
+    @property
     def best(self) -> Law:
-        """The law of the largest weight."""
-        return self.laws[int(np.argmax(self.weights))]
+        """The law of the largest weight within the family of the largest weight."""
+        first = next(iter(self.families))
+        return max((law for law in self.laws if law.form == first), key=self.weight)
+
+    def support(self) -> str:
+        """Which family the points support, in a sentence; only one of twice the next one's weight is preferred."""
+        ranked = list(self.families.items())
+        named = ", ".join(f"{name} {weight:.2f}" for name, weight in ranked)
+        if len(ranked) > 1 and ranked[0][1] < PREFERENCE * ranked[1][1]:
+            return f"These points do not decide between forms (weights of {len(ranked)} families: {named})."
+        return f"Of {len(ranked)} families of forms these points support {ranked[0][0]} most (weights: {named})."
 
     def weight(self, law: Law) -> float:
         """The weight of one of the laws; 0 for any other."""
@@ -91,7 +112,9 @@ class Average:
         weights = self._draw_weights()
         edge = (1 - self.level) / 2
         value = float(_quantiles(np.array([reach.value for reach in reaches]), np.array(self.weights), 0.5))
-        low, high = (float(v) for v in _quantiles(costs, weights, [edge, 1 - edge]))
+        low = high = float("nan")
+        if len(costs):
+            low, high = (float(v) for v in _quantiles(costs, weights, [edge, 1 - edge]))
         return Reach(
             first.x, first.y, float(target), value, min(low, value), max(high, value),
             float(weights[np.isinf(costs)].sum()), first.decades_beyond(value), self.level,
@@ -130,7 +153,8 @@ def average(laws: Sequence[Law]) -> Average:
     scores = np.array([law.aicc for law in laws])
     if not np.isfinite(scores).any():  # too few points to tell: the fewest parameters win
         scores = np.array([float(law.n_params) for law in laws]) * 10
-    raw = np.exp(-0.5 * (scores - scores[np.isfinite(scores)].min()))
+    copies = np.array([sum(other.form == law.form for other in laws) for law in laws])
+    raw = np.exp(-0.5 * (scores - scores[np.isfinite(scores)].min())) / copies
     weights = raw / raw.sum()
     return Average(tuple(laws), tuple(float(w) for w in weights), laws[0].level)
 

@@ -10,23 +10,27 @@ uniform part. The mixture is ours: where inefficiencies come in clusters or are 
 
 Where a density is positive at its edge, the usual normal theory of the maximum likelihood fails, and so does the
 bootstrap; intervals of the posterior under flat priors keep their coverage (Hirano & Porter 2003, Econometrica 71(5);
-Chernozhukov & Hong 2004, Econometrica 72(5)). Each form's evidence gives its weight.
+Chernozhukov & Hong 2004, Econometrica 72(5)). The likelihood counts with a power below 1, less for few runs: a
+posterior that is robust to a density that is not quite the true one (Holmes & Walker 2017; the powers are ours, from
+tables of known truth). Each form's evidence gives its weight.
 `bench/laws.py frontier` measures the coverage of α, of the band and of prices; bench/RESULTS.md has the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, ndtr
 
+from robudget.columns import column
 from robudget.errors import InputError
 from robudget.files import fields
+from robudget.formats import fixed, number
 from robudget.laws.importance_sampling import TINY, sample, systematic
 from robudget.tables.usable import Counts, Floats, Points, is_error, is_percent, points
 
@@ -36,6 +40,10 @@ FEWEST_RUNS, FEWEST_LEVELS = 4, 3
 LEAST_VISIBLE = 0.4  # of the decades; of a shorter range the upper third is hidden, not a whole decade
 MOST_RUNS = 3_000  # runs of a larger table that are looked at, drawn at random
 LEAST_NOISE = 0.1  # points: standard deviation of an evaluation whose number of images is unknown
+PARAMETERS = 7  # of the form that has most
+TRUST, LEAST_TRUST = 0.75, 0.3  # power of the likelihood; of few runs, TRUST times the share of freedom left
+LEAST_FAMILY = 0.05  # weight below which a family of forms is ruled out
+LEAST_WIDTH = 2.0  # points, of the uniform part
 HALF_NORMAL = float(np.sqrt(2 / np.pi))
 
 
@@ -102,9 +110,9 @@ class Fit:
     weight: float
     draws: Floats = field(repr=False)
 
-    def ends(self, part: slice = slice(None)) -> tuple[Floats, Floats, Floats]:
+    def ends(self) -> tuple[Floats, Floats, Floats]:
         """a, b and k of the draws: (d, 1) each."""
-        draws = self.draws[part]
+        draws = self.draws
         k = np.exp(draws[:, 6, None]) if self.curve.bends else np.ones((len(draws), 1))
         return draws[:, 0, None], draws[:, 1, None], k
 
@@ -127,8 +135,8 @@ class Test:
 class Frontier:
     """What the best recipes reach, fitted to all usable runs of `points`; no bins.
 
-    `alpha` and `alpha_interval` are those of its power form C·x^α; everything else is answered by all forms, each
-    draw counting with its form's weight. `test` is None where too few levels of x are left to hide any. `n_fitted` is
+    `alpha` and `alpha_interval` are those of its power form C·x^α; everything else is answered by all forms
+    (`interval`). `test` is None where too few levels of x are left to hide any. `n_fitted` is
     below the number of usable runs where a table is so large that a sample of it was looked at.
     """
 
@@ -147,6 +155,12 @@ class Frontier:
     u_high: float = field(repr=False)
 
     @property
+    def alpha_sd(self) -> float:
+        """The standard deviation of the exponent's draws."""
+        a, b, _ = self.fits[0].ends()
+        return float((np.log(b / a) / (self.u_high - self.u_low)).std())
+
+    @property
     def x_range(self) -> tuple[float, float]:
         return float(np.exp(self.u_low)), float(np.exp(self.u_high))
 
@@ -155,27 +169,48 @@ class Frontier:
         """How many decades beyond its runs the frontier was put to the test; 0 where it was not."""
         return self.test.decades if self.test else 0.0
 
+    @property
+    def families(self) -> dict[str, float]:
+        """The weight of every family of forms."""
+        out: dict[str, float] = {}
+        for fit in self.fits:
+            out[fit.curve.family] = out.get(fit.curve.family, 0.0) + fit.weight
+        return out
+
     def values(self, x: ArrayLike) -> Floats:
-        """The frontier at each x (n,) by every draw, in the units of y: (draws, n)."""
+        """The frontier at each x (n,) by every draw of every form, in the units of y: (draws, n)."""
         t = (np.log(np.atleast_1d(np.asarray(x, dtype=np.float64))) - self.u_low) / (self.u_high - self.u_low)
-        parts = [np.clip(fit.curve.value(t, *fit.ends(part)), 0, 100) for fit, part in self._parts()]
-        return self._in_units(np.concatenate(parts))
+        accuracy = np.concatenate([np.clip(fit.curve.value(t, *fit.ends()), 0, 100) for fit in self.fits])
+        return 100 - accuracy if is_error(self.y) else accuracy
+
+    def interval(self, values: Floats, level: float | None = None) -> tuple[Floats, Floats, Floats]:
+        """Low, median and high over the first axis of what every draw says (draws, …). The median is that of all draws
+        by their forms' weights; the ends are the outermost of the families' own, of those that are not ruled out
+        (weight LEAST_FAMILY or more): which family is the true one is not a matter of chance."""
+        edge = (1 - (self.level if level is None else level)) / 2
+        lows, highs = [], []
+        for family, weight in self.families.items():
+            if weight >= LEAST_FAMILY:
+                low, high = _quantiles(values, self._weights(family), [edge, 1 - edge])
+                lows.append(low)
+                highs.append(high)
+        (middle,) = _quantiles(values, self._weights(), [0.5])
+        return np.minimum(np.min(lows, axis=0), middle), middle, np.maximum(np.max(highs, axis=0), middle)
 
     def predict(self, x: ArrayLike) -> Floats:
         """The median of the draws at each x, in the units of y. Same shape as x."""
-        return np.asarray(np.median(self.values(x), axis=0).reshape(np.shape(x)))
+        return self.interval(self.values(x))[1].reshape(np.shape(x))
 
     def band(self, x: ArrayLike, level: float | None = None) -> tuple[Floats, Floats]:
         """The frontier's interval at each x: (low, high), the shape of x."""
-        level = self.level if level is None else level
-        low, high = np.quantile(self.values(x), [(1 - level) / 2, (1 + level) / 2], axis=0)
+        low, _, high = self.interval(self.values(x), level)
         return low.reshape(np.shape(x)), high.reshape(np.shape(x))
 
     def gain(self, factor: float = 10.0) -> tuple[float, float, float]:
         """Points of y that the last `factor` in x bought, up to the costliest run: value, low, high."""
         top = np.exp(self.u_high)
         values = self.values(np.array([top / factor, top]))
-        low, middle, high = np.quantile(values[:, 1] - values[:, 0], [(1 - self.level) / 2, 0.5, (1 + self.level) / 2])
+        low, middle, high = self.interval(values[:, 1] - values[:, 0])
         return float(middle), float(low), float(high)
 
     def costs(self, target: float) -> Floats:
@@ -183,46 +218,88 @@ class Frontier:
         never does."""
         goal = 100 - target if is_error(self.y) else target
         out = []
-        for fit, part in self._parts():
-            a, b, k = fit.ends(part)
+        for fit in self.fits:
+            a, b, k = fit.ends()
             t = np.where(a >= goal, 0.0, fit.curve.inverse(goal, a, b, k))[:, 0]
             with np.errstate(over="ignore"):
                 out.append(np.exp(self.u_low + np.where(np.isnan(t), np.inf, t) * (self.u_high - self.u_low)))
         return np.concatenate(out)
 
+    def share(self, of: NDArray[np.bool_]) -> float:
+        """The share of the draws (draws,) for which something holds, by their forms' weights."""
+        return float(self._weights()[of].sum())
+
     def inefficiency(self) -> Floats:
         """How far each usable run lies below the frontier, in points, as expected of its inefficiency given its
         accuracy (n,), in the order of `points`: the frontier less the run, where that is above the noise."""
-        values = self.values(self.points.x)
+        grid = np.linspace(self.u_low, self.u_high, 100)
+        values = self.values(np.exp(grid))
+        u = np.log(self.points.x)
         sign = -1.0 if is_error(self.y) else 1.0
-        gap = sign * (np.median(values, axis=0) - self.points.y)
-        spread = np.hypot(np.maximum(self.points.noise, LEAST_NOISE), values.std(axis=0))
+        gap = sign * (np.interp(u, grid, self.interval(values)[1]) - self.points.y)
+        spread = np.hypot(np.maximum(self.points.noise, LEAST_NOISE), np.interp(u, grid, values.std(axis=0)))
         z = gap / spread  # a normal cut off at 0
         return np.asarray(gap + spread * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi) / np.maximum(ndtr(z), 1e-12))
+
+    def sentence(self) -> str:
+        """What the last tenfold of x bought, with its interval: the answer of `robudget fit`."""
+        spent, bought = column(self.x), column(self.y)
+        factor = 10.0 if self.u_high - self.u_low >= np.log(10) else float(np.exp(self.u_high - self.u_low))
+        value, low, high = self.gain(factor)
+        better = high < 0 if is_error(self.y) else low > 0
+        worse = low > 0 if is_error(self.y) else high < 0
+        times = "Ten times" if factor == 10 else f"{number(factor, 2)} times"
+        doubt = "" if better else "; more compute went with less" if worse else "; no gain is not excluded"
+        top = self.x_range[1]
+        return (
+            f"{times} the {spent.phrase} ({spent.write(top / factor)} to {spent.write(top)}) bought the best of these "
+            f"{self.n_runs} runs {fixed(value, signed=True)} [{fixed(low, signed=True)}, {fixed(high, signed=True)}] "
+            f"points of {bought.phrase}{doubt}."
+        )
+
+    def support(self) -> tuple[str, ...]:
+        """What that stands on, a sentence each: the exponent, the forms' weights, and the test beyond the runs."""
+        low, high = self.alpha_interval
+        spent, goal = column(self.x), column(self.y)
+        shares = ", ".join(f"{name} {weight:.2f}" for name, weight in self.families.items())
+        out = [
+            f"A frontier fitted to all {self.n_runs} runs, without bins: α = {number(self.alpha)} "
+            f"({self.level:.0%}: {number(low, 2)} to {number(high, 2)}) as a power law; weights of forms: {shares}."
+        ]
+        if self.test is None:
+            return (*out, "No runs could be hidden to test it: nothing is known beyond the costliest run.")
+        test = self.test
+        out.append(
+            f"Fitted to the {test.n_train} runs up to {spent.write(test.x_cut)} only, it predicts "
+            f"{fixed(test.predicted)} [{fixed(test.low)}, {fixed(test.high)}] at {spent.write(self.x_range[1])}, "
+            f"{test.decades:.1f} decades on; all runs give {goal.write(test.truth)}."
+        )
+        return tuple(out)
 
     def to_dict(self) -> dict[str, Any]:
         value, low, high = self.gain()
         return fields(self) | {"gain_per_decade": [value, low, high], "x_range": list(self.x_range)}
 
-    def _parts(self) -> list[tuple[Fit, slice]]:
-        """As many draws of each form as its weight says."""
-        ends = np.round(np.cumsum([0.0, *(fit.weight for fit in self.fits)]) * DRAWS).astype(int)
-        return [
-            (fit, slice(0, None, max(1, round(DRAWS / n))))
-            for fit, n in zip(self.fits, np.diff(ends), strict=True) if n > 0
-        ]  # fmt: skip
+    def _weights(self, family: str | None = None) -> Floats:
+        """The weight of every draw, summing to 1; of a family's draws only, where one is named."""
+        chosen = [fit.weight if family in (None, fit.curve.family) else 0.0 for fit in self.fits]
+        weights = np.concatenate(
+            [np.full(len(fit.draws), w / len(fit.draws)) for w, fit in zip(chosen, self.fits, strict=True)]
+        )
+        return np.asarray(weights / weights.sum())
 
-    def _in_units(self, accuracy: Floats) -> Floats:
-        return 100 - accuracy if is_error(self.y) else accuracy
+
+def _quantiles(values: Floats, weights: Floats, shares: list[float]) -> Floats:
+    return np.asarray(np.quantile(values, shares, axis=0, weights=weights, method="inverted_cdf"))
 
 
 def fit_frontier(
     source: pd.DataFrame | Points, x: str = "train_flops_exact", y: str = "aa_acc", *, level: float = LEVEL,
-    seed: int = 0, test: bool = True,
+    seed: int = 0, test: bool = True, curves: Sequence[Curve] = CURVES,
 ) -> Frontier:  # fmt: skip
     """The frontier of a table's usable runs, or of runs already chosen. `test` hides the top decade of x (of a short
-    range its upper third) and predicts it. Raises InputError where y is no percentage, for fewer than FEWEST_RUNS runs
-    or a single level of x."""
+    range its upper third) and predicts it; `curves` are the forms, the power law first. Raises InputError where y is
+    no percentage, for fewer than FEWEST_RUNS runs or a single level of x."""
     runs = source if isinstance(source, Points) else points(source, x, y)
     if not is_percent(runs.y_name):
         raise InputError(f"a frontier needs a percentage for y, not {runs.y_name!r}")
@@ -236,7 +313,7 @@ def fit_frontier(
     rows = np.arange(len(u))
     if len(rows) > MOST_RUNS:
         rows = np.sort(rng.choice(rows, MOST_RUNS, replace=False))
-    fits = _fits((u[rows] - u.min()) / np.ptp(u), accuracy[rows], noise[rows], rng)
+    fits = _fits((u[rows] - u.min()) / np.ptp(u), accuracy[rows], noise[rows], rng, curves)
     power = fits[0]
     a, b, _ = power.ends()
     alphas = np.log(b / a)[:, 0] / np.ptp(u)
@@ -268,11 +345,11 @@ def _tested(whole: Frontier, seed: int) -> Test | None:
                 float(whole.predict(top)[0]))  # fmt: skip
 
 
-def _fits(t: Floats, y: Floats, noise: Floats, rng: np.random.Generator) -> tuple[Fit, ...]:
+def _fits(t: Floats, y: Floats, noise: Floats, rng: np.random.Generator, curves: Sequence[Curve]) -> tuple[Fit, ...]:
     """Every form's posterior, the straight forms' from one sample, and their weights: families count alike, and alike
     the forms within them, each times its evidence."""
     fits: list[Fit] = []
-    for curve in CURVES:
+    for curve in curves:
         first = next((fit for fit in fits if not (fit.curve.bends or curve.bends)), None)
         fits.append(_posterior(curve, t, y, noise, rng) if first is None else _restated(first, curve, t, y, noise, rng))
     families = [fit.curve.family for fit in fits]
@@ -285,7 +362,7 @@ def _restated(fit: Fit, curve: Curve, t: Floats, y: Floats, noise: Floats, rng: 
     """Another form's posterior by weighing the draws of one that is nearly the same within the runs."""
     widest = _start(curve, t, y)[1]
     logs = _log_likelihood(curve, fit.draws, t, y, noise, widest)
-    logs = logs - _log_likelihood(fit.curve, fit.draws, t, y, noise, widest)
+    logs = _trust(len(y)) * (logs - _log_likelihood(fit.curve, fit.draws, t, y, noise, widest))
     weight = np.exp(logs - logs.max())
     evidence = fit.log_evidence + float(np.log(weight.mean()) + logs.max())
     weight /= weight.sum()
@@ -294,7 +371,7 @@ def _restated(fit: Fit, curve: Curve, t: Floats, y: Floats, noise: Floats, rng: 
 
 
 def _log_likelihood(curve: Curve, theta: Floats, t: Floats, y: Floats, noise: Floats, widest: float) -> Floats:
-    """Of every row of θ (d, 6 or 7): (d,). `t`, `y` and `noise` (n,)."""
+    """Of every row of θ (d, 6 or 7): (d,). `t`, `y` and `noise` (n,); `widest` is where the uniform part ends."""
     a, b, log_mean, log_sigma = (theta[:, i, None] for i in range(4))
     share = _shares(theta)[..., None]
     k = np.exp(theta[:, 6, None]) if curve.bends else np.ones_like(a)
@@ -339,18 +416,23 @@ def _posterior(curve: Curve, t: Floats, y: Floats, noise: Floats, rng: np.random
     def log_density(theta: Floats) -> Floats:
         out = _log_prior(curve, theta)
         good = np.isfinite(out)
-        out[good] += _log_likelihood(curve, theta[good], t, y, noise, widest)
+        out[good] += _trust(len(y)) * _log_likelihood(curve, theta[good], t, y, noise, widest)
         return out
 
     found = sample(log_density, start, DRAWS, rng)
     return Fit(curve, found.log_integral, found.effective, 0.0, found.draws)
 
 
+def _trust(runs: int) -> float:
+    """The power of the likelihood, the same for all forms."""
+    return max(TRUST * (1 - PARAMETERS / runs), LEAST_TRUST)
+
+
 def _start(curve: Curve, t: Floats, y: Floats) -> tuple[Floats, float]:
     low, high = t <= np.median(t), t >= np.median(t)
     ends = np.clip([y[low].max(), y[high].max()], 1.0, 99.0)
     gap = np.maximum(ends[0] + (ends[1] - ends[0]) * t - y, 0.0)
-    widest = max(1.05 * float(gap.max()), 2.0)
+    widest = max(1.05 * float(gap.max()), LEAST_WIDTH)
     size = np.log(max(float(gap.mean()), 0.2))
     start = [*ends, size, size, 0.0, 0.0]
     return np.array([*start, 0.4] if curve.bends else start), widest

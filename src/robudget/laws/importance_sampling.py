@@ -21,7 +21,7 @@ from robudget.tables.usable import Floats
 ROUNDS, PER_ROUND = 10, 400
 FREEDOM = 5.0  # of Student's t
 KERNELS, KERNEL_WIDTH = 100, 0.5  # centres that a round draws about, and how far, in standard deviations of the whole
-MODE_STEPS = 120  # evaluations per dimension on the way to the mode
+MODE_STEPS = 50  # evaluations per dimension on the way to the mode
 TINY = 1e-300
 
 LogDensity = Callable[[Floats], Floats]  # (d, p) → (d,), not normalised; −inf where there is none
@@ -57,6 +57,7 @@ def sample(log_density: LogDensity, start: Floats, n: int, rng: np.random.Genera
         root = np.asarray(np.linalg.cholesky(KERNEL_WIDTH**2 * (off.T * softer) @ off + 1e-8 * np.eye(p)))
         centres = draws[systematic(softer, KERNELS, rng)]
     weight = np.exp(logs - logs.max())
+    weight = np.minimum(weight, weight.mean() * np.sqrt(len(weight)))  # truncated (Ionides 2008): no draw decides alone
     integral = float(np.log(weight.mean()) + logs.max())
     weight /= weight.sum()
     return Sample(integral, float(1 / (weight**2).sum()), rng.permutation(draws[systematic(weight, n, rng)]))

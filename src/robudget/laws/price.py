@@ -33,6 +33,7 @@ from robudget.tables.usable import Points, is_error, numbers_of
 
 BEYOND_TESTED = 2.0  # times the tested distance, in decades, that a price may lie beyond the costliest run
 COST_RESAMPLES = 200
+SAME_CLOCK = 1e-4  # relative spread of a ratio of costs below which one is the other times a constant
 FEWEST_COSTS = 3  # known values from which a cost is converted
 Span = tuple[float, float, float]  # value, low, high
 Verdict = Literal["observed", "within", "beyond", "cannot say"]
@@ -156,14 +157,37 @@ def cost_laws(frame: pd.DataFrame, x: str, *, seed: int = 0) -> dict[str, Law]:
     return out
 
 
+def same_clock(laws: Sequence[Law]) -> tuple[tuple[Law, dict[str, float]], ...]:
+    """Laws of costs over one x, those that are one quantity times constants as one: the first such law, and how many
+    units of each other column one of its own is. Energy from wall time, dollars and carbon from energy are such."""
+    out: list[tuple[Law, dict[str, float]]] = []
+    for law in laws:
+        values, rows = law.envelope.points.y, law.envelope.points.rows
+        for first, constants in out:
+            mine = first.envelope.points
+            if first.x == law.x and np.array_equal(mine.rows, rows):
+                ratio = values / mine.y
+                middle = float(np.median(ratio))
+                if float(np.abs(ratio / middle - 1).max()) < SAME_CLOCK:
+                    constants[law.y] = middle
+                    break
+        else:
+            out.append((law, {}))
+    return tuple(out)
+
+
+def price_limit(law: Frontier) -> float:
+    """The farthest x that prices may lie at: BEYOND_TESTED times the tested distance beyond the costliest run."""
+    return float(law.x_range[1] * 10 ** (BEYOND_TESTED * law.tested))
+
+
 def price_of(law: Frontier, target: float, frame: pd.DataFrame, laws: Mapping[str, Law]) -> Price:
     """One target's price by a frontier of the table `frame` and the laws of its costs."""
-    edge = (1 - law.level) / 2
     largest = law.x_range[1]
-    limit = largest * 10 ** (BEYOND_TESTED * law.tested)
+    limit = price_limit(law)
     draws = law.costs(target)
     draws = np.where(draws > limit, np.inf, draws)
-    low, value, high = (float(v) for v in np.quantile(draws, [edge, 0.5, 1 - edge], method="inverted_cdf"))
+    low, value, high = (float(v) for v in law.interval(draws))
     observed, sure = _observed(law, target, frame)
     if observed is not None:
         value = min(value, observed.x)
@@ -176,7 +200,7 @@ def price_of(law: Frontier, target: float, frame: pd.DataFrame, laws: Mapping[st
         verdict = "beyond"
     costs = {name: tuple(_convert(one, v) for v in (value, low, high)) for name, one in laws.items()}
     return Price(
-        law.x, law.y, target, value, low, high, law.level, verdict, limit, float(np.isinf(draws).mean()), decades,
+        law.x, law.y, target, value, low, high, law.level, verdict, limit, law.share(np.isinf(draws)), decades,
         observed, {name: (v[0], v[1], v[2]) for name, v in costs.items()},
         {name: _convert(one, limit) for name, one in laws.items()},
     )  # fmt: skip

@@ -13,7 +13,7 @@ from robudget.formats import UNKNOWN, fixed, known, number
 from robudget.threat import format_eps
 
 if TYPE_CHECKING:
-    from robudget.laws import Reach
+    from robudget.laws import Price
 
 AVERAGE = "weighted average"  # of all forms of a law
 Cell = str | tuple[str, str]  # text, or text with a smaller line to it
@@ -68,12 +68,12 @@ def span(ends: tuple[float, float], digits: int = 2) -> str:
     return f"[{number(ends[0], digits)}, {number(ends[1], digits)}]" if all(map(known, ends)) else UNKNOWN
 
 
-def reach_interval(reach: Reach) -> str:
-    """The interval of a cost at target, whose upper end may be never."""
-    if not known(reach.low) and not known(reach.high):
-        return f"never in {reach.p_unreachable:.0%} of resamples"
-    high = number(reach.high, 2) if math.isfinite(reach.high) else "never"
-    return f"[{number(reach.low, 2)}, {high}]"
+def price_interval(price: Price) -> str:
+    """The interval of a price, whose upper end may lie beyond what the runs can say."""
+    if not known(price.low) and not known(price.high):
+        return "these runs cannot say"
+    high = number(price.high, 2) if math.isfinite(price.high) else f"more than {number(price.limit, 2)}"
+    return f"[{number(price.low, 2)}, {high}]"
 
 
 def formula(text: str) -> str:

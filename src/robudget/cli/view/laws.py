@@ -19,21 +19,39 @@ from robudget.prediction.predictor import Predictor
 from robudget.report.words import points
 
 
-def fit_text(analysis: Analysis) -> Group:
-    """What `robudget fit` prints: the headline and how far to trust it, competing forms, costs, hold-outs, effects."""
+def fit_text(analysis: Analysis, brief: bool = False) -> Group:
+    """What `robudget fit` prints: the answer and what it stands on; then the paper's law and how far to trust it,
+    prices of targets, competing forms, costs, parts of the table, hold-outs, effects."""
     law = analysis.law
-    parts: list[RenderableType] = [Text(law.sentence(), style="bold"), Text(analysis.counts.sentence())]
+    parts: list[RenderableType] = [Text(analysis.answer, style="bold"), *map(Text, analysis.support)]
+    if brief:
+        return Group(*parts)
+    parts += [Text(""), Text("The best run of each bin, as in the paper", style="bold"), Text(law.sentence())]
     parts += [Text(line) for line in analysis.trust]
+    if analysis.prices:
+        parts += [Text(""), Text("What targets cost, by the frontier", style="bold")]
+        parts += [Text(f"  {price.sentence()}") for price in analysis.prices if price.reachable]
+        beyond = [price for price in analysis.prices if not price.reachable]
+        if beyond:
+            goals = ", ".join(column(price.y).write(price.target) for price in beyond)
+            parts.append(
+                Text(f"  {goals}: more than {column(beyond[0].x).write(beyond[0].limit)}; these runs cannot say")
+            )
+    parts += titled("One point more than the best run, by the average of forms under other bins",
+                    _binnings(analysis), ("bins",))  # fmt: skip
     parts += titled(
         f"Forms of {law.y} against {law.x} ({law.n_bins} points from {law.n_runs} runs, {law.level:.0%} intervals)",
         [_form_row(analysis, one) for one in analysis.forms],
         ("form",),
     )
-    others = [*analysis.costs, *analysis.published]
+    others = [*(one for one, _ in analysis.clocks), *analysis.published]
     parts += titled("Other laws, all power laws", [_law_row(one) for one in others], ("y", "x"))
-    if analysis.reaches:
-        parts += [Text(""), Text("Targets, by the average over forms", style="bold")]
-        parts += [Text(f"  {reach_line(reach)}") for reach in analysis.reaches]
+    for one, constants in analysis.clocks:
+        if constants:
+            each = ", ".join(f"{name} {number(value)}" for name, value in constants.items())
+            parts.append(Text(f"the same law times a constant, per unit of {one.y}: {each}"))
+    parts += titled("Exponents of parts of the table, by their frontiers", _parts(analysis), ("runs with",))
+    parts += [Text(f"  {comparison.sentence()}") for comparison in analysis.comparisons]
     for held in analysis.holdouts:
         rows = [
             {
@@ -89,6 +107,44 @@ def _effects(effects: Effects) -> list[RenderableType]:
     parts = titled(title, rows, ("choice", "always came with"))
     tested = f"{effects.comparisons()} (an indented row says it of the interaction)."
     return [*parts, Text(tested)] if rows else []
+
+
+def _binnings(analysis: Analysis) -> list[dict[str, str]]:
+    cost = column(analysis.x)
+    rows = [
+        {
+            "bins": "Pareto frontier" if b.how == "pareto" else f"{b.bins} in {b.how} x",
+            "points": str(b.n_bins),
+            "α": number(b.alpha),
+            "price": cost.write(b.next_point) if math.isfinite(b.next_point) else "these runs cannot say",
+        }
+        for b in analysis.sensitivity
+    ]
+    if analysis.frontier and analysis.prices:
+        price = analysis.prices[0]
+        value = cost.write(price.value) if price.reachable else "these runs cannot say"
+        alpha = number(analysis.frontier.alpha)
+        rows.append({"bins": "none: the frontier", "points": str(analysis.frontier.n_runs), "α": alpha, "price": value})
+    return rows
+
+
+def _parts(analysis: Analysis) -> list[dict[str, str]]:
+    rows = []
+    for split in analysis.splits:
+        what = f"{column(split.feature).phrase} {column(split.feature).level(split.level)}"
+        if split.within:
+            what += f", {column(split.within[0]).phrase} {column(split.within[0]).level(split.within[1])}"
+        if split.frontier is None:
+            continue
+        gain, low, high = split.frontier.gain()
+        ends = split.frontier.alpha_interval
+        rows.append({
+            "runs with": what, "runs": str(split.n_runs),
+            "α [interval]": f"{number(split.frontier.alpha)} [{number(ends[0])}, {number(ends[1])}]",
+            "points per decade": f"{fixed(gain, 1, signed=True)} [{fixed(low, 1, signed=True)}, "
+                                 f"{fixed(high, 1, signed=True)}]",
+        })  # fmt: skip
+    return rows
 
 
 def _quality(predictor: Predictor) -> list[str]:

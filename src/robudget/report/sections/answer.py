@@ -12,10 +12,10 @@ from robudget.analysis import Analysis
 from robudget.columns import COSTS, MAIN_COSTS, column
 from robudget.formats import UNKNOWN, fixed, interval, known, number, percent, word
 from robudget.laws import Law
-from robudget.laws.form_selection import BASELINES, Average
+from robudget.laws.form_selection import BASELINES
 from robudget.report.sections.extrapolation import FAR_DECADES
 from robudget.report.table import choices, how, run_name, source, total
-from robudget.report.words import capital, reach_interval, span, threat
+from robudget.report.words import capital, price_interval, span, threat
 
 NO_CEILING_PERCENT = 99.5  # a ceiling fitted above is the end of the scale, not a finding
 
@@ -52,7 +52,7 @@ def answer(analysis: Analysis | None) -> dict[str, Any]:
         f"{capital(analysis.counts.sentence())}; the law is fitted to {fitted}, over a factor of "
         f"{number(10**law.envelope.decades, 2)} in {column(law.x).phrase}."
     ]
-    lines += [_support(analysis.average)] if analysis.average else []
+    lines += [analysis.average.support()] if analysis.average else []
     for hidden in analysis.holdouts[:1]:
         text = hidden.sentence()
         lines.append(f"Top {hidden.hidden} of compute held out: {text[0].lower()}{text[1:]}")
@@ -62,11 +62,6 @@ def answer(analysis: Analysis | None) -> dict[str, Any]:
         "warnings": [capital(w) + "." for w in _warnings(analysis)],
         "facts": _facts(analysis),
     }
-
-
-def _support(average: Average) -> str:
-    best, weight = average.best, max(average.weights)
-    return f"Of {len(average.laws)} forms these runs support {best.name} most (Akaike weight {weight:.2f})."
 
 
 def _warnings(analysis: Analysis) -> list[str]:
@@ -127,9 +122,13 @@ def _facts(analysis: Analysis) -> list[Fact]:
         if mine is not None and baseline is not None:
             against = f"top {hidden.hidden} hidden; the last value has {fixed(baseline.rmse, 2)}"
             facts.append(Fact("Error out of sample", f"{fixed(mine.rmse, 2)} points", against))
-    for reach in analysis.reaches[:1]:
-        value = column(reach.x).write(reach.value) if reach.reachable else "unreachable"
-        facts.append(Fact(f"Price of {reach.target:g}%", value, reach_interval(reach)))
+    for price in analysis.prices[:1]:
+        value = column(price.x).write(price.value if price.reachable else price.limit)
+        facts.append(
+            Fact(
+                f"Price of {price.target:g}%", value if price.reachable else f"more than {value}", price_interval(price)
+            )
+        )
     return facts
 
 

@@ -16,14 +16,15 @@ from matplotlib.patches import Patch
 
 from robudget.analysis import Analysis
 from robudget.columns import column
-from robudget.formats import fixed, interval, percent
+from robudget.formats import fixed, interval, number, percent
 from robudget.laws import Envelope, Law
 from robudget.laws.form_selection import BASELINES, Holdout
+from robudget.laws.price import price_limit
 from robudget.report import style
 from robudget.report.figure_files import Drawing
 from robudget.report.style import BLUE, COLUMN, GREY, INK, LINES, MUTED, PAGE, PAPER
 from robudget.report.table import fill
-from robudget.report.words import AVERAGE, Table
+from robudget.report.words import Table
 from robudget.tables.usable import is_percent
 
 BANDS = ((0.95, 0.14), (0.8, 0.16), (0.5, 0.2))  # level, opacity laid over the wider ones
@@ -98,12 +99,13 @@ def holdout_figure(hidden: Holdout, env: Envelope, table: pd.DataFrame) -> tuple
 
 
 def fan_figure(analysis: Analysis, table: pd.DataFrame) -> tuple[Figure, str]:
-    """Beyond the data: bands at 50, 80 and 95% of the average of all forms (of the headline law where there is no
-    average), each form of some weight as a line, and the saturating form's ceiling with its interval."""
-    law, average, env = analysis.law, analysis.average, analysis.envelope
+    """Beyond the data, as far as these runs can say: bands at 50, 80 and 95% of the frontier (of the headline law where
+    there is none), each form of some weight as a line, and the saturating form's ceiling with its interval."""
+    law, average, env, frontier = analysis.law, analysis.average, analysis.envelope, analysis.frontier
     figure, ax = style.new(COLUMN, 2.75)
-    xs = style.log_grid(env.xs[0], env.xs[-1], FAR_DECADES)
-    bands = [(average or law).band(xs, level) for level, _ in BANDS]
+    far = FAR_DECADES if frontier is None else float(np.log10(price_limit(frontier) / env.xs[-1]))
+    xs = style.log_grid(env.xs[0], env.xs[-1], max(far, 0.1))
+    bands = [(frontier or law).band(xs, level) for level, _ in BANDS]
     for (low, high), (_, opacity) in zip(bands, BANDS, strict=True):
         ax.fill_between(xs, low, high, color=BLUE, alpha=opacity, lw=0)
     bars = style.best_bars(env, table)
@@ -133,10 +135,10 @@ def fan_figure(analysis: Analysis, table: pd.DataFrame) -> tuple[Figure, str]:
     ax.set_xlim(xs[0] / 1.3, xs[-1])
     ax.set_ylim(bottom, top)
     style.legend_above(figure, groups)
-    source = f"the {AVERAGE} of all forms" if average else f"the {law.name} law"
+    source = "the frontier of all usable runs" if frontier else f"the {law.name} law"
     caption = (
-        f"Drawn to {10**FAR_DECADES:,.0f} times the costliest of {env.n_bins} best runs ({env.n_runs} usable runs), "
-        f"with bootstrap bands of {source}.{ceiling} Lines are forms fitted to the same points: where they differ, the "
+        f"Drawn to {number(10**far, 2)} times the costliest of {env.n_bins} best runs ({env.n_runs} usable runs), "
+        f"with bands of {source}.{ceiling} Lines are forms fitted to the same points: where they differ, the "
         f"data do not decide between them."
     )
     return figure, caption

@@ -94,13 +94,19 @@ def forms_table(analysis: Analysis) -> Table:
 def costs_table(analysis: Analysis) -> Table:
     rows = [
         (column(w.y).axis, number(w.C), (number(w.alpha), span(w.alpha_interval, 3)), fixed(w.r2, 2), str(w.n_runs))
-        for w in analysis.costs
+        for w, _ in analysis.clocks
+    ]
+    same = [
+        f"{column(name).write(value)} of {column(name).phrase} per {column(law.y).unit} of {column(law.y).phrase}"
+        for law, constants in analysis.clocks
+        for name, value in constants.items()
     ]
     return Table(
         "What compute costs",
         f"Power laws over {column(analysis.x).phrase}, on every run",
         ["cost", "#C", "#α", "#R²", "#runs"],
         rows,
+        note=f"The same law times a constant, of every run alike: {'; '.join(same)}." if same else "",
     )
 
 
@@ -133,14 +139,21 @@ def sensitivity_table(analysis: Analysis) -> Table:
             number(b.C),
             number(b.alpha),
             fixed(b.rmse, 2),
+            column(analysis.x).write(b.next_point) if math.isfinite(b.next_point) else "cannot say",
         )
         for b in analysis.sensitivity
     ]
+    law = analysis.frontier
+    if law is not None and analysis.prices:
+        first = analysis.prices[0]
+        price = column(first.x).write(first.value) if first.reachable else "cannot say"
+        rows.append(("none: frontier of all runs", "–", str(law.n_runs), "–", number(law.alpha), "–", price))
     return Table(
         "Does the binning matter?",
-        "The power law under other binnings",
-        ["bins", "#asked for", "#best runs", "#C", "#α", "#misfit (points)"],
+        "The power law under other binnings, and what one point more than the best run costs by all forms there",
+        ["bins", "#asked for", "#best runs", "#C", "#α", "#misfit (points)", "#next point"],
         rows,
+        note="A Pareto frontier rises by construction: it cannot give an exponent of 0 or below.",
         folded=True,
     )
 
@@ -149,16 +162,22 @@ def splits_table(analysis: Analysis) -> Table:
     rows: list[Sequence[Cell]] = []
     for s in analysis.splits:
         what = f"{column(s.feature).phrase}: {column(s.feature).level(s.level)}"
+        if s.within:
+            what += f"; {column(s.within[0]).phrase}: {column(s.within[0]).level(s.within[1])}"
         if s.law is None:
-            rows.append((what, str(s.n_runs), "–", "–", s.reason))
-        else:
-            alpha = number(s.law.alpha), span(s.law.alpha_interval)
-            rows.append((what, str(s.n_runs), number(s.law.C), alpha, "; ".join(s.law.warnings)))
+            rows.append((what, str(s.n_runs), "–", "–", "–", s.reason))
+            continue
+        paper = number(s.law.alpha), span(s.law.alpha_interval)
+        mine: Cell = "–"
+        if s.frontier is not None:
+            mine = number(s.frontier.alpha), span(s.frontier.alpha_interval)
+        rows.append((what, str(s.n_runs), mine, number(s.law.C), paper, "; ".join(s.law.warnings)))
     return Table(
         "Laws of parts of the table",
-        "Power laws of the runs that share one choice",
-        ["runs with", "#runs", "#C", "#α", "remark"],
+        "Exponents of the runs that share one choice: by the frontier of all of them, and by the best run of each bin",
+        ["runs with", "#runs", "#α, frontier", "#C", "#α, bins", "remark"],
         rows,
+        note=" ".join(f"{capital(c.sentence())}." for c in analysis.comparisons),
         folded=True,
     )
 
