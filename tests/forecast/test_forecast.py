@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import asdict
 
 import pytest
 
@@ -10,6 +11,9 @@ from robudget.datasets import PUBLISHED, Sizes, sizes_of
 from robudget.errors import InputError
 from robudget.forecast.forecast import Forecast, forecast, forecast_study, total
 from robudget.forecast.passes import evaluation_passes, training_passes, weight
+from robudget.forecast.step_timing import Calibration, Times, Work
+from robudget.losses import LOSSES, LossName
+from robudget.meter.conventions import exact_factor
 from robudget.meter.prices import Prices
 from robudget.recipe import Recipe
 from robudget.sweep.study import Study
@@ -179,6 +183,47 @@ def test_a_batch_that_does_not_fit_the_time_is_scaled() -> None:
     plan = forecast(recipe, seconds=0.2)
     check(plan)
     assert any("scaled to 512" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("losses", [("at", "trades"), ("fgsm-rs", "at"), ("at", "standard"), ("mart", "n-fgsm")])
+def test_times_go_with_flops_from_one_model_to_another(losses: tuple[LossName, LossName]) -> None:
+    """A machine of one speed: a pass of F FLOPs takes F/1e9 s, so that the times of any recipe are known."""
+
+    def times(work: Work) -> Times:
+        image = work.forward / 1e9
+        free = LOSSES[work.loss].steps is None
+        step = (exact_factor(work.loss, 1) - 2 * free) * image * work.batch_size
+        return Times(step, 2 * free * image * work.batch_size, image, 2 * image, work.parameters / 1e6, work.batch_size)
+
+    small = Work("small", losses[0], 10**7, 64, 10**5)
+    large = Work("large", losses[1], 10**9, 256, 10**7)
+    scaled, expected = times(small).scaled(small, large), times(large)
+    for name, value in asdict(expected).items():
+        assert getattr(scaled, name) == pytest.approx(value), name
+
+
+def test_one_large_model_of_each_kind_is_timed_and_the_rest_is_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 seconds a step is too long for a share of a second: but for the first of each kind, nothing is timed."""
+    timed = []
+
+    def slow(recipe: Recipe, *rest: object, work: Work, **more: object) -> Calibration:
+        timed.append(recipe.slug)
+        return Calibration(Times(80.0, 40.0, 1.0, 1.0, 1.0, work.batch_size), 50.0, "estimated", "watts", 0.0)
+
+    monkeypatch.setattr("robudget.forecast.forecast.calibrate", slow)
+    recipes = [
+        Recipe.load("paper", {"model.name": name, "model.activation": activation, "loss": loss})
+        for name in ("wrn-28-10", "wrn-34-10")
+        for activation in ("relu", "silu")
+        for loss in ("at", "trades")
+    ]
+    plans = forecast_study(recipes, seconds=8)
+    assert len(timed) == 2
+    assert all("28-10" in slug for slug in timed)
+    assert sum("scaled by FLOPs from" in " ".join(plan.notes) for plan in plans) == 6
+    by_recipe = dict(zip([(r.model.name, r.model.activation, r.loss) for r in recipes], plans, strict=True))
+    small, large = (by_recipe[name, "relu", "at"] for name in ("wrn-28-10", "wrn-34-10"))
+    assert large.train_seconds.likely / small.train_seconds.likely == pytest.approx(13.32 / 10.49, rel=0.01)
 
 
 def test_unknown_stays_unknown_in_sums() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from robudget.datasets import Sizes, sizes_of
 from robudget.forecast.passes import RIGHT_SHARE, TrainingPasses, evaluation_passes, training_passes
-from robudget.forecast.step_timing import Calibration, calibrate, timing_key
+from robudget.forecast.step_timing import Calibration, Work, calibrate, layer_kind, timing_key
 from robudget.losses import LOSSES
 from robudget.meter.conventions import paper_flops
 from robudget.meter.devices import Device, find
@@ -127,30 +127,49 @@ def forecast_study(
     """What each recipe will cost, in order.
 
     `device`: a name of the table of devices, `gpus` of them at work together; None calibrates on this machine's
-    `site_device` for about `seconds` in all, with the threads that torch has now. `sizes`: by name, of data sets
+    `site_device` for about `seconds` in all, with the threads that torch has now; models too large for that are scaled
+    from smaller ones, and their notes say so. `sizes`: by name, of data sets
     whose names do not tell. Raises InputError for a device, model or data set that is not known.
     """
     prices, table = prices or Prices(), None if device is None else find(device)
     plans = [_Plan.of(recipe, (sizes or {}).get(recipe.data.name) or sizes_of(recipe.data.name)) for recipe in recipes]
     if table is not None:
         return [_on_device(plan, table, gpus, prices) for plan in plans]
+    calibrations = _calibrations(plans, site_device, seconds, progress)
+    return [_calibrated(plan, calibrations[timing_key(plan.recipe)], prices, site_device) for plan in plans]
+
+
+def _calibrations(
+    plans: Sequence[_Plan], site_device: str, seconds: float, progress: Callable[[str], None]
+) -> dict[Hashable, Calibration]:
+    """By timing key, from the smallest model up, each in an equal share of the `seconds`.
+
+    Where even a few images of a model would take longer than that, by the nearest smaller one of the same kind of
+    layers, its times are that one's, scaled by FLOPs, and its calibration says so. So at most one model of each kind
+    may exceed its share.
+    """
     groups: dict[Hashable, list[_Plan]] = {}
-    for plan in plans:
+    for plan in sorted(plans, key=lambda plan: plan.flops.forward):
         groups.setdefault(timing_key(plan.recipe), []).append(plan)
     calibrations: dict[Hashable, Calibration] = {}
+    nearest: dict[Hashable, tuple[Work, Calibration]] = {}  # by kind of layers: the last that was measured
+    share = seconds / len(groups)
     with open_meter(site_device) as meter:
-        for key, members in groups.items():
-            progress(f"calibrating {members[0].recipe.slug}")
+        for key, (first, *others) in groups.items():
+            recipe, work, kind = first.recipe, first.work, layer_kind(first.recipe)
+            if kind in nearest:
+                smaller, calibration = nearest[kind]
+                estimate = calibration.scaled(smaller, work)
+                if estimate.times.probe_seconds(work) > share:
+                    calibrations[key] = estimate
+                    continue
+            progress(f"calibrating {recipe.slug}")
+            steps = max(plan.recipe.craft.steps for plan in (first, *others))
             calibrations[key] = calibrate(
-                members[0].recipe,
-                members[0].sizes,
-                meter,
-                device=site_device,
-                forward=members[0].flops.forward,
-                attack_steps=max(plan.recipe.craft.steps for plan in members),
-                seconds=seconds / len(groups),
+                recipe, first.sizes, meter, device=site_device, work=work, attack_steps=steps, seconds=share
             )
-    return [_calibrated(plan, calibrations[timing_key(plan.recipe)], prices, site_device) for plan in plans]
+            nearest[kind] = work, calibrations[key]
+    return calibrations
 
 
 @dataclass(frozen=True)
@@ -177,6 +196,11 @@ class _Plan:
             for clean, robust in zip(_CLEAN_SHARES, _ROBUST_SHARES, strict=True)
         )
         return cls(recipe, sizes, flops, exact, passes, Span(*evaluation))
+
+    @property
+    def work(self) -> Work:
+        recipe = self.recipe
+        return Work(recipe.slug, recipe.loss, self.flops.forward, recipe.batch_size, self.flops.parameters)
 
     @property
     def memory_gb(self) -> float:
@@ -247,7 +271,9 @@ def _calibrated(plan: _Plan, calibration: Calibration, prices: Prices, site_devi
     evaluation = plan.evaluation.times(Span(*(per_flop * factor for factor in _ENSEMBLE_FACTORS)))
     watts = Span(*3 * (calibration.watts,))
     notes = []
-    if times.batch_size < recipe.batch_size:
+    if calibration.scaled_from:
+        notes.append(f"not timed: scaled by FLOPs from {calibration.scaled_from}")
+    elif times.batch_size < recipe.batch_size:
         notes.append(f"timed with batches of {times.batch_size}, scaled to {recipe.batch_size}")
     cores = os.cpu_count() or 1
     if site_device == "cpu" and calibration.others > _BUSY_SHARE * cores:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,11 +19,11 @@ from robudget.backend.batch_size import validation_size
 from robudget.data.dataset import Dataset, Split, to_unit
 from robudget.datasets import Sizes
 from robudget.forecast.passes import TrainingPasses
-from robudget.losses import LOSSES
+from robudget.losses import LOSSES, LossName
 from robudget.meter.conventions import exact_factor
 from robudget.meter.cpu import machine_seconds, process_seconds
 from robudget.meter.energy import JOULES_PER_KWH, Meter
-from robudget.recipe import Recipe
+from robudget.recipe import Recipe, wide_resnet
 from robudget.training import Trainer
 from robudget.training.step import Adversary
 from robudget.training.validation import Validator
@@ -35,6 +35,28 @@ _LEAST_STEPS = 3  # one to warm up and two to time
 _MOST_STEPS, _MOST_SECONDS = 200, 3.0  # timed for one number of attack steps
 _DISK_BYTES_PER_SECOND = 3e8  # of a checkpoint, where none was written
 _IMAGES_PER_CLASS = 4  # a hold-out needs some of every class
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a recipe's times go with: its loss, the FLOPs of one image's forward pass, batch size and parameters."""
+
+    name: str
+    loss: LossName
+    forward: int
+    batch_size: int
+    parameters: int
+
+    @property
+    def update(self) -> float:
+        """FLOPs of a step without its attack steps, which come on top where their number is free."""
+        attack = 0.0 if LOSSES[self.loss].steps is not None else 2.0
+        return (exact_factor(self.loss, 1) - attack) * self.forward * self.batch_size
+
+    @property
+    def probe_images(self) -> int:
+        most = _PROBE_IMAGES_LARGE_MODEL if self.forward > _LARGE_MODEL_FLOPS else _PROBE_IMAGES
+        return min(most, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -67,6 +89,28 @@ class Times:
             batch_size=trainer.recipe.batch_size,
         )
 
+    def scaled(self, before: Work, now: Work) -> Times:
+        """These times, of `before`, in the proportion of FLOPs to `now`; a checkpoint's in that of parameters."""
+        forward, step = now.forward / before.forward, self.step * now.update / before.update
+        if LOSSES[now.loss].steps is not None:
+            attack = 0.0
+        elif self.attack > 0:
+            attack = self.attack * forward * now.batch_size / before.batch_size
+        else:  # the loss before has one step by definition, which is in its update
+            attack = step * 2 * now.forward * now.batch_size / now.update
+        return Times(
+            step=step,
+            attack=attack,
+            per_image=self.per_image * forward,
+            per_attack=self.per_attack * forward,
+            epoch=self.epoch * now.parameters / before.parameters,
+            batch_size=now.batch_size,
+        )
+
+    def probe_seconds(self, work: Work) -> float:
+        """Seconds that the shortest measurement of `work` would take: two steps of a few images."""
+        return 2 * (self.step + self.attack) * work.probe_images / work.batch_size
+
     def training_seconds(self, recipe: Recipe, plan: TrainingPasses) -> float:
         steps = recipe.craft.steps if recipe.adversarial else 0
         validation = plan.validated_images * self.per_image + plan.validated_attacks * self.per_attack
@@ -76,13 +120,23 @@ class Times:
 @dataclass(frozen=True)
 class Calibration:
     """`times`, and the `watts` that this work drew by the meter, whose `how` and `method` these are. `others`: how many
-    cores were busy with other processes meanwhile."""
+    cores were busy with other processes meanwhile. `scaled_from`: the recipe that was timed instead of this one."""
 
     times: Times
     watts: float
     how: str
     method: str
     others: float
+    scaled_from: str = ""
+
+    def scaled(self, before: Work, now: Work) -> Calibration:
+        return replace(self, times=self.times.scaled(before, now), scaled_from=before.name)
+
+
+def layer_kind(recipe: Recipe) -> Hashable:
+    """Models of one kind have the same layers in other numbers and widths, so that their times go with their FLOPs."""
+    part, family = recipe.model, "wrn" if wide_resnet(recipe.model.name) else recipe.model.name
+    return family, part.activation, part.variant, recipe.precision, recipe.craft.batchnorm, recipe.data.name
 
 
 def timing_key(recipe: Recipe) -> Hashable:
@@ -95,14 +149,14 @@ def timing_key(recipe: Recipe) -> Hashable:
 
 
 def calibrate(
-    recipe: Recipe, sizes: Sizes, meter: Meter, *, device: str, forward: int, attack_steps: int, seconds: float
+    recipe: Recipe, sizes: Sizes, meter: Meter, *, device: str, work: Work, attack_steps: int, seconds: float
 ) -> Calibration:
-    """Measure for about `seconds`. `forward`: the model's FLOPs an image; `attack_steps`: the most that will be
-    asked for (the straight line through 1 and this many is used for every number between)."""
+    """Measure for about `seconds`. `attack_steps`: the most that will be asked for (the straight line through 1 and
+    this many is used for every number between)."""
     start, others = time.perf_counter(), machine_seconds() - process_seconds()
     noise = _noise(sizes, recipe.batch_size)
     with meter.window("calibration") as window:
-        images = _PROBE_IMAGES_LARGE_MODEL if forward > _LARGE_MODEL_FLOPS else min(_PROBE_IMAGES, recipe.batch_size)
+        images = work.probe_images
         steps, trainer = _time_steps(_variant(recipe, images, 1), noise, device, seconds / 10, least=1, most=2)
         per_image = min(steps) / images
         seconds -= time.perf_counter() - start
