@@ -4,6 +4,7 @@ coverage   intervals against known truth, per form and per way in which recipes 
 effects    intervals of matched pairs, 3 to 100 of them, and of effects by regime, against planted ones
 costs      intervals of what a recipe that was not run would cost
 frontier   the frontier without bins and quantile regression, 20 to 1,000 runs at 4 to 100 levels of compute
+next       the runs that `plan --next` chooses, beside random and cheapest-first ones for as much money
 predictor  20 random 70:30 splits of the paper's runs, every choice of model made inside the training part
 speed      2,000 resamples, a whole fit of the paper's runs, and of 100,000 made-up ones
 """
@@ -25,7 +26,9 @@ from robudget.laws import fit_frontier, fit_law
 from robudget.laws.forms import BEND_WIDTH_LN, FORMS
 from robudget.laws.least_squares import r_squared
 from robudget.meter.conventions import exact_factor
+from robudget.planning.answer import Measured, Option
 from robudget.planning.cost_model import CostModel
+from robudget.planning.next_runs import next_runs
 from robudget.prediction import Predictor, effects
 from robudget.prediction.predictor import PaperGBR
 from robudget.prediction.regressors import MODELS
@@ -294,6 +297,83 @@ def frontier(repeats: int, kinds: list[str], most_runs: int, fewest_runs: int) -
                   f"quantile regression {widths.iloc[1]:.4f}", flush=True)  # fmt: skip
 
 
+def recipes() -> pd.DataFrame:
+    """96 recipes with what they cost, for `study`."""
+    levels = product([1e6, 4e6, 2e7, 1e8], [2, 5, 10], ["at", "trades"], ["relu", "silu"], [False, True])
+    frame = pd.DataFrame(list(levels), columns=["parameters", "steps", "loss", "activation", "ema"])
+    passes = np.array([exact_factor(*e) for e in zip(frame["loss"], frame["steps"], strict=True)])
+    frame = frame.assign(train_flops_exact=1e8 * frame["parameters"] * passes, n_eval=10_000, clean_acc=85.0)
+    return frame.assign(cost_usd=1e-17 * frame["train_flops_exact"])
+
+
+def study(rows: pd.DataFrame, own: pd.Series, rng: np.random.Generator) -> pd.DataFrame:
+    """Runs of some of the `recipes`: 45·x^0.02, 2 points for TRADES, 1 for SiLU, what the recipe has of its `own` and
+    the noise of 10,000 test images."""
+    x = rows["train_flops_exact"] / 1e17
+    mean = 45 * x**0.02 + 2.0 * (rows["loss"] == "trades") + 1.0 * (rows["activation"] == "silu") + own[rows.index]
+    noisy = mean + rng.normal(0, 0.5, len(rows))
+    return rows.assign(aa_acc=noisy, run_id=[f"r{i}" for i in rows.index])
+
+
+def following(strategy: str, table: pd.DataFrame, question: str, money: float, rng: np.random.Generator) -> list[int]:
+    """The recipes that a strategy runs next for at most so much money."""
+    every = recipes()
+    if strategy == "design":
+        ran = table["run_id"].value_counts()
+        options = [
+            Option(row, 50, 49, 51, 0.0, np.nan, {c: row[c] for c in ("train_flops_exact", "cost_usd")}, {},
+                   Measured(("r",) * int(ran[f"r{i}"]), 50, 49, 51, {}) if f"r{i}" in ran else None, (), ())
+            for i, row in enumerate(every.to_dict("records"))
+        ]  # fmt: skip
+        found = next_runs(table, options, every, "cost_usd", 6, question=question)
+        return [options.index(run.option) for run in found.runs]
+    if strategy == "random":
+        order = list(rng.permutation(every.index))
+    else:
+        fresh = [f"r{i}" not in set(table["run_id"]) for i in every.index]
+        order = list(every[fresh].sort_values("cost_usd", kind="stable").index)
+    out: list[int] = []
+    for i in order:
+        if every["cost_usd"][i] <= money:
+            out.append(int(i))
+            money -= every["cost_usd"][i]
+    return out
+
+
+def next_ones(repeats: int) -> None:
+    print(
+        f"half widths after runs for the same money (the design's 6 runs), 30 of 96 recipes run first; {repeats} tables"
+    )
+    every = recipes()
+    for question in ("exponent", "loss"):
+        rows: list[dict[str, float]] = []
+        for seed in range(repeats):
+            rng = np.random.default_rng(seed)
+            own = pd.Series(rng.normal(0, 0.7, len(every)))
+            table = study(every.iloc[np.sort(rng.choice(len(every), 30, replace=False))], own, rng)
+            chosen = following("design", table, question, np.inf, rng)
+            money = float(every["cost_usd"][chosen].sum())
+            row = {}
+            for strategy in ("before", "design", "random", "cheapest"):
+                more = [] if strategy == "before" else chosen
+                if strategy in ("random", "cheapest"):
+                    more = following(strategy, table, question, money, rng)
+                runs = pd.concat([table, study(every.iloc[more], own, rng)]) if more else table
+                if question == "loss":
+                    pairs = effects(runs, resamples=0).of("loss")  # none: fewer than three pairs
+                    row[strategy] = (pairs[0].high - pairs[0].low) / 2 if pairs else np.nan
+                else:
+                    low, high = fit_frontier(runs.reset_index(drop=True), "train_flops_exact").alpha_interval
+                    row[strategy] = (high - low) / 2
+                    slope = np.polyfit(np.log(runs["train_flops_exact"]), np.log(runs["aa_acc"]), 1, cov=True)
+                    row[f"{strategy}, regression"] = float(np.sqrt(slope[1][0, 0])) * 2
+                row[f"{strategy}, runs"] = len(more)
+            rows.append(row)
+        kept = pd.DataFrame(rows).dropna()
+        means, error = kept.mean(), kept.std() / np.sqrt(len(kept))
+        print(f"  {question}: " + ", ".join(f"{k} {v:.4g} ± {error[k]:.2g}" for k, v in means.items()), flush=True)
+
+
 def predictor(seeds: int) -> None:
     frame = read_table(PAPER)
     rows: list[dict[str, float]] = []
@@ -373,7 +453,8 @@ def speed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["coverage", "effects", "costs", "frontier", "predictor", "speed"])
+    subjects = ["coverage", "effects", "costs", "frontier", "next", "predictor", "speed"]
+    parser.add_argument("what", choices=subjects)
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=20)
@@ -391,6 +472,8 @@ def main() -> None:
         costs(options.repeats)
     elif options.what == "frontier":
         frontier(options.repeats, options.kind, options.most_runs, options.fewest_runs)
+    elif options.what == "next":
+        next_ones(options.repeats)
     elif options.what == "predictor":
         predictor(options.seeds)
     else:

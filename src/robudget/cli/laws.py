@@ -103,22 +103,43 @@ def plan(
     prices: Annotated[
         str | None, typer.Option("--prices", help="a YAML file with usd_per_gpu_hour, to add the rent of the GPUs")
     ] = None,
+    next_: Annotated[
+        int | None, typer.Option("--next", metavar="N", help="instead: the N runs that would tell most, for the money")
+    ] = None,
+    question: Annotated[
+        str, typer.Option(help="what --next is to tell of: exponent, price (of --target), or a choice, e.g. loss")
+    ] = "exponent",
     brief: Brief = False,
     json: AsJson = False,
 ) -> None:
     """What to train for a budget, or the cheapest way to a target, with risk and the price of the next point."""
     from robudget.cli.view.console import show
-    from robudget.cli.view.laws import plan_text
+    from robudget.cli.view.laws import next_text, plan_text
     from robudget.config import parse_overrides
     from robudget.meter.prices import Prices
     from robudget.planning import plan as make_plan
+    from robudget.planning import plan_next
     from robudget.planning.cost_model import column_of
     from robudget.sweep.study import recipes_of
     from robudget.tables import read_table
     from robudget.tables.usable import select_rows
 
+    runs = select_rows(read_table(table), parse_overrides(where or []))
+    if next_ is not None:
+        following = plan_next(
+            runs,
+            next_,
+            question,
+            target=target,
+            budget=budget,
+            candidates=recipes_of(study) if study else None,
+            column=column_of(count_in) if count_in else None,
+            choose=parse_overrides(choices or []),
+        )
+        show(json, following.to_dict, lambda: next_text(following, brief))
+        return
     result = make_plan(
-        select_rows(read_table(table), parse_overrides(where or [])),
+        runs,
         budget=budget,
         target=target,
         candidates=recipes_of(study) if study else None,

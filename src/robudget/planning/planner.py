@@ -19,6 +19,7 @@ from robudget.planning.allocation import allocation
 from robudget.planning.answer import Lever, Measured, Option, Plan
 from robudget.planning.candidates import candidate_recipes
 from robudget.planning.cost_model import Budget, CostModel, difference, parse_budget
+from robudget.planning.next_runs import EXPONENT, NextRuns, next_runs
 from robudget.prediction.features import rows_of
 from robudget.prediction.predictor import Predictor, Rows
 from robudget.tables.read import as_table
@@ -56,16 +57,8 @@ def plan(
         raise InputError("a plan needs a budget (e.g. 50usd) or a target (e.g. 65), and not both")
     if target is not None and not 0 < target < 100:
         raise InputError(f"target = {target:g} (allowed: more than 0 and less than 100, in percent)")
-    table = as_table(source)
-    model = predictor or Predictor.fit(table, seed=seed)
-    models = {name: CostModel.fit(table, name) for name in (*COSTS, RENT)}
-    costs = {name: model for name, model in models.items() if model is not None}
-    counted = column or (spend.column if spend else next((n for n in ("cost_usd", *costs) if n in costs), "cost_usd"))
-    if counted not in costs:
-        raise _not_known(counted, costs)
-    recipes = candidate_recipes(model) if candidates is None else rows_of(candidates, table)
-    rows = select_rows(recipes, choose).reset_index(drop=True)
-    options = _options(rows, model, costs, target, prices)
+    offer = _offer(source, candidates, column, choose, prices, predictor, seed, spend, target)
+    table, model, _, options, counted = offer
     spent = np.array([o.costs[counted] for o in options])
     accuracy = np.array([o.aa_acc for o in options])
     untried = np.array([bool(o.untried) for o in options])
@@ -99,6 +92,48 @@ def plan(
         len(options),
         tuple(dict.fromkeys(warnings)), predictor=model,
     )  # fmt: skip
+
+
+def plan_next(
+    source: pd.DataFrame | str | Path,
+    n: int,
+    question: str = EXPONENT,
+    *,
+    target: float | None = None,
+    budget: str | Budget | None = None,
+    candidates: Rows | None = None,
+    column: str | None = None,
+    choose: Mapping[str, Any] | None = None,
+    predictor: Predictor | None = None,
+    seed: int = 0,
+) -> NextRuns:
+    """The `n` runs that tell most of `question` for what they cost: `exponent`, `price` (of `target`) or a choice
+    whose effect is asked for; together within `budget`. The other arguments are those of `plan`."""
+    spend = parse_budget(budget) if isinstance(budget, str) else budget
+    table, _, rows, options, counted = _offer(source, candidates, column, choose, None, predictor, seed, spend, target)
+    most = spend.amount if spend else float("inf")
+    return next_runs(
+        table, options, rows, counted, n, question=question, target=target, budget=most,
+        tried_only=candidates is None, seed=seed,
+    )  # fmt: skip
+
+
+def _offer(
+    source: pd.DataFrame | str | Path, candidates: Rows | None, column: str | None, choose: Mapping[str, Any] | None,
+    prices: Prices | None, predictor: Predictor | None, seed: int, spend: Budget | None, target: float | None,
+) -> tuple[pd.DataFrame, Predictor, pd.DataFrame, list[Option], str]:  # fmt: skip
+    """The table, its predictor, the recipes to choose from as rows and as options, and the cost that is counted."""
+    table = as_table(source)
+    model = predictor or Predictor.fit(table, seed=seed)
+    models = {name: CostModel.fit(table, name) for name in (*COSTS, RENT)}
+    costs = {name: model for name, model in models.items() if model is not None}
+    counted = column or (spend.column if spend else next((n for n in ("cost_usd", *costs) if n in costs), "cost_usd"))
+    if counted not in costs:
+        raise _not_known(counted, costs)
+    recipes = candidate_recipes(model) if candidates is None else rows_of(candidates, table)
+    rows = select_rows(recipes, choose).reset_index(drop=True)
+    options = _options(rows, model, costs, target, prices)
+    return table, model, rows, options, counted
 
 
 def _first(which: NDArray[np.bool_], untried: NDArray[np.bool_], value: Floats) -> int | None:

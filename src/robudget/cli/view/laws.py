@@ -12,7 +12,7 @@ from robudget.cli.view.console import TextTable, duration, notes, titled
 from robudget.columns import column
 from robudget.formats import amount_range, fixed, number
 from robudget.laws import Law, Reach
-from robudget.planning import Option, Plan
+from robudget.planning import NextRuns, Option, Plan
 from robudget.planning.cost_model import Span
 from robudget.prediction import Effect, Effects, Prediction
 from robudget.prediction.predictor import Predictor
@@ -241,6 +241,24 @@ def plan_text(plan: Plan, brief: bool = False) -> Group:
     if plan.instead:
         parts += [Text(""), Text(f"Instead: {plan.instead}", style="bold")]
     return Group(*parts, *notes(plan.warnings))
+
+
+def next_text(following: NextRuns, brief: bool = False) -> Group:
+    """Which runs to make next: the answer and what it stands on, then the runs in their order."""
+    parts: list[RenderableType] = [Text(following.sentence(), style="bold"), *map(Text, following.support())]
+    if brief:
+        return Group(*parts)
+    rows = [
+        {
+            "": str(place),
+            "recipe": run.option.name() + (" (again, with another seed)" if run.again else ""),
+            "cost": column(following.column).write(run.option.costs[following.column]),
+            "P(collapse)": f"{run.option.p_collapse:.0%}",
+            "interval after": following.half(run.half_after),
+        }
+        for place, run in enumerate(following.runs, 1)
+    ]
+    return Group(*parts, *titled("In this order", rows, ("recipe",)))
 
 
 def _prices(plan: Plan, best: Option) -> list[RenderableType]:
