@@ -1,0 +1,187 @@
+"""How long people wait: whole commands of one or two checkouts in turn: python bench/latency.py [options] CHECKOUT ...
+
+Each command runs in a process of its own, start included, in an empty folder; n runs of each checkout in turn.
+`--cold` also runs each with no byte code to read and none written, as in a container that forbids it. `--beside N` runs N busy
+processes meanwhile. `--pairs` runs two evaluations at once and one after the other, and gives the ratio. `--quota 0.5`
+runs all within a control group of so many CPUs (version 2, as root; skipped with the reason where it cannot be made).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+TABLE = "{table}"
+COMMANDS = {
+    "help": ["--help"],
+    "run, 3 epochs of digits": ["run", "digits", "epochs=3", "evaluation.images=30"],
+    "fit": ["fit", TABLE],
+    "plan": ["plan", TABLE, "--target", "60"],
+    "predict": ["predict", "paper", "--from", TABLE],
+    "report": ["report", TABLE, "--out", "page.html"],
+    "cost of a study, on a device": ["cost", "paper-320", "--device", "h100"],
+    "cost of a study, here": ["cost", "paper-320"],
+    "runs": ["runs", "{store}"],
+}
+BUSY = "while True: pass"
+
+
+def environment(checkout: Path, cache: Path, *, cold: bool) -> dict[str, str]:
+    """A cache of its own, so that the first run of a command is a first one; `cold`: no byte code anywhere."""
+    own = {"PYTHONPATH": str(checkout / "src"), "ROBUDGET_CACHE": str(cache)}
+    if cold:
+        own |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": str(cache / "nothing")}
+    return os.environ | own
+
+
+@contextlib.contextmanager
+def busy(processes: int) -> Iterator[None]:
+    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def seconds_of(command: list[str], env: dict[str, str], folder: Path) -> tuple[float, float]:
+    """Wall seconds and CPU seconds (children included) of one command. Raises RuntimeError where it fails."""
+    before, start = os.times(), time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "robudget", *command], env=env, cwd=folder, capture_output=True, text=True
+    )
+    wall, after = time.perf_counter() - start, os.times()
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} exited with {done.returncode}: {done.stderr.strip()[-300:]}")
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return wall, cpu
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def commands(checkouts: list[Path], names: list[str], places: dict[str, str], rounds: int, *, cold: bool) -> None:
+    for name in names:
+        argv = [part.format(**places) for part in COMMANDS[name]]
+        if any("{" in part or part == "" for part in argv):
+            print(f"  {name}: left out (no --table or --store)")
+            continue
+        first: dict[Path, float] = {}
+        later: dict[Path, list[tuple[float, float]]] = {checkout: [] for checkout in checkouts}
+        with tempfile.TemporaryDirectory() as caches:
+            for n in range(rounds + 1):
+                for checkout in checkouts if n % 2 == 0 else checkouts[::-1]:
+                    cache = Path(caches) / str(checkouts.index(checkout))
+                    with tempfile.TemporaryDirectory() as folder:
+                        try:
+                            took = seconds_of(argv, environment(checkout, cache, cold=cold), Path(folder))
+                        except RuntimeError as error:
+                            print(f"  {name}, {checkout.name}: {error}")
+                            continue
+                    if n == 0:
+                        first[checkout] = took[0]
+                    else:
+                        later[checkout].append(took)
+        for checkout in checkouts:
+            if later[checkout]:
+                wall, cpu = ([t[i] for t in later[checkout]] for i in (0, 1))
+                print(
+                    f"  {name}, {checkout.name}: first {first[checkout]:.2f} s, then {spread(wall)} s, CPU "
+                    f"{spread(cpu)} s (n = {len(wall)})",
+                    flush=True,
+                )
+
+
+PAIR = ["run", "digits", "model.name=wrn-16-2", "model.base=8", "epochs=2", "craft.steps=5", "evaluation.images=40"]
+
+
+def pairs(checkouts: list[Path], rounds: int) -> None:
+    """Two runs at once ÷ the same two one after the other, in wall seconds and in CPU seconds."""
+    for checkout in checkouts:
+        walls, works = [], []
+        for n in range(rounds):
+            took = []
+            for together in (True, False) if n % 2 == 0 else (False, True):
+                with tempfile.TemporaryDirectory() as folder:
+                    env = environment(checkout, Path(folder) / "cache", cold=False)
+                    before, start = os.times(), time.perf_counter()
+                    running = []
+                    for seed in (1, 2):
+                        argv = [sys.executable, "-m", "robudget", *PAIR, f"seed={seed}", "--store", f"store{seed}"]
+                        running.append(subprocess.Popen(argv, env=env, cwd=folder, stdout=subprocess.DEVNULL,
+                                                        stderr=subprocess.DEVNULL))  # fmt: skip
+                        if not together:
+                            running[-1].wait()
+                    codes = [process.wait() for process in running]
+                    assert codes == [0, 0], f"exit codes {codes}"
+                    wall, after = time.perf_counter() - start, os.times()
+                cpu = after.children_user + after.children_system - before.children_user - before.children_system
+                took.append((together, wall, cpu))
+            (_, wall, cpu), (_, wall_apart, cpu_apart) = sorted(took, key=lambda t: not t[0])
+            walls.append(wall / wall_apart)
+            works.append(cpu / cpu_apart)
+        print(
+            f"  two runs at once ÷ one after the other, {checkout.name}: {spread(walls)} of the seconds, "
+            f"{spread(works)} of the CPU work (n = {rounds})",
+            flush=True,
+        )
+
+
+@contextlib.contextmanager
+def limited(cpus: float | None) -> Iterator[None]:
+    """This process and its children within a control group of so many CPUs."""
+    if cpus is None:
+        yield
+        return
+    group = Path("/sys/fs/cgroup/robudget-latency")
+    try:
+        group.mkdir(exist_ok=True)
+        (group / "cpu.max").write_text(f"{round(cpus * 100_000)} 100000")
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    except OSError as error:
+        raise SystemExit(f"--quota {cpus:g}: no control group can be made here ({error})") from None
+    try:
+        yield
+    finally:
+        (group.parent / "cgroup.procs").write_text(str(os.getpid()))
+        group.rmdir()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkouts", nargs="*", type=Path, default=[Path(__file__).resolve().parents[1]])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS), metavar="COMMAND")
+    parser.add_argument("--table", type=Path, help="of runs, for fit, plan, predict and report")
+    parser.add_argument("--store", type=Path, help="of many runs, for runs")
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--beside", type=int, default=0, metavar="N")
+    parser.add_argument("--pairs", action="store_true")
+    parser.add_argument("--quota", type=float, metavar="CPUS")
+    options = parser.parse_args()
+    places = {
+        "table": str(options.table.resolve()) if options.table else "",
+        "store": str(options.store.resolve()) if options.store else "",
+    }
+    checkouts = [checkout.resolve() for checkout in options.checkouts]
+    with limited(options.quota), busy(options.beside):
+        if options.pairs:
+            pairs(checkouts, options.rounds)
+            return
+        for cold in (False, True) if options.cold else (False,):
+            print("no byte code" if cold else "byte code as it is", flush=True)
+            commands(checkouts, options.only, places, options.rounds, cold=cold)
+
+
+if __name__ == "__main__":
+    main()
