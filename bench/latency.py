@@ -1,9 +1,9 @@
 """How long people wait: whole commands of one or two checkouts in turn: python bench/latency.py [options] CHECKOUT ...
 
 Each command runs in a process of its own, start included, in an empty folder; n runs of each checkout in turn.
-`--cold` also runs each with no byte code to read and none written, as in a container that forbids it. `--beside N` runs N busy
-processes meanwhile. `--pairs` runs two evaluations at once and one after the other, and gives the ratio. `--quota 0.5`
-runs all within a control group of so many CPUs (version 2, as root; skipped with the reason where it cannot be made).
+`--cold` also runs each with no byte code to read and none written, as in a container that forbids it. `--beside N`
+runs N busy processes meanwhile. `--pairs` runs two evaluations at once and one after the other, and gives the ratio.
+`--quota 0.5` runs all within a control group of so many CPUs (version 2, as root; says why where there is none).
 """
 
 from __future__ import annotations
