@@ -5,6 +5,7 @@ effects    intervals of matched pairs, 3 to 100 of them, and of effects by regim
 costs      intervals of what a recipe that was not run would cost
 frontier   the frontier without bins and quantile regression, 20 to 1,000 runs at 4 to 100 levels of compute
 next       the runs that `plan --next` chooses, beside random and cheapest-first ones for as much money
+seeds      coverage of 90% intervals for recipes not in the table, where each in it has 1, 2 or 4 seeds
 predictor  20 random 70:30 splits of the paper's runs, every choice of model made inside the training part
 speed      2,000 resamples, a whole fit of the paper's runs, and of 100,000 made-up ones
 """
@@ -374,9 +375,53 @@ def next_ones(repeats: int) -> None:
         print(f"  {question}: " + ", ".join(f"{k} {v:.4g} ± {error[k]:.2g}" for k, v in means.items()), flush=True)
 
 
+def seeds_table(recipes: int, seeds: int, draw: int, effect: float = 3.0, noise: float = 0.3) -> pd.DataFrame:
+    """Distinct recipes with an accuracy of their own that no choice explains (standard deviation `effect`), each
+    trained with so many seeds (`noise`). The first `recipes` are known; 50 more, of one run each, are new."""
+    rng = np.random.default_rng(draw)
+    grid = list(product((1e7, 3e7, 1e8, 3e8), (2, 5, 7, 10), (False, True), ("at", "trades"), (False, True)))
+    rows = []
+    for i, j in enumerate(rng.permutation(len(grid))[: recipes + 50]):
+        parameters, steps, synthetic, loss, ema = grid[j]
+        centre = 50 + rng.normal(0, effect)
+        for seed in range(seeds if i < recipes else 1):
+            rows.append(
+                {
+                    "parameters": parameters, "steps": steps, "synthetic": synthetic, "loss": loss, "ema": ema,
+                    "seed": seed, "aa_acc": centre + rng.normal(0, noise), "clean_acc": 85.0, "collapsed": False,
+                    "new": i >= recipes,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def seeds(repeats: int, recipes: int = 25) -> None:
+    print(f"90% intervals for new recipes: {repeats} tables of {recipes} recipes, 50 new recipes each")
+    for count in (1, 2, 4):
+        inside, widths, r2, noise = [], [], [], []
+        for draw in range(repeats):
+            frame = seeds_table(recipes, count, draw)
+            model = Predictor.fit(frame[~frame.new], groups=())
+            new = frame[frame.new]
+            for p, truth in zip(model.predict(new.drop(columns="aa_acc")), new.aa_acc, strict=True):
+                inside.append(p.low <= truth <= p.high)
+                widths.append(p.high - p.low)
+            r2.append(model.score().r2)
+            noise.append(model.seed_noise.sd)
+        per_table = np.array(inside).reshape(repeats, -1).mean(axis=1)
+        error = per_table.std(ddof=1) / np.sqrt(repeats)
+        print(
+            f"  {count} seeds each: coverage {per_table.mean():.3f} ± {error:.3f}, "
+            f"median width {np.median(widths):.2f}, R² printed {np.mean(r2):.2f} (truth: about 0), "
+            f"seeds scatter by {np.mean(noise):.2f} (truth: 0.30)",
+            flush=True,
+        )
+
+
 def predictor(seeds: int) -> None:
     frame = read_table(PAPER)
     rows: list[dict[str, float]] = []
+    each_run: list[pd.DataFrame] = []
     for seed in range(seeds):
         gbr = PaperGBR.fit(frame, seed=seed)
         test = frame.iloc[gbr.rows]
@@ -387,6 +432,7 @@ def predictor(seeds: int) -> None:
         truth, predicted = gbr.truth, np.array([p.aa_acc for p in predictions])
         inside = np.array([p.low - 1e-9 <= t <= p.high + 1e-9 for p, t in zip(predictions, truth, strict=True)])
         auc = roc_auc_score(test["collapsed"], outcomes.p_collapse)
+        each_run.append(test[["synthetic", "loss", "ema", "steps", "collapsed"]].assign(inside=inside))
         each = {m: _r2_mae(truth, outcomes.by_model[m]) for m in MODELS}
         r2, mae = _r2_mae(truth, predicted)
         rows.append(
@@ -396,12 +442,17 @@ def predictor(seeds: int) -> None:
             | {f"MAE {m}": each[m][1] for m in MODELS}
             | {f"R² {m}": each[m][0] for m in MODELS}
         )
-    splits = pd.DataFrame(rows)
+    splits, runs = pd.DataFrame(rows), pd.concat(each_run)
     print(f"{seeds} random 70:30 splits of {len(frame)} runs: mean ± standard deviation over splits")
     for name in splits:
         print(f"  {name:18} {splits[name].mean():8.4f} ± {splits[name].std():.4f}")
     ratio = splits["MAE"] / splits["MAE paper's GBR"]
     print(f"  ratio of MAE, default to the paper's: {ratio.mean():.3f}")
+    print("coverage by group (left-out runs of all splits)")
+    for names in (["synthetic"], ["collapsed"], ["synthetic", "ema"], ["synthetic", "ema", "loss", "collapsed"]):
+        by = runs.groupby(names).inside.agg(["mean", "size"])
+        for level, (share, n) in by[by["size"] >= 20].sort_values("mean").head(8).iterrows():
+            print(f"  {' × '.join(names):38} {level!s:32} {share:.3f} (n = {n:.0f})")
     print("left out whole (fitted on all other runs):")
     for score in Predictor.fit(frame).scores:
         numbers = f"R² {score.r2:6.3f}  MAE {score.mae:6.2f}  AUC {score.collapse_auc:.3f}"
@@ -453,7 +504,7 @@ def speed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    subjects = ["coverage", "effects", "costs", "frontier", "next", "predictor", "speed"]
+    subjects = ["coverage", "effects", "costs", "frontier", "next", "predictor", "seeds", "speed"]
     parser.add_argument("what", choices=subjects)
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--resamples", type=int, default=500)
@@ -476,6 +527,8 @@ def main() -> None:
         next_ones(options.repeats)
     elif options.what == "predictor":
         predictor(options.seeds)
+    elif options.what == "seeds":
+        seeds(options.repeats)
     else:
         speed()
 

@@ -24,6 +24,7 @@ from robudget.laws.law import Law
 from robudget.laws.price import Price, cost_laws, next_target, price_limit, price_of, same_clock
 from robudget.prediction.effects import Effects, effects
 from robudget.prediction.predictor import PaperGBR, Predictor
+from robudget.prediction.small_runs import SmallRuns, small_runs
 from robudget.tables.read import as_table
 from robudget.tables.usable import Counts, Points, is_percent, numbers_of, points, select_rows, standard_rows
 
@@ -106,7 +107,7 @@ class Analysis:
     every known cost column over `x`, on all runs. `splits` are power laws per attack steps, data regime and loss, by
     their frontiers too, and `comparisons` whether exponents differ. `published` are the paper's own two laws, from its
     published columns, where the table has them. `effects`, `gbr` and `predictor` are None where the table is too small,
-    which `warnings` say.
+    which `warnings` say, and `small_runs` where it cannot say how well cheaper runs rank choices.
     """
 
     x: str
@@ -127,6 +128,7 @@ class Analysis:
     effects: Effects | None
     gbr: PaperGBR | None
     predictor: Predictor | None
+    small_runs: SmallRuns | None
     warnings: tuple[str, ...]
     table: pd.DataFrame = field(repr=False)
 
@@ -228,6 +230,7 @@ def analyse(
         holdouts=holdouts, sensitivity=_sensitivity(env, law) if kind != "all" else (),
         costs=_costs(frame, x, y, resamples, level, seed), published=_published(frame, resamples, level, seed),
         splits=parts, comparisons=_comparisons(parts), effects=gains, gbr=gbr, predictor=fitted,
+        small_runs=_small_runs(frame, x, seed) if predict else None,
         warnings=tuple(dict.fromkeys(warnings)), table=frame,
     )  # fmt: skip
 
@@ -355,3 +358,12 @@ def _predictors(
     except InputError as error:
         warnings.append(f"no effects and no predictor: {error}")
         return None, None, None
+
+
+def _small_runs(frame: pd.DataFrame, x: str, seed: int) -> SmallRuns | None:
+    costs = [name for name in (x, *MAIN_COSTS) if name in MAIN_COSTS and name in frame.columns]
+    cost = next((name for name in costs if (numbers_of(frame, name) > 0).any()), None)
+    try:
+        return small_runs(frame, cost, seed=seed) if cost else None
+    except InputError:  # nothing that spends compute varies, or nothing else
+        return None

@@ -166,7 +166,7 @@ def test_only_sensible_candidate_recipes(grid_predictor):
 def test_candidates_of_ones_own(table, grid_predictor):
     recipe = Recipe.from_dict({
         "model": {"name": "wrn-16-4"}, "loss": "trades", "craft": {"steps": 5}, "epochs": 20, "epoch_images": 50_000,
-        "data": {"name": "digits"},
+        "data": {"name": "digits"}, "threat": {"eps": 0.1},
     })  # fmt: skip
     recipes = [recipe, recipe.with_({"ema.decay": 0.99})]
     made = asked(table, grid_predictor, budget="1e18flops", candidates=recipes)
@@ -180,7 +180,9 @@ def test_candidates_of_ones_own(table, grid_predictor):
 
 def test_recipes_that_do_not_say_how_many_images_an_epoch_has(table, grid_predictor):
     """Then it is the whole dataset, whose size the runs or the published splits tell."""
-    recipe = Recipe.from_dict({"model": {"name": "wrn-16-4"}, "epochs": 20, "data": {"name": "digits"}})
+    recipe = Recipe.from_dict(
+        {"model": {"name": "wrn-16-4"}, "epochs": 20, "data": {"name": "digits"}} | {"threat": {"eps": 0.1}}
+    )
     whole = table.assign(epoch_images=np.nan)  # 50,000 images an epoch in this made-up table
     by_table = asked(whole, grid_predictor, budget="1e18flops", candidates=[recipe])
     published = asked(table, grid_predictor, budget="1e18flops", candidates=[recipe])
@@ -232,8 +234,8 @@ def test_the_cheapest_within_the_noise_comes_first(paper, paper_predictor):
     assert first.untried == ()
     assert "model wrn-28-10 → wrn-70-16 +2.3 points" in made.allocation.sentences()[1]
     # It was run: its run comes first, with its interval and its bill, and the prediction second.
-    assert first.ran == "paper-115"
-    assert "measured 59.80% [58.8, 60.8] (95%) as paper-115 for $3.84 of electricity; another run is predicted" in (
+    assert first.ran == "paper-065"
+    assert "measured 59.62% [58.7, 60.6] (95%) as paper-065 for $4.92 of electricity; another run is predicted" in (
         made.sentence()
     )
     assert any("Dollars are electricity alone" in line for line in made.support())
@@ -290,7 +292,7 @@ def test_rent_where_the_prices_have_it(paper, paper_predictor):
     first = made.options[0]
     assert first.costs["rent_usd"] == pytest.approx(2 * first.costs["gpu_hours"])
     assert any(
-        line.startswith("Dollars are electricity; renting the GPUs for it costs $134.") for line in made.support()
+        line.startswith("Dollars are electricity; renting the GPUs for it costs $173.") for line in made.support()
     )
 
 

@@ -118,7 +118,7 @@ def test_nearest_real_runs(paper, paper_predictor):
 def test_a_recipe_goes_in_as_it_is(grid_predictor):
     recipe = Recipe.from_dict({
         "model": {"name": "wrn-16-4"}, "loss": "trades", "craft": {"steps": 5}, "ema": {"decay": 0.99}, "epochs": 20,
-        "data": {"name": "digits"}, "synthetic": {"source": "mixture"},
+        "data": {"name": "digits"}, "synthetic": {"source": "mixture"}, "threat": {"eps": 0.1},
     })  # fmt: skip
     made = grid_predictor.predict(recipe)[0]
     truth = 30 + 2 * np.log10(7e5) + 3 * np.log2(5) + 4 + 2 + 1

@@ -67,12 +67,19 @@ def predict(
     recipe: Annotated[str, typer.Argument(help="a named recipe or a YAML file")],
     overrides: Overrides = None,
     table: TableFrom = "runs",
+    together: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--together", metavar="COLUMN", help="runs equal in it are left out together, as seeds always are"
+        ),
+    ] = None,
     where: Where = None,
+    brief: Brief = False,
     json: AsJson = False,
 ) -> None:
-    """A recipe's robust accuracy before it is trained, with its interval, P(collapse) and the nearest real runs."""
+    """A recipe's robust accuracy before it is trained, with its interval; its own run first where the table has one."""
     from robudget.cli.view.console import show
-    from robudget.cli.view.laws import prediction_text
+    from robudget.cli.view.prediction import prediction_text
     from robudget.config import parse_overrides
     from robudget.prediction import Predictor
     from robudget.recipe import Recipe
@@ -81,8 +88,9 @@ def predict(
 
     chosen = Recipe.load(recipe, parse_overrides(overrides or []))
     runs = select_rows(read_table(table), parse_overrides(where or []))
-    prediction = Predictor.fit(runs).predict([chosen])[0]
-    show(json, prediction.to_dict, lambda: prediction_text(chosen.slug, prediction))
+    predictor = Predictor.fit(runs, together=together or ())
+    prediction = predictor.predict([chosen])[0]
+    show(json, prediction.to_dict, lambda: prediction_text(chosen.slug, prediction, predictor, brief=brief))
 
 
 @app.command()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from robudget.files import fields
-from robudget.prediction.cross_validation import FOLDS, OutOfFold
+from robudget.prediction.cross_validation import OutOfFold
 from robudget.prediction.effects import mean_interval
 from robudget.prediction.features import Feature, Features
 from robudget.prediction.regressors import Bools, FittedModels, ModelName
@@ -81,7 +81,7 @@ def importances(
     names = np.array(features.names)
     shares = fitted.shares["gbr" if model == "gbr" else "forest"]
     added = np.zeros((len(features.columns), len(y)))
-    for rows, fold in out.folds[: min(FOLDS, len(y))]:
+    for rows, fold in out.first_folds(len(y)):
         copies = []
         for feature in features.columns:
             columns = np.flatnonzero(names == feature.name)

@@ -12,12 +12,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robudget.columns import COLUMNS, FEATURES, NONE_IF_MISSING, Scale
+from robudget.columns import column as column_named
 from robudget.datasets import PUBLISHED
 from robudget.errors import InputError, hint, unknown
 from robudget.files import fields
 from robudget.meter.conventions import wrn_parameters
 from robudget.recipe import Recipe, wide_resnet
-from robudget.tables.usable import Floats, check_scope, collapsed_rows, failed_rows, numbers_of
+from robudget.tables.usable import Floats, check_scope, collapsed_rows, failed_rows, level_of, numbers_of
 
 MOST_UNPUBLISHED = 0.2  # a column with more unknown values than this is no feature
 MOST_TRIED = 12  # distinct numbers of a choice up to which another number is one that nobody tried
@@ -82,7 +83,10 @@ class Features:
             else:
                 features.append(Feature(name, kind, levels=tuple(sorted({str(v) for v in values.dropna()}))))
         if not features:
-            raise InputError("no choice varies in the table: there is nothing to predict from")
+            raise InputError(
+                f"no choice varies among the {len(frame)} runs of the table: there is nothing to predict from (train "
+                "recipes that differ in a choice, e.g. in steps or epochs)"
+            )
         return cls(tuple(features))
 
     @property
@@ -105,7 +109,10 @@ class Features:
         parts = []
         for feature in self.columns:
             if feature.name not in rows.columns:
-                raise InputError(f"a prediction needs {feature.name!r} (a feature of the table it was fitted on)")
+                unit = column_named(feature.name).unit
+                other = next((c for c in rows.columns if unit == "FLOP" == column_named(str(c)).unit), None)
+                why = f"; {other} counts FLOPs by another convention, which cannot stand for it" if other else ""
+                raise InputError(f"a prediction needs {feature.name!r} (a feature of the table it was fitted on){why}")
             values = _values(rows[feature.name], feature.name, feature.kind)
             if values.isna().any():
                 raise InputError(f"{feature.name} is unknown for {int(values.isna().sum())} of {len(rows)} recipes")
@@ -176,6 +183,24 @@ class Features:
         names = [feature.name for feature in self.columns if feature.kind in ("log", "number")]
         table = np.stack(flags, axis=1) if flags else np.empty((n, 0), dtype=np.bool_)
         return [tuple(name for name, flag in zip(names, row, strict=True) if flag) for row in table]
+
+    def question(self, column: int, upto: float) -> str:
+        """What asks whether matrix column `column` is at most `upto`: `attack steps ≤ 1`, `synthetic data or not`."""
+        feature = self.columns[self._owners[column]]
+        phrase = column_named(feature.name).phrase
+        if feature.kind in ("log", "number"):
+            value = round(float(np.exp(upto) if feature.kind == "log" else upto), 6)
+            return f"{phrase} ≤ {column_named(feature.name).level(level_of(value))} or not"
+        level = feature.levels[1 if feature.width == 1 else column - self.names.index(feature.name)]
+        return (
+            f"{phrase} or not"
+            if feature.kind == "flag"
+            else f"{phrase} {column_named(feature.name).level(level)} or not"
+        )
+
+    @property
+    def _owners(self) -> tuple[int, ...]:
+        return tuple(i for i, feature in enumerate(self.columns) for _ in range(feature.width))
 
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
@@ -275,7 +300,10 @@ def finished_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, Floats, NDArray[np
     keep = ~failed_rows(frame) & ~np.isnan(numbers_of(frame, "aa_acc", "the target"))
     runs = frame[keep]
     if len(runs) < FEWEST_RUNS:
-        raise InputError(f"{len(runs)} finished runs are too few for a predictor (allowed: {FEWEST_RUNS} or more)")
+        raise InputError(
+            f"{len(runs)} finished runs are too few for a predictor (allowed: {FEWEST_RUNS} or more, of recipes that "
+            "differ in a choice)"
+        )
     return runs, numbers_of(runs, "aa_acc"), collapsed_rows(runs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,19 +14,31 @@ import pandas as pd
 from robudget.columns import PAPER_FEATURES
 from robudget.errors import InputError, unknown
 from robudget.files import fields
+from robudget.fit_cache import remembered
 from robudget.laws.least_squares import r_squared
+from robudget.prediction.conformal import Calibration, Coverage
 from robudget.prediction.cross_validation import (
     GROUPS,
     REPEATS,
-    Calibration,
+    OneSplit,
     Score,
     choose_model,
     leave_group_out,
+    one_split,
     random_folds,
-)  # fmt: skip
+)
 from robudget.prediction.explain import CollapseMap, Importance, Partial, collapse_map, importances, partial
 from robudget.prediction.features import MOST_RUNS, Features, rows_of, runs_with_features
-from robudget.prediction.regressors import MODELS, FittedModels, ModelName, paper_gbr
+from robudget.prediction.regressors import MODELS, Bools, FittedModels, Kernels, ModelName, Outcomes, paper_gbr
+from robudget.prediction.repeats import (
+    Codes,
+    Ran,
+    SeedNoise,
+    check_same_scope,
+    recipe_codes,
+    runs_of,
+    seed_noise,
+)
 from robudget.recipe import Recipe
 from robudget.tables.read import as_table
 from robudget.tables.usable import Floats, collapsed_rows, numbers_of
@@ -33,6 +46,9 @@ from robudget.tables.usable import Floats, collapsed_rows, numbers_of
 Rows = Recipe | Sequence[Recipe] | pd.DataFrame | Mapping[str, Any]
 LEVEL = 0.9
 NEAREST_RUNS = 3
+FEWEST_RECIPES = 5
+# The source that the kept numbers of a fit depend on.
+ROOMS = ("prediction", "laws/least_squares.py", "tables/usable.py", "columns.py", "accuracy.py")
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ class Prediction:
     nearest: tuple[tuple[str, float, float], ...] = ()
     outside: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    ran: Ran | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
@@ -88,13 +105,17 @@ class PaperGBR:
 
     @classmethod
     def fit(cls, frame: pd.DataFrame, seed: int = 0, features: Sequence[str] | None = None) -> PaperGBR:
-        """Features as in the paper where the table has them and they vary, else whatever varies."""
+        """Features as in the paper where the table has them and they vary, else whatever varies. With repeats in the
+        table 30% of the recipes are held out, not of the runs."""
         from sklearn.model_selection import train_test_split
 
         named = features or (PAPER_FEATURES if set(PAPER_FEATURES) <= set(frame.columns) else None)
         runs, y, _, columns, positions = runs_with_features(frame, named)
         X = columns.matrix(runs)
-        train, test = train_test_split(np.arange(len(y)), test_size=0.3, random_state=seed)
+        codes = recipe_codes(runs, columns)
+        members = [np.flatnonzero(codes == code) for code in range(int(codes.max()) + 1)]
+        split = train_test_split(np.arange(len(members)), test_size=0.3, random_state=seed)
+        train, test = (np.concatenate([members[code] for code in part]) for part in split)
         model = paper_gbr(X[train], y[train])
         predicted = np.asarray(model.predict(X[test]))
         residual = predicted - y[test]
@@ -116,18 +137,24 @@ class Predictor:
     """A fitted predictor. `fit` chooses and fits, `predict` answers; `importances`, `partial` and `collapse_map`
     explain.
 
-    `scores` are those of every model, at random and by group, and `model` the one they chose. `n_runs` finished runs
-    were fitted on, `n_collapsed` of them collapsed; `n_left_out` had no accuracy, an unknown feature, or were too
-    many.
+    `scores` are those of every model, at random and by group, and `model` the one they chose; all are of recipes that
+    the models were not fitted on. `one_split` is what a single yes-or-no question explains of them, and `coverage` what
+    the intervals hold of them, by group. `n_runs` finished runs of `n_recipes` recipes were fitted on, `n_collapsed` of
+    them collapsed; `n_left_out` had no accuracy, an unknown feature, or were too many. `seed_noise` is how far seeds of
+    one recipe scatter.
     """
 
     model: ModelName
     features: Features
     level: float
     n_runs: int
+    n_recipes: int
     n_collapsed: int
     n_left_out: int
+    seed_noise: SeedNoise
     scores: tuple[Score, ...]
+    one_split: OneSplit
+    coverage: tuple[Coverage, ...]
     importances: tuple[Importance, ...]
     warnings: tuple[str, ...]
     calibration: Calibration = field(repr=False)
@@ -138,38 +165,62 @@ class Predictor:
     def fit(
         cls, frame: pd.DataFrame, *, model: ModelName | None = None, features: Sequence[str] | None = None,
         level: float = LEVEL, seed: int = 0, repeats: int = REPEATS, groups: Sequence[str] = GROUPS,
+        together: Sequence[str] = (),
     ) -> Predictor:  # fmt: skip
         """Fit on the finished runs of one dataset and threat. The model is chosen by `repeats` of five-fold
-        cross-validation and by leaving out each level of each of `groups`, unless it is named.
+        cross-validation and by leaving out each level of each of `groups`, unless it is named. Runs of one recipe, and
+        runs that are equal in the columns `together`, are always left out together.
 
-        Raises InputError for fewer than FEWEST_RUNS runs, mixed threats, or choices that do not vary.
+        What the folds say is kept between commands (`robudget.fit_cache`). Raises InputError for fewer than FEWEST_RUNS
+        runs or FEWEST_RECIPES recipes, mixed threats, choices that do not vary, or runs that all have one accuracy.
         """
         if model is not None and model not in MODELS:
             raise unknown("model of a predictor", model, MODELS)
         if not 0 < level < 1:
             raise InputError(f"level = {level:g} (allowed: between 0 and 1, e.g. 0.9)")
         runs, y, is_collapsed, columns, _ = runs_with_features(frame, features, seed)
-        X = columns.matrix(runs)
-        fitted = FittedModels(X, y, is_collapsed, seed)
-        random = random_folds(X, y, is_collapsed, seed, fitted.kernels, repeats)
-        scores = list(random.scores(y, is_collapsed))
-        for name in groups:
-            if any(c.name == name or name in c.aliases for c in columns.columns):
-                out = leave_group_out(name, list(runs[name]), X, y, is_collapsed, seed, fitted.kernels)
-                scores += out.scores(y, is_collapsed) if out else ()
-        model = model or choose_model(scores)
+        X, recipes = columns.matrix(runs), recipe_codes(runs, columns)
+        codes = recipe_codes(runs, columns, together) if together else recipes
+        _check_enough(y, codes)
+        labels = {
+            name: [str(value) for value in runs[name]]
+            for name in groups
+            if any(c.name == name or name in c.aliases for c in columns.columns)
+        }
+        models: list[FittedModels] = []
+
+        def cross_validate() -> dict[str, Any]:
+            from sklearn import config_context
+
+            # Everything below is fitted to arrays that are checked already; the checks of 22 × 200 trees take a tenth.
+            with config_context(assume_finite=True, skip_parameter_validation=True):
+                models.append(FittedModels(X, y, is_collapsed, seed, codes=codes))
+                return _cross_validation(models[0], columns, X, y, is_collapsed, codes, labels, model, seed, repeats)
+
+        used = (X, y, is_collapsed, codes, repr(columns), labels, model, seed, repeats)
+        numbers = remembered("predictor", used, ROOMS, cross_validate)
+        kernels = Kernels.of_numbers(numbers["kernels"], X.shape[1])
+        fitted = models[0] if models else FittedModels(X, y, is_collapsed, seed, kernels, codes)
+        out = Outcomes.of_numbers(numbers["out_of_fold"])
+        by = {c.name: list(runs[c.name]) for c in columns.columns if c.kind in ("flag", "category")}
+        calibration = Calibration.fit(X, y, is_collapsed, out, level, codes, by, seed)
+        noise, n_recipes = seed_noise(y, is_collapsed, recipes), int(recipes.max()) + 1
         return cls(
-            model, columns, level, len(y), int(is_collapsed.sum()), len(frame) - len(y), tuple(scores),
-            importances(model, random, fitted, columns, X, y, seed), _warnings(len(frame), len(y), columns),
-            Calibration.fit(X, y, is_collapsed, random.first_repeat(len(y)), level), runs, fitted,
+            numbers["model"], columns, level, len(y), n_recipes, int(is_collapsed.sum()), len(frame) - len(y), noise,
+            tuple(Score(**score) for score in numbers["scores"]), OneSplit(**numbers["one_split"]),
+            calibration.coverage,
+            tuple(Importance(**one | {"aliases": tuple(one["aliases"])}) for one in numbers["importances"]),
+            _warnings(len(frame), len(y), columns, noise, n_recipes, level), calibration, runs, fitted,
         )  # fmt: skip
 
     def predict(self, rows: Rows) -> list[Prediction]:
         """One prediction per recipe or row; the features may come as recipes, rows of a table, or one mapping.
 
-        Raises InputError for a missing or unknown feature, or a level that no run of the table has.
+        Raises InputError for a missing or unknown feature, a level that no run of the table has, or another dataset or
+        threat than the table's.
         """
         recipes = rows_of(rows, self.table)
+        check_same_scope(recipes, self.table)
         X = self.features.matrix(recipes)
         out = self.fitted.outcomes(X)
         accuracy = np.clip(out.by_model[self.model], 0, 100)
@@ -183,10 +234,11 @@ class Predictor:
             )
         ]
         unseen = self.features.unseen(recipes)
+        ran = runs_of(recipes, self.table, self.seed_noise, [c.name for c in self.features.columns])
         return [
             Prediction(
                 float(accuracy[i]), float(low[i]), float(high[i]), float(out.p_collapse[i]), float(out.survivor[i]),
-                self.level, nearest[i], outside[i], unseen[i],
+                self.level, nearest[i], outside[i], unseen[i], ran[i],
             )
             for i in range(len(X))
         ]  # fmt: skip
@@ -245,12 +297,58 @@ def predict(
     return predictions[0] if isinstance(recipe, Recipe | Mapping) else predictions
 
 
-def _warnings(n_table: int, n_runs: int, features: Features) -> tuple[str, ...]:
+def _cross_validation(
+    fitted: FittedModels, columns: Features, X: Floats, y: Floats, is_collapsed: Bools, codes: Codes,
+    labels: Mapping[str, Sequence[str]], model: ModelName | None, seed: int, repeats: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that takes refits, as plain data: scores, the model they choose, out-of-fold predictions (one of each
+    run), importances, and the kernels of the models fitted on all runs."""
+    random = random_folds(X, y, is_collapsed, seed, fitted.kernels, repeats, codes)
+    scores = list(random.scores(y, is_collapsed))
+    for name, values in labels.items():
+        out = leave_group_out(name, values, X, y, is_collapsed, seed, fitted.kernels, codes)
+        scores += out.scores(y, is_collapsed) if out else ()
+    chosen = model or choose_model(scores)
+    return {
+        "model": chosen,
+        "scores": [dataclasses.asdict(score) for score in scores],
+        "one_split": dataclasses.asdict(one_split(X, y, codes, columns, seed)),
+        "importances": [dataclasses.asdict(i) for i in importances(chosen, random, fitted, columns, X, y, seed)],
+        "out_of_fold": random.first_repeat(len(y)).numbers(),
+        "kernels": fitted.kernels.numbers(),
+    }
+
+
+def _check_enough(y: Floats, codes: Codes) -> None:
+    """Raises InputError where the runs say nothing of recipes that were not run, with what would help."""
+    recipes = int(codes.max()) + 1
+    if recipes < FEWEST_RECIPES:
+        raise InputError(
+            f"{len(y)} runs of {recipes} {'recipe' if recipes == 1 else 'recipes'}, repeated with other seeds, say "
+            f"nothing of other recipes: train {FEWEST_RECIPES} or more that differ in a choice, e.g. in steps or epochs"
+        )
+    if float(np.ptp(y)) == 0:
+        raise InputError(
+            f"all {len(y)} runs have the same robust accuracy, {y[0]:.4g}%: there is nothing to tell recipes apart by; "
+            "evaluate more images, or train recipes that differ more"
+        )
+
+
+def _warnings(
+    n_table: int, n_runs: int, features: Features, noise: SeedNoise, n_recipes: int, level: float
+) -> tuple[str, ...]:
     out = []
     if n_runs < 10 * len(features.columns):
         out.append(
             f"the predictor knows {n_runs} runs for {len(features.columns)} choices: take its intervals seriously"
         )
+    needed = int(np.ceil(level / (1 - level) - 1e-9))
+    if n_recipes < needed:
+        out.append(
+            f"{n_recipes} recipes are too few for {level:.0%} intervals, which are 0 to 100 here: {needed} would do"
+        )
+    if noise.borrowed:
+        out.append(noise.sentence())
     if n_runs == MOST_RUNS and n_table > MOST_RUNS:
         out.append(f"the predictor was fitted on {MOST_RUNS} of {n_table} runs, drawn at random")
     for c in features.columns:

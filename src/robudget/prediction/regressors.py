@@ -18,7 +18,7 @@ without a predictor start light.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -45,10 +45,24 @@ FOREST_SHARE = 0.3  # of the blend
 
 @dataclass(frozen=True)
 class Kernels:
-    """Fitted kernels of the two Gaussian processes, to refit them on parts of the same table without a new search."""
+    """Fitted kernels of the two Gaussian processes, to refit them on parts of the same table without a new search; None
+    where there was nothing to fit. As numbers they are scikit-learn's `theta`, the logarithms of their parameters."""
 
     collapse: Any
     survivor: Any
+
+    def numbers(self) -> dict[str, list[float] | None]:
+        both = {"collapse": self.collapse, "survivor": self.survivor}
+        return {name: None if kernel is None else kernel.theta.tolist() for name, kernel in both.items()}
+
+    @classmethod
+    def of_numbers(cls, numbers: Mapping[str, Sequence[float] | None], width: int) -> Kernels:
+        """`width` is the number of columns of X."""
+        initial = {"collapse": _collapse_kernel(width), "survivor": _survivor_kernel(width)}
+        return cls(**{
+            name: None if theta is None else initial[name].clone_with_theta(np.array(theta, dtype=np.float64))
+            for name, theta in numbers.items()
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,16 @@ class Outcomes:
         by_model = {name: values[keep] for name, values in self.by_model.items()}
         return Outcomes(by_model, self.p_collapse[keep], self.survivor[keep], self.collapsed[keep])
 
+    def numbers(self) -> dict[str, Any]:
+        single = {of: getattr(self, of).tolist() for of in ("p_collapse", "survivor", "collapsed")}
+        return single | {"by_model": {name: values.tolist() for name, values in self.by_model.items()}}
+
+    @classmethod
+    def of_numbers(cls, numbers: Mapping[str, Any]) -> Outcomes:
+        by_model = {name: np.array(numbers["by_model"][name], dtype=np.float64) for name in MODELS}
+        rest = (np.array(numbers[of], dtype=np.float64) for of in ("p_collapse", "survivor", "collapsed"))
+        return cls(by_model, *rest)
+
     @classmethod
     def joined(cls, parts: Sequence[Outcomes]) -> Outcomes:
         return cls(
@@ -77,10 +101,14 @@ class FittedModels:
     """All models fitted to (X (n, p), y (n,) percent, collapsed (n,)); `outcomes(X)` predicts with each.
 
     Features are standardised by this table. `kernels` skips the search for the Gaussian processes' length scales.
-    `shares` are the impurity importances (p,) of the two models of everything.
+    `shares` are the impurity importances (p,) of the two models of everything. `codes` (n,) number the recipes, whose
+    runs inner folds keep together (default: each run is its own).
     """
 
-    def __init__(self, X: Floats, y: Floats, collapsed: Bools, seed: int = 0, kernels: Kernels | None = None) -> None:
+    def __init__(
+        self, X: Floats, y: Floats, collapsed: Bools, seed: int = 0, kernels: Kernels | None = None,
+        codes: NDArray[np.int64] | None = None,
+    ) -> None:  # fmt: skip
         from sklearn.preprocessing import StandardScaler
 
         self.scaler = StandardScaler().fit(X)
@@ -89,7 +117,7 @@ class FittedModels:
         boosting, forest = paper_gbr(X, y, seed), _random_forest(Z, y, seed)
         self.gbr, self.forest = _model(boosting), _model(forest)
         self.shares = {"gbr": boosting.feature_importances_, "forest": forest.feature_importances_}
-        self.p_collapse, collapse_kernel = _collapse_model(Z, collapsed, seed, kernels)
+        self.p_collapse, collapse_kernel = _collapse_model(Z, collapsed, seed, kernels, codes)
         self.survivor, survivor_kernel = _survivor_model(Z[~collapsed], y[~collapsed], seed, kernels)
         self.collapsed = _forest(Z[collapsed], y[collapsed], seed) if collapsed.any() else _constant(0.0)
         self.kernels = Kernels(collapse_kernel, survivor_kernel)
@@ -129,40 +157,44 @@ def _forest(Z: Floats, y: Floats, seed: int) -> Model:
 
 def _survivor_model(Z: Floats, y: Floats, seed: int, kernels: Kernels | None) -> tuple[Model, Any]:
     from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
     forest = _forest(Z, y, seed)
     if len(y) < 2 * FEWEST_OF_CLASS or np.ptp(y) == 0:
         return forest, None
     fitted = kernels.survivor if kernels is not None else None
-    initial = ConstantKernel(1.0) * RBF(np.ones(Z.shape[1]), (0.1, 30)) + WhiteKernel(0.1, (1e-4, 10))
-    process = GaussianProcessRegressor(fitted or initial, normalize_y=True, **_search(fitted))
+    process = GaussianProcessRegressor(fitted or _survivor_kernel(Z.shape[1]), normalize_y=True, **_search(fitted))
     rows = _subset(len(y), seed)
     gp = _model(_fit_process(process, Z[rows], y[rows]))
     return lambda Z: (forest(Z) + gp(Z)) / 2, process.kernel_
 
 
-def _collapse_model(Z: Floats, collapsed: Bools, seed: int, kernels: Kernels | None) -> tuple[Model, Any]:
+def _collapse_model(
+    Z: Floats, collapsed: Bools, seed: int, kernels: Kernels | None, codes: NDArray[np.int64] | None
+) -> tuple[Model, Any]:
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.gaussian_process import GaussianProcessClassifier
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
     from sklearn.svm import SVC
 
     if min(int(collapsed.sum()), int((~collapsed).sum())) < FEWEST_OF_CLASS:
         return _constant(float(collapsed.mean()) if len(collapsed) else float("nan")), None
     fitted = kernels.collapse if kernels is not None else None
-    initial = ConstantKernel(10.0, (1.0, 1e3)) * RBF(np.ones(Z.shape[1]), (0.3, 10))
-    process = GaussianProcessClassifier(fitted or initial, **_search(fitted))
+    process = GaussianProcessClassifier(fitted or _collapse_kernel(Z.shape[1]), **_search(fitted))
     rows = _subset(len(collapsed), seed, collapsed)
     members = [
         RandomForestClassifier(TREES, random_state=seed).fit(Z, collapsed),
         _fit_process(process, Z[rows], collapsed[rows]),
     ]
-    if min(int(collapsed[rows].sum()), int((~collapsed[rows]).sum())) >= CALIBRATION_FOLDS:
-        folds = StratifiedKFold(CALIBRATION_FOLDS, shuffle=True, random_state=seed)
-        members.append(CalibratedClassifierCV(SVC(C=10), cv=folds, ensemble=False).fit(Z[rows], collapsed[rows]))
+    recipes = np.arange(len(rows)) if codes is None else codes[rows]
+    of_class = [len(np.unique(recipes[collapsed[rows] == state])) for state in (True, False)]
+    if min(of_class) >= CALIBRATION_FOLDS:
+        folds: Any = StratifiedKFold(CALIBRATION_FOLDS, shuffle=True, random_state=seed)
+        if len(np.unique(recipes)) < len(rows):
+            grouped = StratifiedGroupKFold(CALIBRATION_FOLDS, shuffle=True, random_state=seed)
+            folds = list(grouped.split(Z[rows], collapsed[rows], recipes))
+        machine = CalibratedClassifierCV(SVC(C=10), cv=folds, ensemble=False)
+        members.append(machine.fit(Z[rows], collapsed[rows]))
 
     def p_collapse(Z: Floats) -> Floats:
         least, most = LEAST_PROBABILITY, 1 - LEAST_PROBABILITY
@@ -170,6 +202,18 @@ def _collapse_model(Z: Floats, collapsed: Bools, seed: int, kernels: Kernels | N
         return np.asarray(expit(LOG_ODDS_FACTOR * np.mean(log_odds, axis=0)))
 
     return p_collapse, process.kernel_
+
+
+def _survivor_kernel(width: int) -> Any:
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    return ConstantKernel(1.0) * RBF(np.ones(width), (0.1, 30)) + WhiteKernel(0.1, (1e-4, 10))
+
+
+def _collapse_kernel(width: int) -> Any:
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
+    return ConstantKernel(10.0, (1.0, 1e3)) * RBF(np.ones(width), (0.3, 10))
 
 
 def _subset(n: int, seed: int, rare: Bools | None = None) -> NDArray[np.int64]:

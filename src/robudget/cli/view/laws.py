@@ -8,14 +8,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from robudget.analysis import Analysis
-from robudget.cli.view.console import TextTable, duration, notes, titled
+from robudget.cli.view.console import duration, notes, titled
+from robudget.cli.view.prediction import quality, small_runs_table
 from robudget.columns import column
 from robudget.formats import amount_range, fixed, number
 from robudget.laws import Law, Reach
 from robudget.planning import NextRuns, Option, Plan
 from robudget.planning.cost_model import Span
-from robudget.prediction import Effect, Effects, Prediction
-from robudget.prediction.predictor import Predictor
+from robudget.prediction import Effect, Effects
 from robudget.report.words import points
 
 
@@ -78,7 +78,9 @@ def fit_text(analysis: Analysis, brief: bool = False) -> Group:
             ),
         ]
     if analysis.predictor:
-        parts += [Text(line) for line in _quality(analysis.predictor)]
+        parts += [Text(line) for line in quality(analysis.predictor)]
+    if analysis.small_runs:
+        parts += small_runs_table(analysis.small_runs)
     return Group(*parts, *notes(analysis.warnings))
 
 
@@ -147,16 +149,6 @@ def _parts(analysis: Analysis) -> list[dict[str, str]]:
     return rows
 
 
-def _quality(predictor: Predictor) -> list[str]:
-    """How well the default predictor does on runs that it did not see, at random and by group."""
-    scores = []
-    for score in predictor.scores:
-        if score.model == predictor.model:
-            what = "at random" if score.design == "random" else "each " + column(score.design[3:]).phrase
-            scores.append(f"{what} R² {score.r2:.2f}, MAE {score.mae:.1f}")
-    return [f"Default predictor ({predictor.model}), left out {'; '.join(scores)}"]
-
-
 def _form_row(analysis: Analysis, law: Law) -> dict[str, str]:
     hidden = analysis.holdouts[0].miss(law.name) if analysis.holdouts else None
     low, high = law.ceiling_interval
@@ -191,24 +183,6 @@ def reach_line(reach: Reach) -> str:
     high = cost.write(reach.high) if math.isfinite(reach.high) else "unreachable"
     text = f"{goal} needs {cost.write(reach.value)} ({reach.level:.0%}: {cost.write(reach.low)} to {high})"
     return text + (f", {reach.decades:.1f} decades beyond the runs" if reach.decades >= 0.1 else "")
-
-
-def prediction_text(name: str, prediction: Prediction) -> Group:
-    """What `robudget predict` prints: the interval, the risk of collapse, and the nearest real runs."""
-    p = prediction
-    lines = [
-        Text(f"{name}: {p.aa_acc:.1f}% robust [{p.low:.1f}, {p.high:.1f}] ({p.level:.0%})", style="bold"),
-        Text(f"P(collapse) {p.p_collapse:.0%}; {p.survivor:.1f}% if it does not"),
-    ]
-    outside = [f"outside the fitted runs in {', '.join(p.outside)}"] if p.outside else []
-    between = [column(name).phrase for name in p.unseen if name not in p.outside]
-    if between:
-        outside.append(f"no run of the table has this value of {', '.join(between)}: no run supports the interval")
-    rows = [
-        {"nearest real runs": run, "robust %": fixed(acc), "distance": fixed(distance, 2)}
-        for run, acc, distance in p.nearest
-    ]
-    return Group(*lines, *notes(outside), TextTable(rows, left=("nearest real runs",)))
 
 
 def plan_text(plan: Plan, brief: bool = False) -> Group:

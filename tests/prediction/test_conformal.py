@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from robudget.prediction.cross_validation import Calibration
+from robudget.prediction.conformal import Calibration
 from robudget.prediction.regressors import Outcomes
 
 
