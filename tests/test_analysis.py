@@ -117,6 +117,14 @@ def test_prices_under_other_bins_are_shown_beside_the_frontiers(found):
     assert max(b.next_point for b in found.sensitivity if np.isfinite(b.next_point)) <= found.prices[0].limit
 
 
+@pytest.mark.parametrize("bins", [10, 25])
+def test_the_price_does_not_hang_on_the_number_of_bins(paper, found, bins):
+    """61.1% once cost 2×10³², never, 1.1×10²⁰ or 1.2×10²⁰ FLOP with 10, 15, 19 or 25 bins."""
+    other = analyse(paper, bins=bins, resamples=10, predict=False)
+    assert [p.value for p in other.prices] == [p.value for p in found.prices]
+    assert other.answer == found.answer
+
+
 def test_costs_that_are_one_clock_are_one_law(found):
     ((law, constants),) = found.clocks
     assert law.y == "train_seconds"

@@ -21,3 +21,11 @@ def test_the_truths_are_what_they_say(bench):
         cost = bench.true_cost(form, 59.0)
         assert bench.true_accuracy(form, [cost])[0] == pytest.approx(59, abs=0.01)
     assert bench.true_cost("saturating", 63) == float("inf")
+
+
+@pytest.mark.parametrize("kind", ["half-normal", "exponential", "clusters", "uniform"])
+def test_the_frontier_covers_the_planted_exponent(kind, bench):
+    """Of 8 intervals that cover 95% of the time, 6 or more hold the truth in 99.4% of studies."""
+    hits = [bench.frontier_covered(kind, 60, 8, seed) for seed in range(8)]
+    for name in ("α", "band at the top", "price"):
+        assert sum(hit[name] for hit in hits) >= 6, name

@@ -80,3 +80,51 @@ def test_what_cannot_be_told_is_refused(runs):
         fit_joint(runs.assign(images_seen=5e7))
     with pytest.raises(InputError, match="5 runs cannot fix the 5 parameters"):
         fit_joint(runs.iloc[:5])
+
+
+def test_steps_quality_and_flop_split(runs):
+    rng = np.random.default_rng(2)
+    steps, synthetic = rng.choice([1, 2, 5, 10], len(runs)), rng.random(len(runs)) < 0.5
+    y = runs.aa_acc - 6 * steps**-0.8 + 3.0 * synthetic + rng.normal(0, 0.1, len(runs))
+    outliers = rng.random(len(runs)) < 0.05
+    table = runs.assign(
+        steps=steps, synthetic=synthetic, aa_acc=y - 15 * outliers,
+        train_flops_exact=4 * runs.parameters * runs.images_seen * (steps + 1.5),
+    )  # fmt: skip
+    joint = fit_joint(table, k="steps", g="synthetic", huber=True, resamples=30)
+    truth = {"E": 75, "a": 0.3, "d": 0.25, "s": 0.8, "Q": 3.0}
+    for name, value in truth.items():
+        low, high = joint.intervals[name]
+        assert low - 0.15 * abs(value) < value < high + 0.15 * abs(value), name
+    plain = fit_joint(table, k="steps", g="synthetic", resamples=0)
+    assert abs(joint.params["E"] - 75) < abs(plain.params["E"] - 75)
+    low, high = joint.intervals["n_exponent"]
+    assert low < 0.25 / 0.55 < high
+    assert joint.flops_per == pytest.approx(4)
+    best = joint.optimum(1e19, k=5)
+    assert best.n * best.d * 4 * 6.5 == pytest.approx(1e19)
+    assert max(y for _, _, y in best.profile) == pytest.approx(best.y, abs=1e-6)
+    assert len(joint.optima()) >= 3
+    assert joint.sentence().startswith("By 150 runs, a budget of FLOP is best split so that parameters grow as FLOP^0.")
+
+
+def test_a_loss_falls(runs):
+    rng = np.random.default_rng(3)
+    loss = 1.2 + 40 * runs.parameters**-0.3 + 60 * runs.images_seen**-0.25 + rng.normal(0, 0.002, len(runs))
+    joint = fit_joint(runs.assign(adversarial_loss=loss), y="adversarial_loss", resamples=0)
+    assert joint.falls
+    assert -joint.params["E"] == pytest.approx(1.2, abs=0.05)
+    assert float(joint.predict(1e7, 1e7)) == pytest.approx(1.2 + 40 * 1e7**-0.3 + 60 * 1e7**-0.25, abs=0.01)
+
+
+def test_the_table_says_what_it_can_tell(runs, robudget_command, tmp_path):
+    spent = runs.assign(train_flops_exact=4 * runs.parameters * runs.images_seen, dataset="made up")
+    spent.to_csv(tmp_path / "runs.csv", index=False)
+    code, out, _ = robudget_command("fit", str(tmp_path / "runs.csv"), "--joint")
+    assert code == 0
+    assert out.startswith("By 150 runs, a budget of FLOP is best split")
+    assert "IsoFLOP profiles" in out
+    spent.assign(images_seen=[1e7, 2e7] * 75).to_csv(tmp_path / "two.csv", index=False)
+    code, out, err = robudget_command("fit", str(tmp_path / "two.csv"), "--joint")
+    assert (code, out) == (2, "")
+    assert err == "error: images_seen has 2 levels: a joint law needs at least 3 of N, D and K\n"

@@ -35,6 +35,12 @@ def fit(
     no_predict: Annotated[
         bool, typer.Option("--no-predict", help="laws only: no effects, no paper's predictor")
     ] = False,
+    joint: Annotated[
+        bool, typer.Option("--joint", help="one law in parameters, images seen and, where they vary, steps and data")
+    ] = False,
+    checklist: Annotated[
+        bool, typer.Option("--checklist", help="what a report of these laws must say, filled in (arXiv 2502.18969)")
+    ] = False,
     where: Where = None,
     brief: Brief = False,
     json: AsJson = False,
@@ -48,6 +54,14 @@ def fit(
     from robudget.laws.forms import FormName
     from robudget.tables import read_table
 
+    if joint:
+        from robudget.cli.view.laws import joint_text
+        from robudget.laws.joint import fit_table
+        from robudget.tables.usable import select_rows
+
+        law = fit_table(select_rows(read_table(table), parse_overrides(where or [])), y)
+        show(json, law.to_dict, lambda: joint_text(law, brief))
+        return
     analysis = analyse(
         read_table(table),
         x=x,
@@ -56,9 +70,16 @@ def fit(
         form=cast(FormName, form),
         bins="auto" if bins is None else bins,
         how=cast(How | None, how),
-        predict=not (no_predict or (brief and not json)),
+        predict=not (no_predict or checklist or (brief and not json)),
         predictor=False,
     )
+    if checklist:
+        from robudget.cli.view.laws import checklist_text
+        from robudget.laws.checklist import checklist as filled
+
+        answers = filled(analysis.law, analysis.frontier)
+        show(json, lambda: answers, lambda: checklist_text(answers))
+        return
     show(json, analysis.to_dict, lambda: fit_text(analysis, brief))
 
 

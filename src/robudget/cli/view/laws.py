@@ -13,6 +13,7 @@ from robudget.cli.view.prediction import quality, small_runs_table
 from robudget.columns import column
 from robudget.formats import amount_range, fixed, number
 from robudget.laws import Law, Reach
+from robudget.laws.joint import PROFILE_FACTORS, Joint
 from robudget.planning import NextRuns, Option, Plan
 from robudget.planning.cost_model import Span
 from robudget.prediction import Effect, Effects
@@ -109,6 +110,35 @@ def _effects(effects: Effects) -> list[RenderableType]:
     parts = titled(title, rows, ("choice", "always came with"))
     tested = f"{effects.comparisons()} (an indented row says it of the interaction)."
     return [*parts, Text(tested)] if rows else []
+
+
+def joint_text(law: Joint, brief: bool = False) -> Group:
+    """What `robudget fit --joint` prints: the split in a sentence, the parameters, and isoFLOP profiles."""
+    parts: list[RenderableType] = [Text(law.sentence(), style="bold")]
+    if brief:
+        return Group(*parts, *notes(law.warnings))
+    formula = "y = E − A·N^−a − B·D^−d" + (" − S·K^−s" if law.k_column else "") + (" + Q·g" if law.g_column else "")
+    named = {"N": law.n_column, "D": law.d_column, "K": law.k_column, "g": law.g_column}
+    where = ", ".join(f"{letter} = {name}" for letter, name in named.items() if name)
+    rows = []
+    for name, value in law.params.items():
+        low, high = law.intervals.get(name, (math.nan, math.nan))
+        rows.append({"parameter": name, "value": number(value), "interval": f"[{number(low)}, {number(high)}]"})
+    sign = "−y" if law.falls else "y"
+    title = f"{formula.replace('y', sign, 1)} with y = {law.y}, {where} ({law.n_runs} runs, {law.level:.0%} intervals)"
+    parts += titled(title, rows, ("parameter",))
+    rows = []
+    for best in law.optima():
+        off = {f"{f:g}× N": f"{y:.2f}" for f, (_, _, y) in zip(PROFILE_FACTORS, best.profile, strict=True)}
+        rows.append({"FLOP": number(best.flops), "best N": number(best.n), "best D": number(best.d), **off})
+    steps = f" at {law.k_typical:g} steps" if law.k_column else ""
+    parts += titled(f"IsoFLOP profiles{steps}: {law.y} at multiples of the best N, the last beyond the runs", rows, ())
+    return Group(*parts, *notes(law.warnings))
+
+
+def checklist_text(answers: dict[str, str]) -> Group:
+    """The reporting checklist of laws, filled in: a question and its answer a line."""
+    return Group(*(Text(f"{question}: {answer}") for question, answer in answers.items()))
 
 
 def _binnings(analysis: Analysis) -> list[dict[str, str]]:
