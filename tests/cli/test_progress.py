@@ -74,3 +74,14 @@ def test_a_sweep_keeps_a_line_for_each_finished_run_and_a_bar_for_each_running_o
     assert "[  1/3]" in shown
     assert "[  2/3]" in shown
     assert "1 of 3 runs done, 1 failed" in shown
+
+
+def test_a_log_of_a_sweep_begins_with_what_is_to_do() -> None:
+    where, state = console(terminal=False), sweep()
+    with SweepDisplay("seeds", where) as display:
+        display.update(state)
+        assert text(where).splitlines() == ["seeds: 3 of 3 runs to do"]
+        state.finish(0, "50.0% robust")
+        display.update(state)
+    assert text(where).splitlines()[1].startswith("[  1/3]")
+    assert len(text(where).splitlines()) == 2

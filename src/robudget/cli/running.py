@@ -54,13 +54,11 @@ def sweep(
 ) -> None:
     """Run every recipe of a study, several side by side; skips what is done and resumes what was begun."""
     from robudget.cli.view.console import SweepDisplay, TextTable, show
-    from robudget.cli.view.runs import leaderboard
     from robudget.config import parse_overrides
     from robudget.execution import Site
     from robudget.store import Store
     from robudget.sweep.local import sweep as run_sweep
     from robudget.sweep.study import Study
-    from robudget.tables.read import load_runs
 
     site, changes = Site.take(parse_overrides(overrides or []))
     chosen = Study.load(study, changes)
@@ -73,6 +71,10 @@ def sweep(
         return
     with SweepDisplay(chosen.name) as display:
         state = run_sweep(chosen.recipes, store=store, site=site, workers=workers, watch=display.update)
+    # pandas is imported after the first runs are under way
+    from robudget.cli.view.runs import leaderboard
+    from robudget.tables.read import load_runs
+
     mine = {r.id for r in chosen.recipes}
     table = load_runs(store) if home.root.is_dir() else None
     table = table[table.run_id.isin(mine)] if table is not None else None

@@ -165,9 +165,13 @@ class SweepDisplay(_Display):
     def __init__(self, title: str, console: Console = err):
         super().__init__(title, console)
         self._started = time.monotonic()
+        self._began = False
 
     def update(self, state: SweepState) -> None:
         n = len(state.recipes)
+        if not self._began and not self.console.is_terminal:  # the first run may end in hours
+            self.console.print(f"{self.title}: {len(state.to_do)} of {n} runs to do")
+        self._began = True
         for index, note in (state.finished | state.failed).items():
             ended = n - len(state.to_do) + len(self._logged | {index})
             line = f"[{ended:>3}/{n}] {state.recipes[index].slug}  {note}"
