@@ -27,7 +27,7 @@ ALLOWED = {
     "training": {"data", "models", "attacks", "backend"},
     "evaluation": {"models", "attacks", "backend"},
     "meter": {"models"},
-    "forecast": {"training", "attacks", "data", "meter", "backend"},
+    "forecast": {"training", "attacks", "data", "meter", "backend", "evaluation"},
     "store": set(),
     "energy_log": {"meter", "store"},
     "runner": {"data", "attacks", "training", "evaluation", "meter", "store", "energy_log"},

@@ -158,15 +158,29 @@ class ValidationPart(_Part):
 class EvaluationPart(_Part):
     """What the trained model is put through. Hashed apart from training: one run can have many evaluations."""
 
-    version: Literal["standard", "plus", "rand"] = "standard"
+    version: Literal["standard", "plus", "rand", "quick"] = "standard"
     images: int | None = Field(None, ge=1)  # the first n of the test split; null = all
     threat: Ball | None = None  # null = the training threat
     seed: int = Field(0, ge=0)
     batch_size: int = Field(500, ge=1)
+    until: Number | None = Field(None, gt=0)  # version quick: audit until the interval is so many points to either side
     confirm: Literal["auto", "all", "none"] = "auto"  # survivors of a low precision that are attacked again in float32
 
+    @model_validator(mode="after")
+    def _possible(self) -> EvaluationPart:
+        if self.until is not None and self.version != "quick":
+            raise InputError(
+                f"evaluation.until = {self.until:g} with evaluation.version = {self.version} (allowed: with quick)"
+            )
+        if self.confirm != "auto" and self.version == "quick":
+            raise InputError(
+                f"evaluation.confirm = {self.confirm} with evaluation.version = quick, whose audit is in float32 "
+                "(allowed: auto)"
+            )
+        return self
 
-_LATER = ("confirm",)
+
+_LATER = ("confirm", "until")
 
 
 class Recipe(_Part):

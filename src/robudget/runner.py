@@ -207,6 +207,7 @@ class _Run:
                     seed=asked.seed,
                     batch_size=asked.batch_size,
                     confirm=asked.confirm,
+                    until=asked.until,
                 ),
                 self.dataset,
                 part_of(n, world.rank, count),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robudget.attacks.ensemble import Member
 from robudget.errors import InputError
-from robudget.evaluation import evaluator
+from robudget.evaluation import evaluator, victims
 from robudget.evaluation.confirmation import (
     LEVEL,
     Confirmation,
@@ -60,13 +60,13 @@ class Numb(nn.Module):
 @pytest.fixture
 def numb(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Replaces the low-precision copy."""
-    whole = evaluator.crafting_copy
+    whole = victims.crafting_copy
 
     def replace(above: float = 2.0) -> None:
         def copy(model: nn.Module, x: Tensor, precision: str) -> nn.Module:
             return whole(model, x, precision) if precision == "float32" else Numb(model, above).eval()
 
-        monkeypatch.setattr(evaluator, "crafting_copy", copy)
+        monkeypatch.setattr(victims, "crafting_copy", copy)
 
     return replace
 
@@ -235,11 +235,11 @@ torch.set_num_threads(1)
 sys.path[:0] = [{here!r}, str(Path({here!r}).parent)]
 import test_confirmation as t
 from conftest import Small, blobs, train
-from robudget.evaluation import evaluator
+from robudget.evaluation import victims
 torch.manual_seed(3)
 small = train(Small(6), 6)
-whole = evaluator.crafting_copy
-evaluator.crafting_copy = lambda m, x, p: whole(m, x, p) if p == "float32" else t.Numb(m).eval()
+whole = victims.crafting_copy
+victims.crafting_copy = lambda m, x, p: whole(m, x, p) if p == "float32" else t.Numb(m).eval()
 def progress(now):
     if now.attack == "apgd-ce@float32-3":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -28,6 +28,7 @@ ATTACK_IDS = {
     "square": 7,
     "transfer": 8,
     "check": 9,
+    "audit": 10,
 }
 
 

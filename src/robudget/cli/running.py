@@ -120,7 +120,7 @@ def evaluate(
     eps: Annotated[
         str | None, typer.Option(help="radius, e.g. 8/255; default: the run's, or the data's customary threat")
     ] = None,
-    version: Annotated[str, typer.Option(help="standard, plus or rand")] = "standard",
+    version: Annotated[str, typer.Option(help="standard, plus, rand or quick (short attacks, an audit)")] = "standard",
     attack: Annotated[
         list[str] | None,
         typer.Option(help="instead of a version, once or more: pgd:steps=50,restarts=5,loss=cw or square:steps=20000"),
@@ -140,6 +140,9 @@ def evaluate(
     confirm: Annotated[
         str, typer.Option(help="survivors of a low precision attacked again in float32: auto (some), all or none")
     ] = "auto",
+    until: Annotated[
+        float | None, typer.Option(help="version quick: audit until the interval is so many points to either side")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
     threads: Annotated[
@@ -185,6 +188,7 @@ def evaluate(
         precision,  # type: ignore[arg-type]
         examples=examples,
         confirm=confirm,  # type: ignore[arg-type]
+        until=until,
     )
     with EvaluationDisplay(Path(source).name) as display:
         result = benchmark(

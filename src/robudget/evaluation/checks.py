@@ -19,6 +19,7 @@ from robudget.attacks.geometry import GEOMETRY, per_row
 from robudget.attacks.noise import Noise
 from robudget.attacks.victim import Model, Victim, ce, cw, dlr, margin
 from robudget.errors import InputError
+from robudget.evaluation.audit import HITS
 from robudget.evaluation.verdicts import Finding, Verdicts
 from robudget.threat import Threat
 
@@ -379,3 +380,30 @@ def check_verdicts(verdicts: Verdicts) -> list[Finding]:
             )
         )
     return findings
+
+
+# Findings after which short attacks with gradients say nothing.
+MASKING = (
+    "dynamic", "finite-differences", "masked-gradients", "no-gradient", "not-finite", "not-monotone", "probabilities",
+    "randomised", "survives-large-eps", "zero-gradients",
+)  # fmt: skip
+
+
+def check_audit(verdicts: Verdicts) -> list[Finding]:
+    """Of version quick: is the full ensemble due? Where the audit hit too often, or gradients seem masked."""
+    audit = verdicts.audit
+    if audit is None:
+        return []
+    masked = [finding.name for finding in verdicts.findings if finding.name in MASKING]
+    if not audit.hit_rate > HITS and not masked:
+        return []
+    why = [f"the full ensemble broke {audit.fell} of {audit.attacked} audited images"] if audit.hit_rate > HITS else []
+    why += [f"the checks found {', '.join(masked)}"] if masked else []
+    return [
+        Finding(
+            "run-standard",
+            f"short attacks are not enough for this model: {'; '.join(why)}",
+            {"audited": audit.attacked, "fell": audit.fell, "threshold": HITS},
+            "Run the full ensemble: version='standard'.",
+        )
+    ]

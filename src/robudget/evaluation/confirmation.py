@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from robudget.accuracy import hypergeometric_most, spent_error
 
@@ -60,14 +60,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Confirmation:
-    """What attacking survivors again in float32 showed, of all shards.
-
-    `at_most`: an upper bound on how many of those not attacked again would fall in float32. It is exact
-    (hypergeometric, one-sided, `LEVEL`, for every place at which the blocks may stop) if the images attacked again are
-    at least as likely to fall as images drawn at random: they are those nearest to misclassified, which makes that
-    plausible and does not prove it.
-    """
+class Blocks:
+    """Survivors that were attacked once more, block by block; a part for each shard."""
 
     parts: tuple[Part, ...]
 
@@ -90,11 +84,39 @@ class Confirmation:
 
     @property
     def at_most(self) -> int:
-        # Every shard's bound gets its share of the error, so that the sum holds.
-        return sum(part.at_most((1 - LEVEL) / len(self.parts)) for part in self.parts)
+        """How many of the rest would fall, at most, at `LEVEL`."""
+        return self.bound(1 - LEVEL)
 
-    def __add__(self, other: Confirmation) -> Confirmation:
-        return Confirmation((*self.parts, *other.parts))
+    def bound(self, error: float) -> int:
+        """How many of the rest would fall, at most, but for a probability of `error`."""
+        # Every shard's bound gets its share of the error, so that the sum holds.
+        return sum(part.at_most(error / len(self.parts)) for part in self.parts)
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)((*self.parts, *other.parts))
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("survivors", "attacked", "fell", "rest", "at_most")
+        return {name: getattr(self, name) for name in names} | {
+            "level": LEVEL,
+            "parts": [asdict(part) for part in self.parts],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        names = {f.name for f in fields(Part)}
+        return cls(tuple(Part(**{k: v for k, v in part.items() if k in names}) for part in data["parts"]))
+
+
+@dataclass(frozen=True)
+class Confirmation(Blocks):
+    """What attacking survivors again in float32 showed.
+
+    The bound on how many of those not attacked again would fall in float32 is exact (hypergeometric, one-sided,
+    `LEVEL`, for every place at which the blocks may stop) if the images attacked again are at least as likely to fall
+    as images drawn at random: they are those nearest to misclassified, which makes that plausible and does not prove
+    it.
+    """
 
     def __str__(self) -> str:
         fell = "none fell" if not self.fell else f"{self.fell} fell"
@@ -109,15 +131,3 @@ class Confirmation:
             f"{fell}; at most {self.at_most} of the other {self.rest} would ({100 * LEVEL:.0f}%, exact if the nearest "
             "are at least as likely to fall as images drawn at random)"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        names = ("survivors", "attacked", "fell", "rest", "at_most")
-        return {name: getattr(self, name) for name in names} | {
-            "level": LEVEL,
-            "parts": [asdict(part) for part in self.parts],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Confirmation:
-        names = {f.name for f in fields(Part)}
-        return cls(tuple(Part(**{k: v for k, v in part.items() if k in names}) for part in data["parts"]))

@@ -17,18 +17,16 @@ from torch import Tensor, nn
 
 from robudget.attacks.build import build, check_images, rows_of
 from robudget.attacks.driver import Report, drive
-from robudget.attacks.ensemble import Member, Passes, fit_to_classes
-from robudget.attacks.noise import Noise
-from robudget.attacks.victim import Model, Victim, frozen, margin
-from robudget.backend.batch_size import call_size, keep_freed_memory, least_size, tile
-from robudget.backend.folding import crafting_copy
-from robudget.backend.precision import gains_in_attacks, resolve
+from robudget.attacks.ensemble import Member, ensemble, fit_to_classes
+from robudget.attacks.noise import Noise, Stream
+from robudget.attacks.victim import Model, frozen, margin
+from robudget.backend.batch_size import keep_freed_memory
 from robudget.errors import InputError
+from robudget.evaluation.audit import Audit, audit_more
 from robudget.evaluation.checks import (
     PROBE,
     Subject,
-    carries_gradient,
-    check_logits,
+    check_audit,
     check_mode,
     check_model,
     check_verdicts,
@@ -36,9 +34,10 @@ from robudget.evaluation.checks import (
     no_gradient,
 )
 from robudget.evaluation.confirmation import Confirmation, Part, block_size, enough, images_if_none_falls
-from robudget.evaluation.specification import AGAIN, Confirm, Precision, Specification, Stage, stages
+from robudget.evaluation.specification import Confirm, Precision, Specification, Stage, line_of, stages
 from robudget.evaluation.state import Account, Estimate, Progress, State, Window, fingerprint, weights_of
 from robudget.evaluation.verdicts import Finding, Spent, Verdicts, by_attack
+from robudget.evaluation.victims import Images, Victims, misclassified
 from robudget.threat import Threat
 
 REPORT_EVERY_STEPS = 10  # on an accelerator
@@ -65,13 +64,16 @@ def evaluate(
     checks: bool = True,
     examples: bool = False,
     confirm: Confirm = "auto",
+    until: float | None = None,
 ) -> Verdicts:
     """A verdict for each image x (N, C, H, W) float32 in [0, 1] with label y (N,) int64.
 
-    `Specification` describes what is asked (version … precision, checks … confirm), `Evaluator` how it executes
+    `Specification` describes what is asked (version … precision, checks … until), `Evaluator` how it executes
     (device, state, progress, window), `Evaluator.run` index and classes. Raises InputError for what can be mended.
     """
-    specification = Specification(threat, version, attacks, seed, batch_size, precision, checks, examples, confirm)
+    specification = Specification(
+        threat, version, attacks, seed, batch_size, precision, checks, examples, confirm, until
+    )
     evaluator = Evaluator(model, specification, device=device, state=state, progress=progress, window=window)
     return evaluator.run(x, y, index=index, classes=classes)
 
@@ -110,8 +112,8 @@ class Evaluator:
             keep_freed_memory()
         findings = check_mode(model)
         with frozen(model):
-            images = _Images(x, y, index, device)
-            return _Evaluation(self, images, _Victims(model, images, self.specification, classes)).verdicts(findings)
+            images = Images(x, y, index, device)
+            return _Evaluation(self, images, Victims(model, images, self.specification, classes)).verdicts(findings)
 
 
 def _device_of(model: Model, x: Tensor) -> torch.device:
@@ -121,79 +123,10 @@ def _device_of(model: Model, x: Tensor) -> torch.device:
     return x.device
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Images and labels in the caller's memory, their rows in the full split, and the device that computes."""
-
-    x: Tensor
-    y: Tensor
-    index: Tensor
-    device: torch.device
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
-        return self.x[rows].to(self.device), self.y[rows].to(self.device)
-
-    def batches(self, size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        for first in range(0, len(self), size):
-            part = slice(first, first + size)
-            yield part, *self[part]
-
-
-class _Victims:
-    """The model as given, which decides every verdict, and the copies of it that attacks compute with."""
-
-    def __init__(self, model: Model, images: _Images, specification: Specification, classes: int | None) -> None:
-        self.model, self.images, self.batch_size = model, images, specification.batch_size
-        size = tile(images.device, self.batch_size)
-        self.given = Victim(model, least=size, most=size)
-        probe, _ = images[:2]
-        self.classes = check_logits(model, probe, images.y, classes).shape[1]
-        self.differentiable = carries_gradient(model, probe[:1])
-        resolved = resolve(specification.precision, images.device, functools.partial(gains_in_attacks, model, probe))
-        self.precision = resolved.name if self.differentiable else "float32"
-        self.all = [self.given]
-        self._copies: dict[bool, Victim] = {}
-
-    @property
-    def passes(self) -> Passes:
-        """By all of them, so far."""
-        return sum((victim.passes for victim in self.all), Passes())
-
-    def copy(self, *, precise: bool) -> Victim:
-        """A folded copy, in float32 (`precise`) or in the precision of this evaluation."""
-        if precise not in self._copies:
-            precision = "float32" if precise else self.precision
-            x, y = self.images[: min(len(self.images), 64)]
-            copy = crafting_copy(self.model, x, precision) if self.differentiable else self.model
-            victim = Victim(copy, most=call_size(self.model, x, self.batch_size, 2 if precision == "bfloat16" else 4))
-            victim.least = least_size(victim, x, y if self.differentiable else None, victim.most)
-            victim.passes = Passes()
-            self._copies[precise] = victim
-            self.all.append(victim)
-        return self._copies[precise]
-
-    def unpadded(self) -> Victim:
-        """The model as given, in calls of as many images as it is asked about."""
-        self.all.append(Victim(self.model, most=self.batch_size))
-        return self.all[-1]
-
-    def misclassified(self, x: Tensor, y: Tensor) -> Tensor:
-        """(N,) bool, by the model as given."""
-        return misclassified(self.given.logits(x), y)
-
-
-def misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """(N,) bool; an answer that is not finite is no answer."""
-    return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
-
-
 class _Evaluation:
     """One run of an evaluator: the attacks as they fit the model, the state, and the stages."""
 
-    def __init__(self, evaluator: Evaluator, images: _Images, victims: _Victims) -> None:
+    def __init__(self, evaluator: Evaluator, images: Images, victims: Victims) -> None:
         self.specification, self.images, self.victims = evaluator.specification, images, victims
         self.folder = None if evaluator.state is None else Path(evaluator.state)
         self.window = evaluator.window or (lambda name: nullcontext())
@@ -208,23 +141,27 @@ class _Evaluation:
         self.members, self.notes = [member for member, _ in fitted], [note for _, note in fitted if note]
         self.stages = stages(self.members, precise=victims.precision == "float32")
         norm = self.specification.threat.norm
-        confirm: dict[str, Callable[[int], int]] = {
-            "auto": images_if_none_falls,
-            "all": int,
-            "none": lambda survivors: 0,
-        }
+        if self.specification.audited:
+            audit = [fit_to_classes(member, victims.classes)[0] for member in ensemble("standard", norm)]
+            self.stages_again = stages(audit, precise=True, again="audit")
+        else:
+            self.stages_again = stages(self.members, precise=True, again="float32")
         self.estimate = Estimate(
-            self.stages,
-            victims.classes,
-            norm,
-            len(images),
-            evaluator.progress,
-            confirm["none" if victims.precision == "float32" else self.specification.confirm],
+            self.stages, self.stages_again, victims.classes, norm, len(images), evaluator.progress, self._again
         )
         self.about = self._identity()
         state = None if self.folder is None else State.load(self.folder, self.about)
         self.state = state or State.blank(len(images), keep_examples=self.specification.examples)
         self.saved = time.monotonic()
+
+    def _again(self, survivors: int) -> int:
+        """How many of so many survivors will be attacked again, if none of them falls."""
+        specification = self.specification
+        if specification.audited:
+            return min(audit_more(survivors, len(self.images), (), (), specification.until), survivors)
+        if self.victims.precision == "float32" or specification.confirm == "none":
+            return 0
+        return survivors if specification.confirm == "all" else images_if_none_falls(survivors)
 
     def _identity(self) -> dict[str, Any]:
         """What has to be equal for a resume."""
@@ -263,11 +200,15 @@ class _Evaluation:
                     findings += self._checks()
             state.notes["findings"] = [finding.to_dict() for finding in findings]
         self._run(self.stages)
-        confirmation = None if self.victims.precision == "float32" else self._confirm()
-        verdicts = self._collect(confirmation)
-        if not self.specification.checks:
-            return verdicts
-        return replace(verdicts, findings=[*verdicts.findings, *check_verdicts(verdicts)])
+        again: Confirmation | Audit | None = None
+        if self.specification.audited:
+            again = self._audit()
+        elif self.victims.precision != "float32":
+            again = self._confirm()
+        verdicts = self._collect(again)
+        if self.specification.checks:
+            verdicts = replace(verdicts, findings=[*verdicts.findings, *check_verdicts(verdicts)])
+        return replace(verdicts, findings=[*verdicts.findings, *check_audit(verdicts)])
 
     def _run(self, plan: Sequence[Stage], among: Sequence[int] | None = None) -> None:
         """Attack the robust images, or those of them at the positions `among`."""
@@ -282,22 +223,49 @@ class _Evaluation:
                 self.state.finished[:] = False
 
     def _confirm(self) -> Confirmation:
-        """Low precision may miss what float32 finds: attack survivors again, block by block (`confirmation.py`)."""
-        notes, mode = self.state.notes, self.specification.confirm
-        if "order" not in notes:
-            robust = self.state.robust.nonzero()[0]
-            notes["order"] = robust[np.argsort(self.state.worst_margin[robust], kind="stable")].tolist()
-            notes["blocks"] = []
-        order, blocks = notes["order"], notes["blocks"]
+        """Low precision may miss what float32 finds: attack survivors again (`confirmation.py`)."""
+        state, mode = self.state, self.specification.confirm
+        if "order" not in state.notes:
+            robust = state.robust.nonzero()[0]
+            state.notes["order"] = robust[np.argsort(state.worst_margin[robust], kind="stable")].tolist()
+        survivors = len(state.notes["order"])
+
+        def more(blocks: Sequence[int], fell: Sequence[int]) -> int:
+            if mode != "auto":
+                return survivors if mode == "all" else 0
+            return 0 if enough(survivors, blocks, fell) else block_size(len(blocks), survivors)
+
+        return Confirmation((Part.of(survivors, *self._in_blocks(more)),))
+
+    def _audit(self) -> Audit:
+        """Put a random sample of what the short attacks left through the standard ensemble in float32 (`audit.py`)."""
+        state, images, specification = self.state, self.images, self.specification
+        if "order" not in state.notes:
+            robust = state.robust.nonzero()[0]
+            index = images.index[torch.from_numpy(robust)]
+            zero = torch.zeros_like(index)
+            high, low = Stream(specification.seed, "audit", index, zero, zero).words(0, 2).T.numpy()
+            state.notes["order"] = robust[np.lexsort((low, high))].tolist()
+        survivors = len(state.notes["order"])
+
+        def more(blocks: Sequence[int], fell: Sequence[int]) -> int:
+            return audit_more(survivors, len(images), blocks, fell, specification.until)
+
+        blocks, fell = self._in_blocks(more)
+        return Audit((Part(survivors, sum(blocks), sum(fell), max(len(blocks) - 1, 0)),))
+
+    def _in_blocks(self, more: Callable[[Sequence[int], Sequence[int]], int]) -> tuple[list[int], list[int]]:
+        """Attack images again in the order that is noted, as many at a time as `more` says; those and how many fell."""
+        order, blocks = self.state.notes["order"], self.state.notes.setdefault("blocks", [])
         fell: list[int] = []
         while True:
             if len(fell) == len(blocks):
-                left = len(order) - sum(blocks)
-                if (not left and blocks) or mode == "none" or (mode == "auto" and enough(len(order), blocks, fell)):
-                    return Confirmation((Part.of(len(order), blocks, fell),))
-                blocks.append(left if mode == "all" else min(block_size(len(blocks), len(order)), left))
+                wanted, left = more(blocks, fell), len(order) - sum(blocks)
+                if not wanted or (blocks and not left):
+                    return blocks, fell
+                blocks.append(min(wanted, left))
             first = sum(blocks[: len(fell)])
-            plan = stages(self.members, precise=True, again=len(fell) + 1)
+            plan = [replace(stage, block=len(fell) + 1) for stage in self.stages_again]
             self._run(plan, order[first : first + blocks[len(fell)]])
             fell.append(sum(self.state.spent[stage.name].broken for stage in plan))
 
@@ -393,18 +361,18 @@ class _Evaluation:
             batch_size=specification.batch_size,
         )
 
-    def _collect(self, confirmation: Confirmation | None) -> Verdicts:
+    def _collect(self, again: Confirmation | Audit | None) -> Verdicts:
         state, index, y = self.state, self.images.index.numpy(), self.images.y.cpu().numpy()
-        findings = [Finding(**item) for item in state.notes["findings"]]
         halved = [size for victim in self.victims.all for size in victim.halved]
-        about = self.about | {"halved": halved, "confirm": self.specification.confirm}
-        threat = self.specification.threat
-        examples = state.examples_of(index, y, self.images.x.shape[1:], threat)
-        spent = by_attack(replace(item, attack=_without_block(item.attack)) for item in state.spent.values())
-        return Verdicts(state.table(index, y), threat, spent, findings, about, examples, confirmation)
-
-
-def _without_block(stage: str) -> str:
-    """All blocks of a confirmation are one line of the account: `square@float32-3` → `square@float32`."""
-    name, again, _ = stage.partition(AGAIN)
-    return name + again
+        threat, notes = self.specification.threat, state.notes
+        audited = notes["order"][: sum(notes["blocks"])] if isinstance(again, Audit) else None
+        return Verdicts(
+            state.table(index, y, audited),
+            threat,
+            by_attack(replace(item, attack=line_of(item.attack)) for item in state.spent.values()),
+            [Finding(**item) for item in notes["findings"]],
+            self.about | {"halved": halved, "confirm": self.specification.confirm},
+            state.examples_of(index, y, self.images.x.shape[1:], threat),
+            confirmation=again if isinstance(again, Confirmation) else None,
+            audit=again if isinstance(again, Audit) else None,
+        )

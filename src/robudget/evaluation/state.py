@@ -24,7 +24,7 @@ from robudget.attacks.driver import Outcome
 from robudget.attacks.ensemble import Passes
 from robudget.errors import InputError
 from robudget.evaluation.examples import Examples
-from robudget.evaluation.specification import AGAIN, Stage
+from robudget.evaluation.specification import Stage, line_of
 from robudget.evaluation.verdicts import Spent
 from robudget.threat import Norm, Threat
 
@@ -90,9 +90,12 @@ class State:
         if self.examples is not None and len(at):
             self.examples |= dict(zip(at.tolist(), x_adv.cpu().numpy(), strict=True))
 
-    def table(self, index: NDArray[np.int64], label: NDArray[np.int64]) -> pd.DataFrame:
-        """`Verdicts.frame`, of images with these rows of the split and labels."""
-        return pd.DataFrame(
+    def table(
+        self, index: NDArray[np.int64], label: NDArray[np.int64], audited: Sequence[int] | None = None
+    ) -> pd.DataFrame:
+        """`Verdicts.frame`, of images with these rows of the split and labels; `audited` are the positions of those
+        that went through an audit, None where there was none."""
+        frame = pd.DataFrame(
             {
                 "index": index,
                 "label": label,
@@ -104,6 +107,7 @@ class State:
                 "worst_margin": np.where(np.isfinite(self.worst_margin), self.worst_margin, self.clean_margin),
             }
         )
+        return frame if audited is None else frame.assign(audited=np.isin(np.arange(len(frame)), audited))
 
     def examples_of(
         self, index: NDArray[np.int64], label: NDArray[np.int64], shape: Sequence[int], threat: Threat
@@ -177,10 +181,10 @@ def _adopt_confirmation(notes: dict[str, Any], spent: dict[str, Spent], arrays: 
         return
     nearest = notes.pop("nearest")
     rest = np.setdiff1d((arrays["broken_by"] == ROBUST).nonzero()[0], nearest)
-    for name in [name for name in spent if name.endswith(f"{AGAIN}-all")]:
+    for name in [name for name in spent if name.endswith("@float32-all")]:
         spent[name.replace("-all", "-2")] = replace(spent.pop(name), attack=name.replace("-all", "-2"))
     notes["order"] = nearest + rest[np.argsort(arrays["worst_margin"][rest], kind="stable")].tolist()
-    notes["blocks"] = [len(nearest)] + ([len(rest)] if any(name.endswith(f"{AGAIN}-2") for name in spent) else [])
+    notes["blocks"] = [len(nearest)] + ([len(rest)] if any(name.endswith("@float32-2") for name in spent) else [])
 
 
 _ARRAYS = ("broken_by", "when", "restart", "target", "clean_margin", "worst_margin", "finished")
@@ -278,19 +282,21 @@ class Estimate:
     """Tells `progress`, a few times a second, how much of the estimated work is done and how long the rest will take.
 
     `plan`: the stages of the ensemble, on a model with so many classes; `images`: how many there are; `again`: how many
-    of so many survivors will be attacked once more.
+    of so many survivors will be attacked once more, by the stages `after`.
     """
 
     def __init__(
         self,
         plan: Sequence[Stage],
+        after: Sequence[Stage],
         classes: int,
         norm: Norm,
         images: int,
         progress: Callable[[Progress], None] | None,
         again: Callable[[int], int],
     ) -> None:
-        self.costs = {stage.member.name: stage.member.passes(classes, norm).total for stage in plan}
+        self.costs = {stage.name: stage.member.passes(classes, norm).total for stage in (*plan, *after)}
+        self.once_more = sum(self.costs[stage.name] for stage in after)
         self.images, self.progress, self.again = images, progress, again
         self.began = self.last = time.monotonic()
         self.first_fraction: float | None = None
@@ -316,12 +322,12 @@ class Estimate:
         if self.progress is None:
             return
         self.last = time.monotonic()
-        cost = self.costs[stage.member.name]
-        past = sum(self.costs.get(s.attack.partition("@")[0], 0) * s.images for s in spent.values() if s.done)
+        cost = self.costs[line_of(stage.name)]
+        past = sum(self.costs.get(line_of(s.attack), 0) * s.images for s in spent.values() if s.done)
         work = past + cost * images * part
-        ahead = sum(self.costs[s.member.name] for s in later) * (min(images, robust) if stage.again else robust)
+        ahead = sum(self.costs[line_of(s.name)] for s in later) * (min(images, robust) if stage.again else robust)
         if not stage.again:
-            ahead += sum(self.costs.values()) * self.again(robust)
+            ahead += self.once_more * self.again(robust)
         whole = past + cost * images + ahead
         fraction = work / whole if whole else 1.0
         self.first_fraction = fraction if self.first_fraction is None else self.first_fraction

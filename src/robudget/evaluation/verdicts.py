@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from robudget import files
 from robudget.accuracy import wilson
 from robudget.errors import InputError
-from robudget.evaluation.confirmation import Confirmation
+from robudget.evaluation.audit import Audit
+from robudget.evaluation.confirmation import Blocks, Confirmation
 from robudget.evaluation.examples import Examples
 from robudget.threat import CUSTOMARY, Threat
 
@@ -111,6 +112,8 @@ class Verdicts:
     """The adversarial examples, where they were asked for; `save` writes them to examples.npz."""
     confirmation: Confirmation | None = None
     """What attacking survivors again in float32 showed; None where all attacks were in float32, or it was not kept."""
+    audit: Audit | None = None
+    """Of version quick: what the full ensemble did to a sample; `frame` has a column `audited` then."""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -136,8 +139,8 @@ class Verdicts:
 
     @property
     def robust_accuracy(self) -> float:
-        """Fraction of the images."""
-        return float(self.robust.mean())
+        """Fraction of the images; with an audit, what the full ensemble is expected to leave."""
+        return float(self.robust.mean()) if self.audit is None else self.audit.estimate / self.n
 
     @property
     def clean_accuracy(self) -> float:
@@ -145,8 +148,20 @@ class Verdicts:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% Wilson interval of the robust accuracy."""
-        return wilson(int(self.robust.sum()), self.n)
+        """95% Wilson interval of the robust accuracy. With an audit it is at least 95%, of both the images and the
+        audit: half of the error is spent on each (Bonferroni)."""
+        if self.audit is None:
+            return wilson(int(self.robust.sum()), self.n)
+        low, high = self.audit.robust(0.025)
+        return wilson(low, self.n, 0.975)[0], wilson(high, self.n, 0.975)[1]
+
+    @property
+    def audit_interval(self) -> tuple[float, float] | None:
+        """With an audit: where the full ensemble's accuracy on these very images lies (95%; the upper end is sure)."""
+        if self.audit is None:
+            return None
+        low, high = self.audit.robust()
+        return low / self.n, high / self.n
 
     @property
     def clean_interval(self) -> tuple[float, float]:
@@ -193,11 +208,12 @@ class Verdicts:
     def after_each(self) -> dict[str, float]:
         """Accuracy left after each stage, in order: {"clean": …, "apgd-ce": …, …}, fractions."""
         left, out = np.ones(self.n, dtype=bool), {}
+        audited = self.frame["audited"].to_numpy() if self.audit is not None else np.zeros(self.n, dtype=bool)
         for item in self.spent:
             name = item.attack
-            # What the confirmation in float32 broke is booked under the attack's own name.
+            # What the confirmation in float32 broke is booked under the attack's own name; an audit's hits are apart.
             if name != "checks" and "@" not in name:
-                left = left & (self.broken_by != name)
+                left = left & ((self.broken_by != name) | audited)
                 out[name] = float(left.mean())
         return out
 
@@ -224,6 +240,9 @@ class Verdicts:
             "findings": [finding.to_dict() for finding in self.findings],
             "about": dict(self.about),
             "confirmation": None if self.confirmation is None else self.confirmation.to_dict(),
+            "audit": None
+            if self.audit is None
+            else self.audit.to_dict() | {"estimate": self.robust_accuracy, "interval": list(self.audit_interval or ())},
         }
 
     def save(self, folder: str | Path) -> Path:
@@ -258,6 +277,7 @@ class Verdicts:
             findings=[Finding(**item) for item in data["findings"]],
             about=data["about"],
             confirmation=Confirmation.from_dict(data["confirmation"]) if data.get("confirmation") else None,
+            audit=Audit.from_dict(data["audit"]) if data.get("audit") else None,
             examples=Examples.load(path / "examples.npz") if (path / "examples.npz").exists() else None,
         )
 
@@ -293,9 +313,25 @@ def merge(parts: Sequence[Verdicts]) -> Verdicts:
     # Each finding once, as the first shard that has it gives it.
     findings = {finding.name: finding for part in reversed(parts) for finding in part.findings}
     about = {**first.about, "shards": len(parts)}
-    confirmations = [part.confirmation for part in parts if part.confirmation is not None]
-    confirmation = functools.reduce(operator.add, confirmations) if len(confirmations) == len(parts) else None
-    return Verdicts(frame, first.threat, spent, list(findings.values()), about, _examples(parts), confirmation)
+    return Verdicts(
+        frame,
+        first.threat,
+        spent,
+        list(findings.values()),
+        about,
+        _examples(parts),
+        confirmation=_together([part.confirmation for part in parts]),
+        audit=_together([part.audit for part in parts]),
+    )
+
+
+B = TypeVar("B", bound=Blocks)
+
+
+def _together(blocks: Sequence[B | None]) -> B | None:
+    """Of all parts, where all have it."""
+    known = [item for item in blocks if item is not None]
+    return functools.reduce(operator.add, known) if len(known) == len(blocks) else None
 
 
 def _examples(parts: Sequence[Verdicts]) -> Examples | None:
@@ -318,9 +354,11 @@ def page(verdicts: Verdicts) -> str:
     clean_low, clean_high = (100 * end for end in v.clean_interval)
     dataset = str(about.get("dataset"))
     customary = f" (customary for {dataset})" if v.threat == CUSTOMARY.get(dataset) else ""
+    interval = "95% Wilson interval" if v.audit is None else "an estimate; at least 95%, for the images and the audit"
     lines = [
         f"Robust accuracy {100 * v.robust_accuracy:.2f}% [{low:.2f}, {high:.2f}] "
-        f"against {v.threat}{customary}, on {v.n} images (95% Wilson interval)",
+        f"against {v.threat}{customary}, on {v.n} images ({interval})",
+        *_audit_lines(v),
         f"Clean accuracy  {100 * v.clean_accuracy:.2f}% [{clean_low:.2f}, {clean_high:.2f}]",
         "",
         f"Model     {about.get('weights', 'unknown')}",
@@ -360,6 +398,17 @@ def page(verdicts: Verdicts) -> str:
             if finding.advice:
                 lines += _wrap("advice: " + finding.advice, "    ")
     return "\n".join(lines) + "\n"
+
+
+def _audit_lines(v: Verdicts) -> list[str]:
+    if v.audit is None or v.audit_interval is None:
+        return []
+    low, high = (100 * end for end in v.audit_interval)
+    return _wrap(
+        f"The full ensemble would leave {low:.2f} to {high:.2f}% of these images (95%, exact; not more is certain): "
+        f"{v.audit}",
+        "",
+    )
 
 
 def _flops(value: float | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from robudget.attacks.ensemble import ensemble
 from robudget.datasets import PUBLISHED, Sizes
+from robudget.evaluation.audit import audit_more
 from robudget.losses import passes_per_image
 from robudget.meter.conventions import wrn_forward_flops
 from robudget.recipe import Recipe, wide_resnet
@@ -77,6 +78,13 @@ def evaluation_passes(recipe: Recipe, sizes: Sizes, *, clean: float, robust: flo
         rows = images * (robust + (_BROKEN_SHARE * broken if index == 0 else 0.0))
         calls[f"{member.name}_forward"] = rows * survivor.forward
         calls[f"{member.name}_backward"] = rows * survivor.backward
+    if recipe.evaluation.version == "quick":
+        survivors = round(images * robust)
+        audited = min(audit_more(survivors, images, (), (), recipe.evaluation.until), survivors)
+        for member in ensemble("standard", norm):
+            survivor = member.passes(sizes.classes, norm)
+            calls[f"{member.name}@audit_forward"] = audited * survivor.forward
+            calls[f"{member.name}@audit_backward"] = audited * survivor.backward
     return calls
 
 

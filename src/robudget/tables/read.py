@@ -97,6 +97,7 @@ def _facts(folder: RunFolder) -> dict[str, Any]:
         "parameters": _number(model.get("parameters")),
         "synthetic_amount": _number(data.get("synthetic")),
         "aa_acc": robust,
+        "aa_acc_how": evaluation.get("version"),
         "aa_acc_low": 100 * _number(evaluation.get("low")),
         "aa_acc_high": 100 * _number(evaluation.get("high")),
         "n_eval": _number(evaluation.get("n")),

@@ -1,0 +1,86 @@
+"""`--version quick`: short attacks on every image, the full ensemble on a random sample of what they leave.
+
+The two together give an estimate of the full ensemble's accuracy with an exact interval (the combination is ours). Pure
+data: imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robudget.accuracy import hypergeometric_most, spent_error
+from robudget.evaluation.confirmation import Blocks
+
+SHARE, LEAST = 0.05, 8  # of the survivors, images: the audit, where no precision is asked
+GROWTH = 1.5  # at least, of the audit, when it is extended
+LEVEL = 0.95  # of the interval
+# A share of the audited that fell above which the short attacks were not enough, and the full ensemble is due.
+HITS = 0.05
+
+
+def audit_more(survivors: int, images: int, done: Sequence[int], fell: Sequence[int], until: float | None) -> int:
+    """How many more of the survivors to audit; 0: none.
+
+    `done` and `fell` are the images and hits of each extension so far; `images` all that were evaluated. `until`: the
+    half-width in points that the interval of the accuracy is to have; None: 5% of the survivors, 8 at least, once.
+    """
+    size, hits, look = sum(done), sum(fell), len(done)
+    if until is None:
+        return 0 if done else max(LEAST, int(SHARE * survivors))
+
+    def half_width(size: int, hits: int, look: int) -> float:
+        most = hypergeometric_most(hits, size, survivors, spent_error(look, 1 - LEVEL))
+        return 50 * (most - hits) / images
+
+    if done and half_width(size, hits, look - 1) <= until:
+        return 0
+    least = min(math.ceil(GROWTH * size) if done else min(1, survivors), survivors)
+    # The smallest that would do if the rate of hits stays what it is.
+    rate, low, high = hits / size if size else 0.0, least, survivors
+    while low < high:
+        middle = (low + high) // 2
+        if half_width(middle, min(max(hits, round(rate * middle)), middle), look) <= until:
+            high = middle
+        else:
+            low = middle + 1
+    return low - size
+
+
+@dataclass(frozen=True)
+class Audit(Blocks):
+    """What the full ensemble, in float32, did to a random sample (`attacked`) of the `survivors` of the short attacks.
+
+    The sample depends on the seed and an image's row in the split alone. The bound on how many of the rest would fall
+    is exact (hypergeometric, one-sided, `LEVEL`), wherever an audit that is extended until it is precise enough ends,
+    and it holds for weak attacks and low precision alike.
+    """
+
+    @property
+    def estimate(self) -> float:
+        """How many of the survivors the full ensemble would leave, expected."""
+        return sum(p.survivors * (1 - p.fell / p.attacked) for p in self.parts if p.attacked)
+
+    def robust(self, error: float = 1 - LEVEL) -> tuple[int, int]:
+        """The least number of images that the full ensemble would leave, and the most (which is certain)."""
+        most = self.survivors - self.fell
+        return most - self.bound(error), most
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the audited that fell; NaN without an audited image."""
+        return self.fell / self.attacked if self.attacked else math.nan
+
+    def __str__(self) -> str:
+        if not self.survivors:
+            return "the short attacks left no image to audit"
+        fell = "none fell" if not self.fell else f"{self.fell} fell"
+        return (
+            f"the short attacks left {self.survivors} images; of these {self.attacked} at random were put through the "
+            f"full ensemble in float32, and {fell}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"hit_rate": None if math.isnan(self.hit_rate) else self.hit_rate}

@@ -1,0 +1,87 @@
+"""The model as given, which decides every verdict, the copies of it that attacks compute with, and the images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robudget.attacks.ensemble import Passes
+from robudget.attacks.victim import Model, Victim
+from robudget.backend.batch_size import call_size, least_size, tile
+from robudget.backend.folding import crafting_copy
+from robudget.backend.precision import gains_in_attacks, resolve
+from robudget.evaluation.checks import carries_gradient, check_logits
+from robudget.evaluation.specification import Specification
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images and labels in the caller's memory, their rows in the full split, and the device that computes."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        return self.x[rows].to(self.device), self.y[rows].to(self.device)
+
+    def batches(self, size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        for first in range(0, len(self), size):
+            part = slice(first, first + size)
+            yield part, *self[part]
+
+
+class Victims:
+    """The model as given, which decides every verdict, and the copies of it that attacks compute with."""
+
+    def __init__(self, model: Model, images: Images, specification: Specification, classes: int | None) -> None:
+        self.model, self.images, self.batch_size = model, images, specification.batch_size
+        size = tile(images.device, self.batch_size)
+        self.given = Victim(model, least=size, most=size)
+        probe, _ = images[:2]
+        self.classes = check_logits(model, probe, images.y, classes).shape[1]
+        self.differentiable = carries_gradient(model, probe[:1])
+        resolved = resolve(specification.precision, images.device, functools.partial(gains_in_attacks, model, probe))
+        self.precision = resolved.name if self.differentiable else "float32"
+        self.all = [self.given]
+        self._copies: dict[bool, Victim] = {}
+
+    @property
+    def passes(self) -> Passes:
+        """By all of them, so far."""
+        return sum((victim.passes for victim in self.all), Passes())
+
+    def copy(self, *, precise: bool) -> Victim:
+        """A folded copy, in float32 (`precise`) or in the precision of this evaluation."""
+        if precise not in self._copies:
+            precision = "float32" if precise else self.precision
+            x, y = self.images[: min(len(self.images), 64)]
+            copy = crafting_copy(self.model, x, precision) if self.differentiable else self.model
+            victim = Victim(copy, most=call_size(self.model, x, self.batch_size, 2 if precision == "bfloat16" else 4))
+            victim.least = least_size(victim, x, y if self.differentiable else None, victim.most)
+            victim.passes = Passes()
+            self._copies[precise] = victim
+            self.all.append(victim)
+        return self._copies[precise]
+
+    def unpadded(self) -> Victim:
+        """The model as given, in calls of as many images as it is asked about."""
+        self.all.append(Victim(self.model, most=self.batch_size))
+        return self.all[-1]
+
+    def misclassified(self, x: Tensor, y: Tensor) -> Tensor:
+        """(N,) bool, by the model as given."""
+        return misclassified(self.given.logits(x), y)
+
+
+def misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """(N,) bool; an answer that is not finite is no answer."""
+    return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
