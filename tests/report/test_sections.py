@@ -51,6 +51,13 @@ def test_without_an_analysis_every_section_says_so(demo_table: pd.DataFrame) -> 
     assert runs.law_curves(None) is None
 
 
+def test_the_page_gives_the_answer_of_the_terminal(demo_analysis: Analysis) -> None:
+    found = answer.answer(demo_analysis)
+    assert found["sentence"] == demo_analysis.answer
+    assert found["lines"][: len(demo_analysis.support)] == list(demo_analysis.support)
+    assert any(line.startswith("The paper's law, fitted to the best run in each of") for line in found["lines"])
+
+
 def test_without_effects_and_predictor(demo_table: pd.DataFrame) -> None:
     bare = analyse(demo_table, resamples=50, predict=False)
     rows = ranked(demo_table)

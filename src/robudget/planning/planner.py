@@ -188,10 +188,13 @@ def _options(
         "model" if c.name == "parameters" and "model" in c.aliases and "model" in rows else c.name
         for c in model.features.columns
     ]
-    runs_of = _runs_of(rows, model)
+    runs_of, ids = _runs_of(rows, model), run_ids(model.table)
+    empty = np.full(len(model.table), np.nan)
+    columns = ("aa_acc", *AA_ENDS, *costs)
+    values = {name: numbers_of(model.table, name) if name in model.table else empty for name in columns}
     out = []
     for i, (prediction, choices) in enumerate(zip(predictions, rows[names].to_dict("records"), strict=True)):
-        measured = _measured(model.table.iloc[runs_of[i]], list(costs)) if runs_of[i] else None
+        measured = _measured(runs_of[i], ids, values, list(costs)) if runs_of[i] else None
         if measured is not None and hourly is not None and "gpu_hours" in costs:
             measured.bill[RENT] = hourly * measured.bill["gpu_hours"]
         price = {name: float(values[i]) for name, values in predicted.items()}
@@ -213,13 +216,14 @@ def _runs_of(rows: pd.DataFrame, model: Predictor) -> list[list[int]]:
     return [places.get(row.tobytes(), []) for row in model.features.matrix(rows)]
 
 
-def _measured(runs: pd.DataFrame, costs: Sequence[str]) -> Measured:
-    accuracy = numbers_of(runs, "aa_acc")
-    ends = [numbers_of(runs, name) if name in runs else np.full(len(runs), np.nan) for name in AA_ENDS]
-    root = np.sqrt(len(runs))  # the mean of n runs on as many images each
-    low, high = (float(accuracy.mean() + (end - accuracy).mean() / root) for end in ends)
-    bill = {name: float(numbers_of(runs, name).mean()) for name in costs}
-    return Measured(tuple(run_ids(runs)), float(accuracy.mean()), low, high, bill)
+def _measured(rows: list[int], ids: Sequence[str], values: Mapping[str, Floats], costs: Sequence[str]) -> Measured:
+    """The runs at these rows of the table, whose columns are `values`."""
+    accuracy = float(values["aa_acc"][rows].mean())
+    root = np.sqrt(len(rows))  # the mean of n runs on as many images each
+    low, high = (accuracy + float((values[end][rows] - values["aa_acc"][rows]).mean()) / root for end in AA_ENDS)
+    return Measured(
+        tuple(ids[i] for i in rows), accuracy, low, high, {name: float(values[name][rows].mean()) for name in costs}
+    )
 
 
 def _lowest(runs: pd.DataFrame) -> float:

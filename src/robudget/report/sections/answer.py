@@ -39,7 +39,8 @@ def head(rows: pd.DataFrame) -> str:
 
 
 def answer(analysis: Analysis | None) -> dict[str, Any]:
-    """The headline law in one sentence with its interval, how far it can be trusted, and the numbers behind it."""
+    """The answer in one sentence with its interval, as `robudget fit` gives it; what it stands on, the paper's law
+    beside it, how far that can be trusted, and the numbers behind it."""
     if analysis is None:
         line = (
             "A law needs finished, uncollapsed, adversarially trained runs of one dataset and threat at several levels "
@@ -47,17 +48,15 @@ def answer(analysis: Analysis | None) -> dict[str, Any]:
         )
         return {"sentence": "No law was fitted to these runs.", "lines": [line], "warnings": [], "facts": []}
     law = analysis.law
-    fitted = "every one" if law.envelope.how == "all" else f"the best run in each of {law.n_bins} bins"
-    lines = [
-        f"{capital(analysis.counts.sentence())}; the law is fitted to {fitted}, over a factor of "
-        f"{number(10**law.envelope.decades, 2)} in {column(law.x).phrase}."
-    ]
+    fitted = "every run" if law.envelope.how == "all" else f"the best run in each of {law.n_bins} bins"
+    lines = [*analysis.support]
+    lines.append(f"The paper's law, fitted to {fitted}: {sentence(law)}")
     lines += [analysis.average.support()] if analysis.average else []
     for hidden in analysis.holdouts[:1]:
         text = hidden.sentence()
         lines.append(f"Top {hidden.hidden} of compute held out: {text[0].lower()}{text[1:]}")
     return {
-        "sentence": sentence(law),
+        "sentence": analysis.answer,
         "lines": lines,
         "warnings": [capital(w) + "." for w in _warnings(analysis)],
         "facts": _facts(analysis),
