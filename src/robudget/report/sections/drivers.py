@@ -215,13 +215,17 @@ def scores_table(predictor: Predictor) -> Table:
             fixed(s.rmse, 2),
             fixed(s.collapse_auc, 3),
             str(s.n),
+            fixed(s.r2_survivors, 2),
+            fixed(s.mae_survivors, 2),
         )
         for s in predictor.scores
     ]
     return Table(
         "How good is the predictor?",
-        "Runs predicted by models not fitted on them: at random, and with every level of a choice left out in turn",
-        ["left out", "model", "#R²", "#mean error (points)", "#root mean square", "#AUC of P(collapse)", "#runs"],
+        "Recipes predicted by models not fitted on them: at random, and with every level of a choice left out in turn. "
+        f"{capital(predictor.one_split.text)}, alone, gives R² {fixed(predictor.one_split.r2, 2)}",
+        ["left out", "model", "#R²", "#mean error (points)", "#root mean square", "#AUC of P(collapse)", "#runs",
+         "#R² without collapse", "#mean error without collapse"],
         rows,
         folded=True,
     )  # fmt: skip
