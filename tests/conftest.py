@@ -17,7 +17,7 @@ import pytest
 # The suite runs on small models, which more threads only slow down; children (sweep workers) inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a test fits is of this code and this test: nothing comes from, or stays in, the user's cache.
-os.environ["ROBUDGET_CACHE"] = "off"
+os.environ["ROBUDGET_REMEMBER"] = "no"
 
 import torch
 from torch import Tensor, nn

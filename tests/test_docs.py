@@ -329,7 +329,7 @@ ARCHITECTURE = DOCS / "architecture.md"
 # In the order in which a recipe, its runs and their table pass through them.
 TOP = (
     "recipe.py", "recipes/", "studies/", "threat.py", "losses.py", "execution.py", "threads.py", "columns.py",
-    "datasets.py", "accuracy.py", "formats.py", "config.py", "files.py", "fit_cache.py", "errors.py", "data/",
+    "datasets.py", "accuracy.py", "formats.py", "config.py", "files.py", "cache.py", "errors.py", "data/",
     "models/", "attacks/",
     "backend/", "training/", "evaluation/", "meter/", "forecast/", "store.py", "energy_log.py", "runner.py",
     "benchmark.py", "sweep/", "tables/", "laws/", "prediction/", "planning/", "analysis.py", "report/", "interop/",

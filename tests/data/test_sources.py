@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from robudget import data
+from robudget.cache import home
 from robudget.data import catalog, decode, official
 from robudget.errors import InputError
 
@@ -208,9 +209,9 @@ def test_the_cache_notices_changed_files(tmp_path: Path, pictures: tuple[np.ndar
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("ROBUDGET_CACHE", raising=False)
-    assert decode.default_folder() == tmp_path / "xdg" / "robudget"
+    assert home() == tmp_path / "xdg" / "robudget"
     monkeypatch.setenv("ROBUDGET_CACHE", str(tmp_path / "own"))
-    assert decode.default_folder() == tmp_path / "own"
+    assert home() == tmp_path / "own"
 
 
 def refused(match: str, **how: object) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,3 +190,17 @@ def test_counting_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         flops.count(on_meta("wrn-16-2"), (3, 32, 32))
+
+
+def test_a_count_that_was_kept_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe.load("digits", {"model.activation": "silu"})
+    counted = flops.of_recipe(recipe, 10, (1, 8, 8))
+    monkeypatch.setenv("ROBUDGET_CACHE", str(tmp_path))
+    monkeypatch.delenv("ROBUDGET_REMEMBER")
+    for _ in range(2):
+        flops._of_part.cache_clear()
+        assert flops.of_recipe(recipe, 10, (1, 8, 8)) == counted
+    assert len(list(tmp_path.glob("numbers/flops-*.json"))) == 1
+    monkeypatch.setattr(flops, "count", lambda *arguments: pytest.fail("it was counted again"))
+    flops._of_part.cache_clear()
+    assert flops.of_recipe(recipe, 10, (1, 8, 8)) == counted

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from robudget import files
+from robudget.cache import home
 from robudget.data.dataset import Dataset, Split, fingerprint
 from robudget.data.keyed import key
 from robudget.errors import InputError
@@ -148,13 +149,6 @@ LAYOUT = 1  # raise it when what is stored, or how it is decoded, changes
 _CHUNK = 512  # pictures decoded at once
 
 
-def default_folder() -> Path:
-    """`$ROBUDGET_CACHE`, else `$XDG_CACHE_HOME/robudget`, else `~/.cache/robudget`."""
-    if own := os.environ.get("ROBUDGET_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robudget"
-
-
 def decoded(source: Source, *, image_size: int | None, folder: Path | None) -> Dataset:
     """The dataset of `source`, from the cache where it has been decoded before.
 
@@ -190,7 +184,7 @@ def _entry(
     folder: Path | None,
 ) -> tuple[dict[str, Split], dict[str, Any]]:
     """The parts decoded, and what `about` says of them; read back if this entry is complete, else written first."""
-    entry = (folder or default_folder()) / f"{name}-{key(LAYOUT, name, identity, str(image_size)):016x}"
+    entry = (folder or home()) / f"{name}-{key(LAYOUT, name, identity, str(image_size)):016x}"
     if not (entry / "about.json").exists():
         _write(entry, parts, about, image_size)
     try:

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from robudget.cache import home
 from robudget.data.dataset import Dataset, Split
-from robudget.data.decode import decoded_part, default_folder, identity_of
+from robudget.data.decode import decoded_part, identity_of
 from robudget.data.keyed import key
 from robudget.data.layouts import class_folders_part, classes_in, shards_part
 from robudget.errors import InputError
@@ -216,7 +217,7 @@ def _header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], bo
 
 def _unpacked(path: Path, archive: zipfile.ZipFile, name: str, cache: Path | None) -> Path:
     """The member as a file of its own in the cache, appearing there in one step."""
-    folder = cache or default_folder()
+    folder = cache or home()
     out = folder / f"npz-{key(identity_of(path, [path]), name):016x}.npy"
     if out.exists():
         return out

@@ -11,10 +11,10 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
+from robudget.cache import remembered
 from robudget.columns import PAPER_FEATURES
 from robudget.errors import InputError, unknown
 from robudget.files import fields
-from robudget.fit_cache import remembered
 from robudget.laws.least_squares import r_squared
 from robudget.prediction.conformal import Calibration, Coverage
 from robudget.prediction.cross_validation import (
@@ -171,7 +171,7 @@ class Predictor:
         cross-validation and by leaving out each level of each of `groups`, unless it is named. Runs of one recipe, and
         runs that are equal in the columns `together`, are always left out together.
 
-        What the folds say is kept between commands (`robudget.fit_cache`). Raises InputError for fewer than FEWEST_RUNS
+        What the folds say is kept between commands (`robudget.cache`). Raises InputError for fewer than FEWEST_RUNS
         runs or FEWEST_RECIPES recipes, mixed threats, choices that do not vary, or runs that all have one accuracy.
         """
         if model is not None and model not in MODELS:

@@ -5,15 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from robudget import fit_cache
-from robudget.fit_cache import remembered
+from robudget import cache
+from robudget.cache import remembered
 from robudget.prediction import Predictor
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("ROBUDGET_CACHE", str(tmp_path / "fits"))
-    return tmp_path / "fits"
+    monkeypatch.setenv("ROBUDGET_CACHE", str(tmp_path))
+    monkeypatch.delenv("ROBUDGET_REMEMBER")
+    return tmp_path / "numbers"
 
 
 class Counted:
@@ -54,10 +55,10 @@ def test_changed_data_parameters_code_and_damage_are_computed_anew(folder, monke
 
 def test_the_version_of_the_code_is_its_source(tmp_path, monkeypatch):
     (tmp_path / "room").mkdir()
-    (tmp_path / "fit_cache.py").write_text("")
+    (tmp_path / "cache.py").write_text("")
     (tmp_path / "room" / "a.py").write_text("x = 1")
-    monkeypatch.setattr(fit_cache, "_SOURCE", tmp_path)
-    version = fit_cache.code_version.__wrapped__
+    monkeypatch.setattr(cache, "_SOURCE", tmp_path)
+    version = cache.code_version.__wrapped__
     before = version(("room",))
     assert version(("room",)) == before
     (tmp_path / "room" / "a.py").write_text("x = 2")
@@ -65,11 +66,11 @@ def test_the_version_of_the_code_is_its_source(tmp_path, monkeypatch):
 
 
 def test_it_is_bounded_and_a_folder_that_cannot_be_written_costs_nothing(folder, monkeypatch):
-    monkeypatch.setattr(fit_cache, "MOST_BYTES", 1000)
+    monkeypatch.setattr(cache, "MOST_BYTES", 1000)
     for i in range(30):
         remembered("test", [i], (), Counted())
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 1000
-    monkeypatch.setenv("ROBUDGET_CACHE", "/dev/null/fits")
+    monkeypatch.setenv("ROBUDGET_CACHE", "/dev/null/here")
     assert remembered("test", [0], (), Counted())["calls"] == 1
 
 

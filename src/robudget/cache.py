@@ -1,11 +1,9 @@
-"""Numbers that took long to compute from a table, kept between commands: `fit`, `predict`, `plan` and the report share
-them.
+"""The user's cache folder, and in it the numbers that took long to compute, shared by one command and the next.
 
-They lie in the user's cache folder (`$ROBUDGET_CACHE`, else `robudget/fits` in `$XDG_CACHE_HOME` or `~/.cache`;
-`ROBUDGET_CACHE=off` keeps nothing), one JSON file each, at most MOST_BYTES together. A file is found by the SHA-256 of
-everything that its numbers depend on: the data, the parameters, the source of the rooms that computed them and the
-versions of the libraries; it holds the SHA-256 of its own content, so that a damaged one is computed again. Nothing is
-ever unpickled.
+Numbers lie in `numbers`, one JSON file each, at most MOST_BYTES together; `ROBUDGET_REMEMBER=no` keeps none. A file is
+found by the SHA-256 of everything that its numbers depend on: the data, the parameters, the source of the rooms that
+computed them and the versions of the libraries; it holds the SHA-256 of its own content, so that a damaged one is
+computed again. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -24,9 +22,16 @@ import numpy as np
 
 from robudget.files import write_text
 
-LIBRARIES = ("numpy", "scipy", "pandas", "scikit-learn")
+LIBRARIES = ("numpy", "scipy", "pandas", "scikit-learn", "torch", "timm")
 MOST_BYTES = 64 << 20
 _SOURCE = Path(__file__).parent
+
+
+def home() -> Path:
+    """`$ROBUDGET_CACHE`, else `$XDG_CACHE_HOME/robudget`, else `~/.cache/robudget`."""
+    if own := os.environ.get("ROBUDGET_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "robudget"
 
 
 def remembered(kind: str, data: Iterable[Any], rooms: Sequence[str], compute: Callable[[], dict[str, Any]]) -> Any:
@@ -49,14 +54,12 @@ def remembered(kind: str, data: Iterable[Any], rooms: Sequence[str], compute: Ca
 
 
 def _folder() -> Path | None:
-    named = os.environ.get("ROBUDGET_CACHE", "")
-    if named.lower() == "off":
+    if os.environ.get("ROBUDGET_REMEMBER", "").lower() in ("no", "off", "0"):
         return None
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return home() / "numbers"
     except RuntimeError:  # a user without a home
         return None
-    return Path(named) if named else home / "robudget" / "fits"
 
 
 def _key(data: Iterable[Any], rooms: tuple[str, ...]) -> str:
@@ -74,7 +77,7 @@ def _key(data: Iterable[Any], rooms: tuple[str, ...]) -> str:
 def code_version(rooms: tuple[str, ...]) -> str:
     """The SHA-256 of the source of `rooms` and of the versions of Python and the libraries."""
     digest = hashlib.sha256(f"{sys.version} {[version(name) for name in LIBRARIES]}".encode())
-    for room in ("fit_cache.py", *rooms):
+    for room in ("cache.py", *rooms):
         place = _SOURCE / room
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(path.relative_to(_SOURCE).as_posix().encode())
