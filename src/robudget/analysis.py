@@ -17,7 +17,7 @@ from robudget.files import fields
 from robudget.formats import number
 from robudget.laws.envelope import Envelope, How, envelope_of
 from robudget.laws.fit import LEVEL, RESAMPLES, auto_bins, fit_envelope, fit_power_law
-from robudget.laws.form_selection import Average, Hidden, Holdout, average, fit_forms, holdout
+from robudget.laws.form_selection import SCALED_FORMS, Average, Hidden, Holdout, average, fit_forms, holdout
 from robudget.laws.forms import FormName, form_named
 from robudget.laws.frontier import CURVES, FEWEST_RUNS, Frontier, fit_frontier
 from robudget.laws.law import Law
@@ -32,6 +32,7 @@ COSTS = tuple(name for name in MAIN_COSTS if COLUMNS[name].unit != "FLOP")
 SPLITS = ("steps", "synthetic", "synthetic_amount", "synthetic_fraction", "loss")
 SPLIT_RESAMPLES = 500
 MOST_LEVELS = 12
+PRICED_FORMS = tuple(one for one in SCALED_FORMS if one.form in ("power", "saturating"))  # under other binnings
 REGIME = "synthetic"  # the choice within which other splits are repeated
 DIFFERENT = 0.05  # p-value below which levels are said to differ
 
@@ -39,7 +40,7 @@ DIFFERENT = 0.05  # p-value below which levels are said to differ
 @dataclass(frozen=True)
 class BinChoice:
     """The power law under another binning (`how="pareto"` needs none), and what one point more than the best run costs
-    by the weighted average of all forms there; inf beyond what prices may say (`price.Price.limit`)."""
+    by the weighted average of PRICED_FORMS there; inf beyond what prices may say (`price.Price.limit`)."""
 
     how: How
     bins: int
@@ -202,10 +203,12 @@ def analyse(
     seed: int = 0,
     predict: bool = True,
     predictor: bool = True,
+    splits: bool = True,
 ) -> Analysis:
     """Fit everything to a table, with `form` in the headline. `choose` selects rows first, e.g. {"dataset":
     "cifar10"}; `predict=False` leaves the predictor, the paper's regressor and the effects out, `predictor=False` the
-    predictor only. Raises InputError for a table that holds no law."""
+    predictor only, `splits=False` the laws of parts of the table and under other binnings.
+    Raises InputError for a table that holds no law."""
     form_named(form)
     table = as_table(source)
     frame = select_rows(table, choose)
@@ -223,11 +226,11 @@ def analyse(
     gains, gbr, fitted = _predictors(frame, seed, predictor, warnings) if predict else (None, None, None)
     law = _frontier(runs, level, seed, warnings)
     bills = cost_laws(frame, x, seed=seed) if law else {}
-    parts = tuple(_splits(frame, x, y, level, seed))
+    parts = tuple(_splits(frame, x, y, level, seed)) if splits else ()
     return Analysis(
         x=x, y=y, counts=runs.counts, envelope=env, law=headline, forms=forms, average=mixture,
         frontier=law, prices=tuple(price_of(law, t, frame, bills) for t in targets(env)) if law else (),
-        holdouts=holdouts, sensitivity=_sensitivity(env, law) if kind != "all" else (),
+        holdouts=holdouts, sensitivity=_sensitivity(env, law) if splits and kind != "all" else (),
         costs=_costs(frame, x, y, resamples, level, seed), published=_published(frame, resamples, level, seed),
         splits=parts, comparisons=_comparisons(parts), effects=gains, gbr=gbr, predictor=fitted,
         small_runs=_small_runs(frame, x, seed) if predict else None,
@@ -275,7 +278,7 @@ def _sensitivity(env: Envelope, law: Frontier | None) -> tuple[BinChoice, ...]:
             power = fit_envelope(other, "power", resamples=0)
         except InputError:  # a frontier of a single run
             continue
-        forms = fit_forms(other, resamples=0) if is_percent(env.y) else ()
+        forms = fit_forms(other, PRICED_FORMS, resamples=0) if is_percent(env.y) else ()
         cost = average(forms).cost_at(next_target(env.points)).value if forms else np.nan
         cost = cost if cost <= limit else np.inf
         out.append(BinChoice(how, bins, power.n_bins, power.C, power.alpha, power.rmse, float(cost)))

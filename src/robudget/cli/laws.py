@@ -72,6 +72,7 @@ def fit(
         how=cast(How | None, how),
         predict=not (no_predict or checklist or (brief and not json)),
         predictor=False,
+        splits=not (checklist or (brief and not json)),
     )
     if checklist:
         from robudget.cli.view.laws import checklist_text

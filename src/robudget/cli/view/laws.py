@@ -38,7 +38,7 @@ def fit_text(analysis: Analysis, brief: bool = False) -> Group:
             parts.append(
                 Text(f"  {goals}: more than {column(beyond[0].x).write(beyond[0].limit)}; these runs cannot say")
             )
-    parts += titled("One point more than the best run, by the average of forms under other bins",
+    parts += titled("One point more than the best run, by power and saturating forms under other bins",
                     _binnings(analysis), ("bins",))  # fmt: skip
     parts += titled(
         f"Forms of {law.y} against {law.x} ({law.n_bins} points from {law.n_runs} runs, {law.level:.0%} intervals)",

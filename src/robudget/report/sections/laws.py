@@ -150,7 +150,7 @@ def sensitivity_table(analysis: Analysis) -> Table:
         rows.append(("none: frontier of all runs", "–", str(law.n_runs), "–", number(law.alpha), "–", price))
     return Table(
         "Does the binning matter?",
-        "The power law under other binnings, and what one point more than the best run costs by all forms there",
+        "The power law under other binnings, and what one point more than the best run costs by two forms",
         ["bins", "#asked for", "#best runs", "#C", "#α", "#misfit (points)", "#next point"],
         rows,
         note="A Pareto frontier rises by construction: it cannot give an exponent of 0 or below.",
