@@ -60,14 +60,14 @@ def hypergeometric_most(found: int, sample: int, population: int, error: float =
     low, high = found, population - sample + found
     while low < high:  # the probability falls as K grows
         middle = (low + high + 1) // 2
-        if _at_most(found, sample, middle, population) > error:
+        if hypergeometric_cdf(found, sample, middle, population) > error:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _at_most(found: int, sample: int, having: int, population: int) -> float:
+def hypergeometric_cdf(found: int, sample: int, having: int, population: int) -> float:
     """P(X ≤ found), X hypergeometric: of a sample from a population of which `having` have the property."""
 
     def choose(n: int, k: int) -> float:

@@ -137,6 +137,12 @@ def test_how_many_to_audit():
     assert audit_more(1000, 2000, (), (), None) == 50
     assert audit_more(40, 80, (), (), None) == 8
     assert audit_more(1000, 2000, (50,), (0,), None) == 0
+    # A few hits may be bad luck, and are looked into; many are not.
+    assert audit_more(171, 512, (8,), (1,), None) == 12
+    assert audit_more(171, 512, (8, 12), (1, 0), None) == 0
+    assert audit_more(171, 512, (8,), (5,), None) == 0
+    assert audit_more(1000, 2000, (50,), (3,), None) == 10
+    assert audit_more(12, 30, (8,), (1,), None) == 4
     few, many = (audit_more(1000, 2000, (), (), until) for until in (2.0, 0.5))
     assert few < many < 1000
     assert 50 * hypergeometric_most(0, few, 1000, 0.04) / 2000 <= 2.0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robudget.accuracy import hypergeometric_most, spent_error
+from robudget.accuracy import hypergeometric_cdf, hypergeometric_most, spent_error
 from robudget.evaluation.confirmation import Blocks
 
 SHARE, LEAST = 0.05, 8  # of the survivors, images: the audit, where no precision is asked
@@ -19,17 +19,25 @@ GROWTH = 1.5  # at least, of the audit, when it is extended
 LEVEL = 0.95  # of the interval
 # A share of the audited that fell above which the short attacks were not enough, and the full ensemble is due.
 HITS = 0.05
+PRIOR = (0.25, 50)  # hits, audited: half a percent; of the reference model 2 of 173 (L∞) and 0 of 128 (L2) were missed
+BAD_LUCK = 0.01  # probability of so many hits at that threshold, below which they are not taken for bad luck
 
 
 def audit_more(survivors: int, images: int, done: Sequence[int], fell: Sequence[int], until: float | None) -> int:
     """How many more of the survivors to audit; 0: none.
 
     `done` and `fell` are the images and hits of each extension so far; `images` all that were evaluated. `until`: the
-    half-width in points that the interval of the accuracy is to have; None: 5% of the survivors, 8 at least, once.
+    half-width in points that the interval of the accuracy is to have; None: 5% of the survivors, 8 at least, and more
+    where hits are above the threshold of `HITS` by what may be bad luck.
     """
     size, hits, look = sum(done), sum(fell), len(done)
     if until is None:
-        return 0 if done else max(LEAST, int(SHARE * survivors))
+        if not done:
+            return max(LEAST, int(SHARE * survivors))
+        # So many audited, and those hits are no longer above the threshold, if there are no more of them.
+        wanted = min(math.ceil(hits / HITS), survivors)
+        chance = 1 - hypergeometric_cdf(hits - 1, size, math.ceil(HITS * survivors), survivors) if hits else 0.0
+        return max(wanted - size, 0) if chance > BAD_LUCK else 0
 
     def half_width(size: int, hits: int, look: int) -> float:
         most = hypergeometric_most(hits, size, survivors, spent_error(look, 1 - LEVEL))
@@ -60,8 +68,16 @@ class Audit(Blocks):
 
     @property
     def estimate(self) -> float:
-        """How many of the survivors the full ensemble would leave, expected."""
-        return sum(p.survivors * (1 - p.fell / p.attacked) for p in self.parts if p.attacked)
+        """How many of the survivors the full ensemble would leave, expected.
+
+        The rate of hits among those not audited is that of the audit together with `PRIOR`: a small audit's own rate
+        jumps by more than short attacks ever missed of a model without masking.
+        """
+        hits, audited = PRIOR
+        return sum(
+            p.survivors - p.fell - (p.survivors - p.attacked) * (p.fell + hits) / (p.attacked + audited)
+            for p in self.parts
+        )
 
     def robust(self, error: float = 1 - LEVEL) -> tuple[int, int]:
         """The least number of images that the full ensemble would leave, and the most (which is certain)."""

@@ -395,9 +395,10 @@ def check_audit(verdicts: Verdicts) -> list[Finding]:
     if audit is None:
         return []
     masked = [finding.name for finding in verdicts.findings if finding.name in MASKING]
-    if not audit.hit_rate > HITS and not masked:
+    weak = audit.hit_rate > HITS
+    if not weak and not masked:
         return []
-    why = [f"the full ensemble broke {audit.fell} of {audit.attacked} audited images"] if audit.hit_rate > HITS else []
+    why = [f"the full ensemble broke {audit.fell} of {audit.attacked} audited images"] if weak else []
     why += [f"the checks found {', '.join(masked)}"] if masked else []
     return [
         Finding(
