@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robudget.attacks.noise import ATTACK_IDS, Noise, Stream, below, philox, symmetric, unit
+from robudget.attacks.noise import STREAMS, Noise, Stream, below, philox, symmetric, unit
 
 # Random123's kat_vectors for philox4x32-10: counter, key, answer.
 KNOWN = [
@@ -72,7 +72,7 @@ def test_everything_that_keys_the_noise_changes_it():
 
 
 def test_attack_numbers_never_change():
-    assert ATTACK_IDS == {
+    assert STREAMS == {
         "pgd": 1,
         "apgd-ce": 2,
         "apgd-dlr": 3,
@@ -82,6 +82,7 @@ def test_attack_numbers_never_change():
         "square": 7,
         "transfer": 8,
         "check": 9,
+        "audit": 10,
     }
 
 

@@ -10,7 +10,8 @@ from robudget.errors import InputError, unknown
 from robudget.threat import Norm, parse_number
 
 VERSIONS = ("standard", "plus", "rand", "quick")
-ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pgd")
+# Every attack, with the number of its noise: an attack keeps its number for ever.
+ATTACKS = {"pgd": 1, "apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 5, "fab-t": 6, "square": 7}
 
 
 @dataclass(frozen=True)

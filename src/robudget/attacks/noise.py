@@ -13,23 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robudget.attacks.ensemble import ATTACKS
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
-# They are part of the noise, so an attack keeps its number for ever.
-ATTACK_IDS = {
-    "pgd": 1,
-    "apgd-ce": 2,
-    "apgd-dlr": 3,
-    "apgd-t": 4,
-    "fab": 5,
-    "fab-t": 6,
-    "square": 7,
-    "transfer": 8,
-    "check": 9,
-    "audit": 10,
-}
+# What else draws noise has a number that no attack has.
+STREAMS = ATTACKS | {"transfer": 8, "check": 9, "audit": 10}
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -81,7 +72,7 @@ class Stream:
 
     def _philox(self, blocks: Tensor, iteration: Tensor, lead: int) -> Tensor:
         key = (self.seed & _MASK, (self.seed >> 32) & _MASK)
-        name = (ATTACK_IDS[self.attack] << 24) | (self.target << 12) | self.restart
+        name = (STREAMS[self.attack] << 24) | (self.target << 12) | self.restart
         words = philox((blocks, iteration, self.index.unsqueeze(1), name.unsqueeze(1)), key)
         return torch.stack(words, dim=-1).flatten(lead)
 
