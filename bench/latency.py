@@ -24,7 +24,7 @@ COMMANDS = {
     "help": ["--help"],
     "run, 3 epochs of digits": ["run", "digits", "epochs=3", "evaluation.images=30"],
     "fit": ["fit", TABLE],
-    "plan": ["plan", TABLE, "--target", "60"],
+    "plan": ["plan", "--from", TABLE, "--target", "60"],
     "predict": ["predict", "paper", "--from", TABLE],
     "report": ["report", TABLE, "--out", "page.html"],
     "cost of a study, on a device": ["cost", "paper-320", "--device", "h100"],

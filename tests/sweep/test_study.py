@@ -3,8 +3,13 @@ from pathlib import Path
 import pytest
 
 from robudget.config import named
+from robudget.data import load
+from robudget.datasets import sizes_of
 from robudget.errors import InputError
+from robudget.forecast.forecast import training_flops
+from robudget.meter.flops import of_recipe, totals, training_calls
 from robudget.sweep.study import Study
+from robudget.training import Trainer
 
 
 def test_the_paper_study_is_its_320_recipes() -> None:
@@ -56,3 +61,44 @@ def test_a_study_that_is_not_there(tmp_path: Path) -> None:
         Study.load("paper320")
     with pytest.raises(InputError, match="No such file"):
         Study.load(tmp_path / "none.yaml")
+
+
+EQUAL = {
+    "question": "which size is best at equal compute?",
+    "base": {"model": {"name": "wrn-10-1"}, "data": {"name": "digits"}, "epochs": 2, "batch_size": 32,
+             "validation": {"steps": 2, "images": 64}},
+    "axes": {
+        "size": {"small": {"model.base": 2}, "large": {"model.base": 6}},
+        "training": {"standard": {"loss": "standard"}, "at": {"craft.steps": 3}, "trades": {"loss": "trades"}},
+    },
+    "flops": "4e10",
+}  # fmt: skip
+
+
+def test_recipes_of_equal_flops_take_equal_flops() -> None:
+    """To half a step an epoch, by the forecast; and one of them by what its training counted."""
+    sizes = sizes_of("digits")
+    recipes = Study.from_dict(EQUAL, name="equal").recipes
+    assert len(recipes) == 6
+    for recipe in recipes:
+        assert recipe.epoch_images is not None
+        longer = recipe.with_({"epoch_images": recipe.epoch_images + recipe.batch_size})
+        step = training_flops(longer, sizes) - training_flops(recipe, sizes)
+        assert abs(training_flops(recipe, sizes) - 4e10) <= 0.5 * step
+    small, large = (r.epoch_images for r in recipes if r.loss == "trades")
+    assert small > 4 * large
+    recipe = next(r for r in recipes if r.loss == "trades" and r.model.base == 6)
+    last = list(Trainer(recipe, load("digits")))[-1]
+    calls = training_calls(recipe, last.calls, last.steps)
+    counted = sum(totals(of_recipe(recipe, 10, (1, 8, 8)), calls).values())
+    assert counted == pytest.approx(4e10, rel=0.05)  # validation attacks only what the model gets right
+
+
+@pytest.mark.parametrize(
+    ("flops", "message"),
+    [("1e3", "too little for 2 epochs"), ("much", "allowed: a positive number"), (-1, "allowed: a positive number"),
+     (True, "allowed: a positive number")],
+)  # fmt: skip
+def test_flops_that_no_epoch_meets(flops: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Study.from_dict(EQUAL | {"flops": flops}, name="equal")

@@ -172,6 +172,18 @@ def _calibrations(
     return calibrations
 
 
+def training_flops(recipe: Recipe, sizes: Sizes) -> float:
+    """FLOPs that a training will take, by the exact convention: craft, update, validation and weight average."""
+    passes, shape = training_passes(recipe, sizes), _resized(recipe, sizes).image_shape
+    calls = training_calls(recipe, passes.calls, passes.steps)
+    return sum(totals(of_recipe(recipe, sizes.classes, shape), calls).values())
+
+
+def _resized(recipe: Recipe, sizes: Sizes) -> Sizes:
+    side = recipe.data.image_size
+    return sizes if side is None else replace(sizes, image_shape=(sizes.image_shape[0], side, side))
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What is counted: FLOPs exactly; those of the evaluation within a range."""
@@ -185,12 +197,9 @@ class _Plan:
 
     @classmethod
     def of(cls, recipe: Recipe, sizes: Sizes) -> _Plan:
-        if recipe.data.image_size is not None:
-            side = recipe.data.image_size
-            sizes = replace(sizes, image_shape=(sizes.image_shape[0], side, side))
+        sizes = _resized(recipe, sizes)
         flops = of_recipe(recipe, sizes.classes, sizes.image_shape)
-        passes = training_passes(recipe, sizes)
-        exact = sum(totals(flops, training_calls(recipe, passes.calls, passes.steps)).values())
+        passes, exact = training_passes(recipe, sizes), training_flops(recipe, sizes)
         evaluation = (
             sum(totals(flops, evaluation_passes(recipe, sizes, clean=clean, robust=robust)).values())
             for clean, robust in zip(_CLEAN_SHARES, _ROBUST_SHARES, strict=True)

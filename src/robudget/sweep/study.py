@@ -8,6 +8,7 @@
         large: {model.base: 16}
       training:
         at-2: {loss: at, craft.steps: 2}
+    flops: 1e13                  # optional: all train for so many FLOP, counted exactly, by longer or shorter epochs
 
 Alternatives are dotted overrides, so that an axis may change several fields at once and no combination is meaningless
 (standard training has no attack steps). Imports no torch.
@@ -15,7 +16,9 @@ Alternatives are dotted overrides, so that an axis may change several fields at 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +28,7 @@ from robudget.config import load_yaml, named, read_named
 from robudget.errors import InputError, unknown
 from robudget.recipe import Recipe
 
-KEYS = ("question", "base", "axes")
+KEYS = ("question", "base", "axes", "flops")
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,29 @@ class Study:
             label = "/".join(str(alternative) for alternative, _ in choice)
             changes = {key: value for _, change in choice for key, value in (change or {}).items()}
             recipe = start.with_(changes | dict(overrides or {}), where=f"{where}: {label}")
+            if "flops" in data:
+                recipe = _at_flops(recipe, data["flops"], f"{where}: {label}")
             recipes.setdefault(recipe.id, recipe)
         return cls(name, str(data.get("question", "")), axes, tuple(recipes.values()))
+
+
+def _at_flops(recipe: Recipe, flops: Any, where: str) -> Recipe:
+    """The recipe with as many images an epoch as bring its training, validation included, nearest to `flops` in all;
+    steps are whole, so that it misses by half a step an epoch at most."""
+    from robudget.datasets import sizes_of
+    from robudget.forecast.forecast import training_flops  # torch, which counts the model
+
+    if isinstance(flops, str):  # YAML reads 1e13 as a word
+        with contextlib.suppress(ValueError):
+            flops = float(flops)
+    if isinstance(flops, bool) or not isinstance(flops, int | float) or not 0 < flops < math.inf:
+        raise InputError(f"{where}: flops = {flops!r} (allowed: a positive number, e.g. 1e15)")
+    sizes = sizes_of(recipe.data.name)
+    one, two = (training_flops(recipe.with_({"epoch_images": n * recipe.batch_size}), sizes) for n in (1, 2))
+    steps = 1 + round((flops - one) / (two - one))
+    if steps < 1:
+        raise InputError(f"{where}: flops = {flops:.3g} is too little for {recipe.epochs} epochs (allowed: {one:.3g})")
+    return recipe.with_({"epoch_images": steps * recipe.batch_size}, where=where)
 
 
 def recipes_of(source: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Recipe]:
