@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
-demo: $(READY) ## train, attack, meter and fit a law on scikit-learn's digits; ends with a report (about 5 minutes)
+demo: $(READY) ## train, attack, meter and fit a law on scikit-learn's digits; ends with a report (about 4 minutes)
 	@$(VENV)/bin/robudget demo $(ARGS)
 
 test: $(READY) ## the tests (offline, CPU); make test ARGS="-k apgd" for some

@@ -146,7 +146,8 @@ class Analysis:
     @property
     def support(self) -> tuple[str, ...]:
         """What the answer stands on, a sentence each: runs, frontier, its test, the price of the next point."""
-        out = [f"{self.counts.sentence()}, over {self.envelope.decades:.1f} decades of {column(self.x).phrase}."]
+        span = f"The runs used span {self.envelope.decades:.1f} decades of {column(self.x).phrase}."
+        out = [f"{self.counts.sentence()}. {span}"]
         if self.frontier:
             out += self.frontier.support()
         if self.prices:
