@@ -1,5 +1,6 @@
 """Threads: what affinity and quotas allow, what other processes hold, and what a resume keeps."""
 
+import json
 import os
 import subprocess
 import sys
@@ -164,12 +165,13 @@ def test_a_run_goes_on_with_the_number_it_began_with(tiny: rb.Recipe, tmp_path: 
 
 
 def waiting(**environment: str) -> dict[str, str]:
-    code = "import os, robudget; print({k: v for k, v in os.environ.items() if k in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')})"  # noqa: E501
-    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    code = f"import json, os, robudget; print(json.dumps({{k: os.environ[k] for k in {names} if k in os.environ}}))"
+    clean = {k: v for k, v in os.environ.items() if k not in names}
     run = subprocess.run(
         [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, check=True
     )
-    return dict(eval(run.stdout))
+    return dict(json.loads(run.stdout))
 
 
 def test_threads_wait_asleep_beside_others_and_as_the_user_says() -> None:

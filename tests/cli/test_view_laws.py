@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 
@@ -12,7 +11,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from robudget.analysis import analyse
-from robudget.cli.view.laws import fit_text, plan_text, reach_line
+from robudget.cli.view.laws import fit_text, plan_text
 from robudget.planning import plan
 from robudget.prediction import Predictor
 
@@ -58,16 +57,6 @@ def test_fit_says_what_the_headline_is_worth(table: pd.DataFrame) -> None:
     assert "hidden RMSE" in text
     for held in found.holdouts:
         assert f"{held.miss('last value').rmse:.2f}" in text
-
-
-def test_targets_in_words(table: pd.DataFrame) -> None:
-    found = analyse(table, resamples=50, predict=False)
-    reach = dataclasses.replace(found.law.cost_at(45), value=2e13, low=1e13, high=math.inf, decades=0.5)
-    assert reach_line(reach) == (
-        "45.0% needs 2.00×10¹³ FLOP (95%: 1.00×10¹³ FLOP to unreachable), 0.5 decades beyond the runs"
-    )
-    never = dataclasses.replace(reach, value=math.inf, p_unreachable=0.9)
-    assert reach_line(never) == "45.0%: unreachable (90% of the resampled laws)"
 
 
 def test_a_plan_prices_everything(table: pd.DataFrame, predictor: Predictor) -> None:

@@ -67,11 +67,6 @@ class Option:
     def untried(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.outside, *self.unseen)))
 
-    @property
-    def best_known(self) -> float:
-        """The larger of what was measured and what is predicted."""
-        return max(self.aa_acc, self.measured.aa_acc) if self.measured else self.aa_acc
-
     def name(self) -> str:
         """`wrn-34-20, synthetic data, SiLU, AT, attack steps 5, no EMA`."""
         return ", ".join(_choice(name, value) for name, value in self.choices.items() if value is not None)

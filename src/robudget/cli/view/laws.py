@@ -12,7 +12,7 @@ from robudget.cli.view.console import duration, notes, titled
 from robudget.cli.view.prediction import quality, small_runs_table
 from robudget.columns import column
 from robudget.formats import amount_range, fixed, number
-from robudget.laws import Law, Reach
+from robudget.laws import Law
 from robudget.laws.joint import PROFILE_FACTORS, Joint
 from robudget.planning import NextRuns, Option, Plan
 from robudget.planning.cost_model import Span
@@ -202,17 +202,6 @@ def _law_row(law: Law) -> dict[str, str]:
 def _alpha(law: Law) -> str:
     low, high = law.alpha_interval
     return f"{number(law.alpha)} [{number(low)}, {number(high)}]"
-
-
-def reach_line(reach: Reach) -> str:
-    """`65.0% needs 8.65×10²² FLOP (95%: 7.10×10²⁰ FLOP to unreachable), 3.3 decades beyond the runs`."""
-    goal = column(reach.y).write(reach.target)
-    if not reach.reachable:
-        return f"{goal}: unreachable ({reach.p_unreachable:.0%} of the resampled laws)"
-    cost = column(reach.x)
-    high = cost.write(reach.high) if math.isfinite(reach.high) else "unreachable"
-    text = f"{goal} needs {cost.write(reach.value)} ({reach.level:.0%}: {cost.write(reach.low)} to {high})"
-    return text + (f", {reach.decades:.1f} decades beyond the runs" if reach.decades >= 0.1 else "")
 
 
 def plan_text(plan: Plan, brief: bool = False) -> Group:
