@@ -127,6 +127,8 @@ _ALL = (
     Column("aa_acc_how", "how", "category", "the attacks of the AutoAttack accuracy (quick: estimated)"),
     Column("aa_acc_low", "outcome", "number", "AutoAttack accuracy, lower end of its interval", "low", "%"),
     Column("aa_acc_high", "outcome", "number", "AutoAttack accuracy, upper end of its interval", "high", "%"),
+    Column("aa_acc_audit_sd", "outcome", "number",
+           "standard deviation, in points, that an audit leaves to the AutoAttack accuracy (0: no audit)"),
     Column("n_eval", "outcome", "number", "evaluated images", unit="count"),
     Column("clean_acc", "outcome", "number", "clean accuracy", "clean", "%", images="n_eval"),
     Column("val_acc", "outcome", "number", "validation accuracy (PGD-40)", "val.", "%", robust=True),
@@ -185,6 +187,7 @@ def stored(*kinds: Kind) -> tuple[str, ...]:
     return tuple(c.name for c in _ALL if c.stored and (not kinds or c.kind in kinds))
 
 
+AUDIT_SD = "aa_acc_audit_sd"
 SCOPE = stored("scope")
 COSTS = stored("cost")
 # One each of compute, time, energy, money and carbon.

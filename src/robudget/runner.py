@@ -251,6 +251,7 @@ class _Run:
                 "robust": verdicts.robust_accuracy,
                 "low": low,
                 "high": high,
+                "audit_deviation": verdicts.audit_deviation,
                 "calls": verdicts.calls,
                 "findings": [finding.to_dict() for finding in verdicts.findings],
             }

@@ -179,6 +179,21 @@ def test_the_interval_covers_what_the_full_ensemble_would_say(survivors: int, we
         assert np.mean(covered) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(covered))
 
 
+def test_the_deviation_of_the_estimate_is_that_of_the_rate_it_expects():
+    """Rates drawn from the beta distribution of `PRIOR` and the audit, in two shards; an audit of all leaves none."""
+    parts = (Part(170, 20, 1, 1), Part(60, 8, 0, 0))
+    rng = np.random.default_rng(0)
+    left = sum(
+        p.survivors
+        - p.fell
+        - (p.survivors - p.attacked) * rng.beta(p.fell + 0.25, p.attacked - p.fell + 49.75, 200_000)
+        for p in parts
+    )
+    assert Audit(parts).estimate == pytest.approx(left.mean(), rel=1e-3)
+    assert Audit(parts).deviation == pytest.approx(left.std(), rel=0.02)
+    assert Audit((Part(12, 12, 3, 0),)).deviation == 0
+
+
 def test_shards_merge_and_share_the_error(small, crowd, short):
     x, y = crowd
     parts = [quick(small, (x[p], y[p]), index=torch.arange(len(x))[p]) for p in (slice(0, 150), slice(150, None))]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -10,6 +11,7 @@ from robudget.analysis import analyse
 from robudget.errors import InputError
 from robudget.tables import read_table
 from robudget.tables.read import as_table, tidy
+from robudget.tables.usable import points
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -112,3 +114,12 @@ def test_a_folder_without_runs(tmp_path: Path):
     (tmp_path / "notes.json").write_text(json.dumps({"a": 1}))
     with pytest.raises(InputError):
         read_table(tmp_path)
+
+
+def test_what_an_audit_leaves_is_part_of_a_runs_noise() -> None:
+    table = pd.DataFrame(
+        {"cost": [1.0, 2.0, 3.0], "aa_acc": 50.0, "n_eval": 100, "aa_acc_audit_sd": [0.0, 3.0, np.nan]}
+    )
+    assert points(table, "cost", "aa_acc").noise == pytest.approx([5.0, np.hypot(5, 3), 5.0])
+    assert points(table, "cost", "aa_error").noise == pytest.approx([5.0, np.hypot(5, 3), 5.0])
+    assert points(table.assign(clean_acc=50.0), "cost", "clean_acc").noise == pytest.approx([5.0] * 3)

@@ -79,6 +79,20 @@ class Audit(Blocks):
             for p in self.parts
         )
 
+    @property
+    def deviation(self) -> float:
+        """Of `estimate`, in images: the standard deviation of a rate of hits distributed as beta, `PRIOR` and audit."""
+        hits, audited = PRIOR
+        return math.sqrt(
+            sum(
+                (p.survivors - p.attacked) ** 2
+                * (p.fell + hits)
+                * (p.attacked - p.fell + audited - hits)
+                / ((p.attacked + audited) ** 2 * (p.attacked + audited + 1))
+                for p in self.parts
+            )
+        )
+
     def robust(self, error: float = 1 - LEVEL) -> tuple[int, int]:
         """The least number of images that the full ensemble would leave, and the most (which is certain)."""
         most = self.survivors - self.fell

@@ -143,6 +143,12 @@ class Verdicts:
         return float(self.robust.mean()) if self.audit is None else self.audit.estimate / self.n
 
     @property
+    def audit_deviation(self) -> float:
+        """Standard deviation, a fraction, that an audit leaves to `robust_accuracy`; 0 without one, when every image
+        has its verdict."""
+        return 0.0 if self.audit is None else self.audit.deviation / self.n
+
+    @property
     def clean_accuracy(self) -> float:
         return float(self.clean.mean())
 

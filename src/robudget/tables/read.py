@@ -100,6 +100,7 @@ def _facts(folder: RunFolder) -> dict[str, Any]:
         "aa_acc_how": evaluation.get("version"),
         "aa_acc_low": 100 * _number(evaluation.get("low")),
         "aa_acc_high": 100 * _number(evaluation.get("high")),
+        "aa_acc_audit_sd": 100 * _number(evaluation.get("audit_deviation")),
         "n_eval": _number(evaluation.get("n")),
         "clean_acc": clean,
         "val_acc": 100 * _number(training.get("val_robust")),

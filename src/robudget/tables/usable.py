@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robudget import accuracy
-from robudget.columns import ACCURACIES, COLUMNS, ERRORS, ROBUST, SCOPE
+from robudget.columns import ACCURACIES, AUDIT_SD, COLUMNS, ERRORS, ROBUST, SCOPE
 from robudget.errors import InputError, hint
 from robudget.threat import parse_eps
 
@@ -218,12 +218,15 @@ def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None =
 
 
 def _noise(frame: pd.DataFrame, y: str, ys: Floats) -> Floats:
-    """Binomial standard deviation, in points, of a percentage counted over `n_eval` images; 0 where n is unknown. Taken
-    as independent between runs, though shared images make errors more alike and the seed of training less."""
+    """Standard deviation, in points, of a percentage counted over `n_eval` images: binomial, and for an AutoAttack
+    accuracy that short attacks and an audit estimate, what the audit leaves; 0 where n is unknown. Taken as independent
+    between runs, though shared images make errors more alike and the seed of training less."""
     images = COLUMNS[y].images if y in COLUMNS else None
     if images is None or images not in frame.columns:
         return np.zeros(len(frame))
     share = np.clip(ys / 100, 0, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         noise = 100 * np.sqrt(share * (1 - share) / numbers_of(frame, images))
+    if COLUMNS[y].robust and AUDIT_SD in frame.columns:
+        noise = np.hypot(noise, np.nan_to_num(numbers_of(frame, AUDIT_SD)))
     return np.where(np.isfinite(noise), noise, 0.0)
