@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from robudget import __version__, data
+from robudget import __version__, data, stop
 from robudget.attacks.victim import Model
 from robudget.data.dataset import sampled_fingerprint
 from robudget.energy_log import EnergyLog
@@ -92,7 +92,7 @@ def run(
     A run that was stopped, however, goes on where it was; one trained for another evaluation is only evaluated.
     Under `torchrun` all processes call it: training and evaluation are shared out, the first one writes and reports.
     Raises `store.Busy` where another process has the run, InputError for what the user can mend, RunFailed when
-    training diverges.
+    training diverges, stop.Stopped where that was requested (`stop.py`).
     """
     site, folder = site or Site(), Store(store).folder(recipe)
     if folder.has(recipe):
@@ -155,6 +155,7 @@ class _Run:
         self._report_epoch(len(trainer.records))
         epochs = iter(trainer)
         while not trainer.done:
+            self._check_stop()
             with self.energy.window("training"):
                 record = next(epochs)
             if self.world.leads:
@@ -261,6 +262,12 @@ class _Run:
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
+    def _check_stop(self) -> None:
+        """Raise stop.Stopped in all processes where one was asked to stop. To be called by all, between epochs."""
+        if self.world.total(torch.tensor(float(stop.requested()), device=self.device)) > 0:
+            stop.request("another process was asked to stop")
+            stop.check()
+
     @property
     def _flops(self) -> PassFlops:
         return of_recipe(self.recipe, self.dataset.classes, self.dataset.image_shape)
@@ -304,6 +311,7 @@ def evaluate_metered(
 
     The energy of the whole is logged as the window "evaluation" with what `about` says of it. `flops` are those of one
     image's passes, None where they are unknown: asked for afterwards, since counting could change a stranger's model.
+    Raises stop.Stopped, everything saved, where that was requested.
     """
     images = dataset.test[rows.start : rows.stop]
     with energy.window("evaluation", **about):
@@ -332,6 +340,7 @@ def _evaluated(folder: Path) -> bool:
 
 def _wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
+        stop.check()
         time.sleep(_LOOK_SECONDS)
 
 

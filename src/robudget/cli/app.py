@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, ParamSpec, TypeVar
@@ -13,6 +12,7 @@ import typer
 from robudget import __version__
 from robudget.errors import RobudgetError
 from robudget.execution import first_process
+from robudget.stop import Stopped, on_signals
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -58,34 +58,40 @@ TableFrom = Annotated[
 
 
 def main() -> None:
-    """The `robudget` command. Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C."""
+    """The `robudget` command. Exit codes: 0 done, 1 a run failed, 2 bad input, 75 stopped on request with everything
+    saved (SIGTERM, SIGUSR1, the end of a job's time, `robudget stop`; running it again goes on), 130 Ctrl-C."""
     try:
         app()
     except RobudgetError as error:
         if first_process():
-            print(f"error: {error}", file=sys.stderr)
+            print(error if isinstance(error, Stopped) else f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
-def resumable(command: Callable[P, R]) -> Callable[P, R]:
-    """Ctrl-C in long work is an ordinary way to stop it, and so is a scheduler's SIGTERM: say how to go on."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+def interruptible(command: Callable[P, R]) -> Callable[P, R]:
+    """Ctrl-C in long work is an ordinary way to stop it: say how to go on."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        before = signal.signal(signal.SIGTERM, stop)
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             if first_process():
                 print("stopped; what was done is kept, and the same command goes on from there", file=sys.stderr)
             raise typer.Exit(130) from None
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
     return wrapped
+
+
+def resumable(command: Callable[P, R]) -> Callable[P, R]:
+    """`interruptible`, and a scheduler's SIGTERM or SIGUSR1 lets the work save first (`stop.py`)."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with on_signals():
+            return command(*args, **kwargs)
+
+    return interruptible(wrapped)
 
 
 def _version(asked: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robudget.cli.app import AsJson, Overrides, Prices, app, resumable
+from robudget.cli.app import AsJson, Overrides, Prices, app, interruptible
 
 
 @app.command()
@@ -46,7 +46,7 @@ def study(
 
 
 @app.command()
-@resumable
+@interruptible
 def cost(
     what: Annotated[str, typer.Argument(metavar="RECIPE|STUDY", help="a recipe or a study, by name or YAML file")],
     overrides: Overrides = None,

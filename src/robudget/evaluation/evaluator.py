@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robudget import stop
 from robudget.attacks.build import build, check_images, rows_of
 from robudget.attacks.driver import Report, drive
 from robudget.attacks.ensemble import Member, ensemble, fit_to_classes
@@ -280,11 +281,17 @@ class _Evaluation:
                 torch.cuda.synchronize(self.images.device)
         self.state.spent[name] = account.total(done=True)
         self._save()
+        self._check_stop()
 
     def _save(self) -> None:
         if self.folder is not None:
             self.state.save(self.folder, self.about)
             self.saved = time.monotonic()
+
+    def _check_stop(self) -> None:
+        """To be called where everything is saved; an evaluation that keeps nothing on the disk is not stopped."""
+        if self.folder is not None:
+            stop.check()
 
     # -- its stages ---------------------------------------------------------------------------------------------------
 
@@ -330,12 +337,15 @@ class _Evaluation:
                 part = (report.rows_done + report.evaluations / (stage.member.length + 1)) / max(report.rows, 1)
                 part = min((resumed + part * len(left)) / len(images), 1.0)
                 tell(images_done=resumed + finished, part=part, robust=robust - account.broken)
-            late = finished > saved and time.monotonic() - self.saved > SAVE_EVERY_SECONDS
-            if self.folder is not None and (late or finished - saved >= self.specification.batch_size):
+            due = stop.requested() or time.monotonic() - self.saved > SAVE_EVERY_SECONDS
+            if self.folder is not None and (
+                (due and finished > saved) or finished - saved >= self.specification.batch_size
+            ):
                 state.record(stage.member.name, outcome)
                 state.spent[stage.name] = account.total()
                 self._save()
                 saved = finished
+            self._check_stop()
         if len(left):
             state.record(stage.member.name, outcome)
         tell(images_done=len(images), part=1.0, robust=robust - account.broken)

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robudget import stop
 from robudget.errors import RobudgetError, RunFailed
 from robudget.execution import Site
 from robudget.recipe import Recipe
@@ -67,6 +68,7 @@ def sweep(
     processes = [_Worker(number, each, threads, events) for number, each in enumerate(sites)]
     try:
         while waiting or busy or state.running:
+            stop.check()
             now = time.monotonic()
             waiting.extend(index for at, index in busy if at <= now)
             busy = [(at, index) for at, index in busy if at > now]
