@@ -5,12 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from robudget.errors import InputError
 from robudget.formats import known
+
+
+def is_url(path: Path | str) -> bool:
+    """Is this the address of a file system behind a protocol (s3://bucket/runs) rather than a path? A `Path` made of
+    one has lost a slash."""
+    return re.match(r"[a-z][a-z0-9+]+:/", str(path)) is not None
+
+
+def local(path: Path) -> Path:
+    """`path`, to be written to. Raises InputError for a URL."""
+    if is_url(path):
+        raise InputError(f"cannot write to {str(path)!r}: URLs can only be read (allowed: a folder)")
+    return path
 
 
 def replace(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:

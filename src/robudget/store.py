@@ -27,7 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from robudget.errors import InputError, RobudgetError
-from robudget.files import to_plain, write_json, write_text
+from robudget.files import local, to_plain, write_json, write_text
 from robudget.recipe import Recipe
 
 FORMAT = 1
@@ -164,10 +164,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class Store:
-    """A folder of runs."""
+    """A folder of runs. Raises InputError for a URL, which is only read (`tables/remote.py`)."""
 
     def __init__(self, root: Path | str):
-        self.root = Path(root)
+        self.root = local(Path(root))
 
     def folder(self, recipe: Recipe) -> RunFolder:
         return RunFolder(self.root / f"{recipe.slug}-{recipe.id}")
@@ -183,14 +183,23 @@ class Store:
 
 def read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except FileNotFoundError:
         raise InputError(f"{str(path)!r} does not exist: this run is not finished") from None
-    except (OSError, json.JSONDecodeError) as error:
+    except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error}") from None
+    return checked_record(text, str(path))
+
+
+def checked_record(text: str, where: str) -> dict[str, Any]:
+    """The record that the text of a `run.json` says, checked to be of this version."""
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"cannot read {where!r}: {error}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         number = record.get("format") if isinstance(record, dict) else None
         raise InputError(
-            f"{str(path)!r} is of format {number!r}, written by another version of robudget (this one reads {FORMAT})"
+            f"{where!r} is of format {number!r}, written by another version of robudget (this one reads {FORMAT})"
         )
     return record

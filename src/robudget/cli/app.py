@@ -53,7 +53,7 @@ Prices = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Brief = Annotated[bool, typer.Option("--brief", help="print only the answer and what it stands on")]
 TableFrom = Annotated[
-    str, typer.Option("--from", help="a folder of runs, a csv or parquet table, or RobustBench's JSON folder")
+    str, typer.Option("--from", help="a folder or URL of runs, a csv or parquet table, or RobustBench's JSON folder")
 ]
 
 

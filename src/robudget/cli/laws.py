@@ -8,6 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from robudget.cli.app import AsJson, Brief, Overrides, TableFrom, app
+from robudget.files import local
 
 Where = Annotated[
     list[str] | None,
@@ -21,7 +22,7 @@ RobustBench = Annotated[
 @app.command()
 def fit(
     table: Annotated[
-        str, typer.Argument(help="a folder of runs, a csv or parquet table, or RobustBench's JSON folder")
+        str, typer.Argument(help="a folder or URL of runs, a csv or parquet table, or RobustBench's JSON folder")
     ],
     x: Annotated[str, typer.Option("-x", help="what is spent: a column of the table")] = "train_flops_exact",
     y: Annotated[str, typer.Option("-y", help="what is bought")] = "aa_acc",
@@ -182,8 +183,8 @@ def plan(
 
 @app.command()
 def report(
-    table: Annotated[str, typer.Argument(help="a folder of runs, a csv or parquet table")] = "runs",
-    out: Annotated[Path, typer.Option(help="folder for report.html and figures/")] = Path("report"),
+    table: Annotated[str, typer.Argument(help="a folder or URL of runs, a csv or parquet table")] = "runs",
+    out: Annotated[Path, typer.Option(callback=local, help="folder for report.html and figures/")] = Path("report"),
     title: Annotated[str, typer.Option(help="heading of the page")] = "What does robustness cost?",
     robustbench: RobustBench = None,
     where: Where = None,

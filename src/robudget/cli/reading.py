@@ -12,7 +12,7 @@ from robudget.cli.app import AsJson, Overrides, Prices, app, interruptible
 
 @app.command()
 def runs(
-    store: Annotated[str, typer.Argument(help="folder of runs")] = "runs",
+    store: Annotated[str, typer.Argument(help="folder or URL of runs")] = "runs",
     prices: Prices = None,
     top: Annotated[int, typer.Option(min=0, help="show so many of the best runs; 0 = all")] = 100,
     json: AsJson = False,

@@ -10,6 +10,7 @@ import typer
 
 from robudget.cli.app import AsJson, Overrides, StoreOption, app, resumable
 from robudget.errors import InputError
+from robudget.files import local
 
 
 @app.command()
@@ -89,7 +90,7 @@ def sweep(
 @app.command()
 @resumable
 def demo(
-    out: Annotated[Path, typer.Option(help="where the runs and the report go")] = Path("demo"),
+    out: Annotated[Path, typer.Option(callback=local, help="where the runs and the report go")] = Path("demo"),
     workers: Annotated[int, typer.Option(min=0, help="processes side by side; 0 = one per core")] = 0,
     json: AsJson = False,
 ) -> None:

@@ -1,10 +1,12 @@
 """Tables of runs: from a store's folders, csv, parquet, the paper's CSV and RobustBench's folder of JSON files.
 
-What was changed or assumed while a table was read is in `frame.attrs["notes"]`, one line each.
+Each but RobustBench's folder may also lie behind a URL (`remote.py`). What was changed or assumed while reading is in
+`frame.attrs["notes"]`, one line each.
 """
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +18,11 @@ import pandas as pd
 from robudget.accuracy import collapsed
 from robudget.columns import COLUMNS, ERRORS, stored
 from robudget.errors import InputError
+from robudget.files import is_url
 from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
-from robudget.store import RunFolder, Store
-from robudget.tables import published
+from robudget.store import Store
+from robudget.tables import published, remote
 from robudget.tables.index import facts_of
 from robudget.tables.usable import is_accuracy, to_percent
 from robudget.threat import parse_eps
@@ -32,34 +35,35 @@ def read_table(source: str | Path) -> pd.DataFrame:
     """One row a run, accuracies in percent, costs as whole-run totals with units in the column names.
 
     `source` is a folder of runs, RobustBench's folder of JSON entries, or a .csv or .parquet file; the paper's CSV is
-    recognised by its columns. Raises InputError where it is none of these or holds no row.
+    recognised by its columns. A folder of runs and the files may be URLs. Raises InputError where it is none of these
+    or holds no row.
     """
-    path = Path(source)
-    if path.is_dir():
-        if published.is_leaderboard(path):
+    path, url = Path(source), str(source) if is_url(source) else None
+    if remote.is_folder(url) if url else path.is_dir():
+        if not url and published.is_leaderboard(path):
             return tidy(published.leaderboard_table(path))
-        runs = load_runs(path)
+        runs = load_runs(source)
         if runs.empty:
-            raise InputError(f"no finished run in {str(path)!r}")
+            raise InputError(f"no finished run in {str(source)!r}")
         return tidy(runs)
-    if not path.exists():
+    if not url and not path.exists():
         raise InputError(f"no table at {str(path)!r} (allowed: a folder of runs, .csv, .parquet, RobustBench's folder)")
     kind = path.suffix.lower()
     try:
         if kind == ".csv":
-            frame = pd.read_csv(path)
+            frame = pd.read_csv(io.BytesIO(remote.read(url)) if url else path)
         elif kind in (".parquet", ".pq"):
-            frame = pd.read_parquet(path)
+            frame = pd.read_parquet(io.BytesIO(remote.read(url)) if url else path)
         else:
-            raise InputError(f"{str(path)!r} is no table (allowed: .csv, .parquet, a folder of runs)")
+            raise InputError(f"{str(source)!r} is no table (allowed: .csv, .parquet, a folder of runs)")
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from None
+        raise InputError(f"cannot read {str(source)!r}: {' '.join(str(error).split())}") from None
     if frame.empty:
-        raise InputError(f"{str(path)!r} holds no run")
+        raise InputError(f"{str(source)!r} holds no run")
     if published.is_paper_table(frame.columns):
-        return tidy(published.paper_table(frame, where=str(path)))
+        return tidy(published.paper_table(frame, where=str(source)))
     return tidy(frame)
 
 
@@ -68,21 +72,24 @@ def load_runs(root: Path | str, *, prices: Prices | None = None) -> pd.DataFrame
 
     Accuracies are percent; `train_flops_*` are FLOP of the whole run on all devices; `train_energy_kwh` is at the plug
     of the machine, without PUE; `cost_usd` and `co2_kg` are the training's, by `prices` (the paper's by default).
-    Unknown is NaN. Raises InputError where `root` is no folder or a record is of another version.
+    Unknown is NaN. `root` may be a URL. Raises InputError where it is no folder or a record is of another version.
     """
-    store, prices = Store(root), prices or Prices()
-    finished = [folder for folder in store.folders() if folder.done]
-    facts = facts_of(store.root, finished, _facts, Path(__file__))
-    rows = [
-        {**row, **_bills(row, prices), "path": str(folder.path)} for row, folder in zip(facts, finished, strict=True)
-    ]
+    prices = prices or Prices()
+    if is_url(root):
+        found = remote.records(str(root))
+        paths, facts = [where for where, _ in found], [_facts(record, where) for where, record in found]
+    else:
+        store = Store(root)
+        finished = [folder for folder in store.folders() if folder.done]
+        paths = [str(folder.path) for folder in finished]
+        facts = facts_of(store.root, finished, lambda folder: _facts(folder.record(), str(folder.path)), Path(__file__))
+    rows = [{**row, **_bills(row, prices), "path": path} for row, path in zip(facts, paths, strict=True)]
     return pd.DataFrame(rows, columns=list(stored()))
 
 
-def _facts(folder: RunFolder) -> dict[str, Any]:
+def _facts(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What a run's record says, by column; what depends on prices is not in it."""
-    record = folder.record()
-    recipe = Recipe.from_dict(record["recipe"], where=str(folder.path))
+    recipe = Recipe.from_dict(record["recipe"], where=where)
     training, evaluation, data, environment, model = (
         record.get(part) or {} for part in ("training", "evaluation", "dataset", "environment", "model")
     )
