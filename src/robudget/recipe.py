@@ -59,7 +59,7 @@ class ModelPart(_Part):
     name: str = "wrn-28-10"
     activation: Literal["relu", "gelu", "silu"] = "relu"
     variant: Literal["original", "deepmind"] = "original"  # padding and BatchNorm momentum, as in Gowal 2020
-    base: int = Field(16, ge=1)  # channels of a WideResNet's stem; the width multiplies it
+    base: int = Field(16, ge=1)  # channels of a WideResNet's stem; any model is base/16 times as wide as published
     patch: int | None = Field(None, ge=1)  # patch size of a timm transformer; null = as published
 
 

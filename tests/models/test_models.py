@@ -140,6 +140,20 @@ def test_any_size_and_family(name: str, size: int, channels: int, options: dict[
     assert torch.isfinite(x.grad).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("vit_tiny_patch16_224", {"patch": 4}), ("xcit_nano_12_p8_224", {}), ("convnext_atto", {}), ("wrn-10-2", {})],
+)
+def test_the_base_is_sixteenths_of_the_published_width(name: str, options: dict[str, object]) -> None:
+    def weights(base: int) -> int:
+        return sum(p.numel() for p in on_meta(name, base=base, **options).parameters() if p.dim() > 1)
+
+    published = weights(16)
+    assert 3.5 * published < weights(32) < 4 * published
+    assert published / 4 < weights(8) < published / 3.2
+    assert weights(11) < published
+
+
 def test_bad_names_and_sizes() -> None:
     def refused(name: str, match: str, **options: object) -> None:
         with pytest.raises(InputError, match=match) as caught:
@@ -152,6 +166,7 @@ def test_bad_names_and_sizes() -> None:
     refused("wrn-16-1", "unknown activation 'mish'", activation="mish")
     refused("wrn-16-1", "unknown variant", variant="google")
     refused("wrn-16-1", "model.patch = 4", patch=4)
+    refused("resnet18", r"model.base = 8 with model 'resnet18' \(ResNet\), whose width can't be changed", base=8)
     refused("wrn-16-1", "image_size = 4", image_size=4)
     refused("wrn-16-1", "classes = 1", classes=1)
     refused("vit_tiny_patch16_224", "can't take images of 8×8×3", image_size=8)

@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from robudget.config import named
 from robudget.data import load
@@ -8,6 +10,7 @@ from robudget.datasets import sizes_of
 from robudget.errors import InputError
 from robudget.forecast.forecast import training_flops
 from robudget.meter.flops import of_recipe, totals, training_calls
+from robudget.models import build
 from robudget.sweep.study import Study
 from robudget.training import Trainer
 
@@ -102,3 +105,44 @@ def test_recipes_of_equal_flops_take_equal_flops() -> None:
 def test_flops_that_no_epoch_meets(flops: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Study.from_dict(EQUAL | {"flops": flops}, name="equal")
+
+
+FAMILIES = {
+    "question": "which architecture, at one size?",
+    "base": {"data": {"name": "cifar10"}, "model": {"name": "wrn-16-1"}, "loss": "at"},
+    "axes": {
+        "architecture": {
+            "wrn": {},
+            "convnext": {"model.name": "convnext_atto"},
+            "vit": {"model.name": "vit_tiny_patch16_224", "model.patch": 4},
+        }
+    },
+    "model_flops": "1e8",
+}
+
+
+def test_architectures_of_equal_flops() -> None:
+    """By torch's own counter, on the models that are built."""
+    recipes = Study.from_dict(FAMILIES, name="families").recipes
+    assert len(recipes) == len(FAMILIES["axes"]["architecture"])
+    for recipe in recipes:
+        part = recipe.model
+        with torch.device("meta"):
+            model = build(part.name, classes=10, image_size=32, base=part.base, patch=part.patch)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(torch.empty(1, 3, 32, 32, device="meta"))
+        assert 0.8e8 <= counter.get_total_flops() <= 1.25e8, part
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_flops": "1e3"}, r"families: wrn: model_flops = 1e\+03, but wrn-16-1 takes .* at model.base = 1"),
+        ({"model_flops": 1e30}, "which is the nearest"),
+        ({"model_flops": "big"}, "model_flops = 'big' .allowed: a positive number"),
+        ({"axes": {"a": {"resnet": {"model.name": "resnet18"}}}}, "whose width can't be changed"),
+    ],
+)
+def test_a_size_that_no_width_meets(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Study.from_dict(FAMILIES | changes, name="families", where="families")

@@ -179,6 +179,11 @@ def training_flops(recipe: Recipe, sizes: Sizes) -> float:
     return sum(totals(of_recipe(recipe, sizes.classes, shape), calls).values())
 
 
+def image_flops(recipe: Recipe, sizes: Sizes) -> int:
+    """FLOPs of one image's forward pass through the recipe's model."""
+    return of_recipe(recipe, sizes.classes, _resized(recipe, sizes).image_shape).forward
+
+
 def _resized(recipe: Recipe, sizes: Sizes) -> Sizes:
     side = recipe.data.image_size
     return sizes if side is None else replace(sizes, image_shape=(sizes.image_shape[0], side, side))

@@ -12,6 +12,7 @@ from robudget.errors import InputError, hint
 from robudget.models.preact import Normalize, Normalized, PreActNet, WideResNet
 from robudget.recipe import Recipe, wide_resnet
 
+PUBLISHED_BASE = 16  # of every architecture: at this base its widths are those it was published with
 # Offered in messages; any depth 6n + 4 and any width are allowed.
 EXAMPLES = (
     "wrn-10-1",
@@ -64,9 +65,10 @@ def build(
 ) -> nn.Module:
     """A classifier with fresh weights: images (N, channels, image_size, image_size) in [0, 1] to logits (N, classes).
 
-    `name` is `wrn-<depth>-<width>`, `preact-resnet-18`, `rawrn-70-16` or the name of a timm model. `activation`,
-    `variant` and `base` (which the widths are multiples of) are for our own architectures; RaWideResNet is SiLU and
-    deepmind by definition. `patch` is the patch size of a timm transformer where it is not to be the published one.
+    `name` is `wrn-<depth>-<width>`, `preact-resnet-18`, `rawrn-70-16` or the name of a timm model. Widths are the
+    published ones times `base`/16: of our own architectures, and of timm's ViT, XCiT and ConvNeXt (whole channels an
+    attention head). `activation` and `variant` are for our own; RaWideResNet is SiLU and deepmind by definition.
+    `patch` is the patch size of a timm transformer where it is not to be the published one.
     `mean` and `std` per channel go into the first layer; without them a timm model takes the ones it is published with
     and ours take 0.5 and 0.25. Weights come from torch's global generator: seed it (or fork it) outside. Raises
     InputError for an unknown name, with the nearest one, and for sizes that the model can't take.
@@ -78,7 +80,7 @@ def build(
     key = name.lower()
     wrn = wide_resnet(key)
     if wrn is None and key not in EXAMPLES:
-        return _timm(name, classes, image_size, channels, patch, mean, std)
+        return _timm(name, classes, image_size, channels, patch, base, mean, std)
     if patch is not None:
         raise InputError(f"model.patch = {patch} with model {name!r}, which has no patches")
     normalize = Normalize(mean or [0.5] * channels, std or [0.25] * channels)
@@ -147,6 +149,7 @@ def _timm(
     image_size: int,
     channels: int,
     patch: int | None,
+    base: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> nn.Module:
@@ -156,7 +159,7 @@ def _timm(
     if not timm.is_model(name):
         near = hint(name, [*EXAMPLES, *timm.list_models()])
         raise InputError(f"unknown model {name!r}{near} (allowed: {', '.join(EXAMPLES)}, or any timm model)")
-    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels} | _widths(name, base)
     published = timm.get_pretrained_cfg(name)
     if published is not None and published.fixed_input_size:
         options["img_size"] = image_size
@@ -179,6 +182,28 @@ def _timm(
         std or _per_channel(published_std, channels),
     )
     return Normalized(normalize, body).train()
+
+
+def _widths(name: str, base: int) -> dict[str, Any]:
+    """What makes timm's model so many sixteenths as wide as published. Raises InputError for a family that has no such
+    settings."""
+    if base == PUBLISHED_BASE:
+        return {}
+    import timm
+
+    with torch.device("meta"):
+        published: Any = timm.create_model(name)
+    family = type(published).__name__
+    if family == "ConvNeXt":
+        return {"dims": tuple(max(1, stage["num_chs"] * base // PUBLISHED_BASE) for stage in published.feature_info)}
+    if family in ("VisionTransformer", "Xcit"):
+        heads = published.blocks[0].attn.num_heads
+        # Xcit's position encoding takes even numbers alone.
+        return {"embed_dim": heads * max(2, 2 * round(published.embed_dim * base / (2 * PUBLISHED_BASE * heads)))}
+    raise InputError(
+        f"model.base = {base} with model {name!r} ({family}), whose width can't be changed (allowed: {PUBLISHED_BASE}, "
+        "or a ViT, an XCiT, a ConvNeXt, or one of ours)"
+    )
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Sequence[float]:

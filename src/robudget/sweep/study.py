@@ -8,6 +8,7 @@
         large: {model.base: 16}
       training:
         at-2: {loss: at, craft.steps: 2}
+    model_flops: 1e8             # optional: every model is as wide as brings one image nearest to so many FLOP
     flops: 1e13                  # optional: all train for so many FLOP, counted exactly, by longer or shorter epochs
 
 Alternatives are dotted overrides, so that an axis may change several fields at once and no combination is meaningless
@@ -28,7 +29,9 @@ from robudget.config import load_yaml, named, read_named
 from robudget.errors import InputError, unknown
 from robudget.recipe import Recipe
 
-KEYS = ("question", "base", "axes", "flops")
+KEYS = ("question", "base", "axes", "model_flops", "flops")
+LARGEST_BASE = 4096  # 256 times as wide as published
+NEAR = 1.25  # a model may miss the FLOPs that are asked of it by this factor
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,41 @@ class Study:
             label = "/".join(str(alternative) for alternative, _ in choice)
             changes = {key: value for _, change in choice for key, value in (change or {}).items()}
             recipe = start.with_(changes | dict(overrides or {}), where=f"{where}: {label}")
+            if "model_flops" in data:
+                recipe = _of_size(recipe, data["model_flops"], f"{where}: {label}")
             if "flops" in data:
                 recipe = _at_flops(recipe, data["flops"], f"{where}: {label}")
             recipes.setdefault(recipe.id, recipe)
         return cls(name, str(data.get("question", "")), axes, tuple(recipes.values()))
+
+
+def _of_size(recipe: Recipe, flops: Any, where: str) -> Recipe:
+    """The recipe with the `model.base` that brings the forward pass of one image nearest to `flops`, which a factor of
+    `NEAR` may miss: widths are whole numbers."""
+    from robudget.datasets import sizes_of
+    from robudget.forecast.forecast import image_flops  # torch, which counts the model
+
+    flops, sizes = _number(flops, "model_flops", where), sizes_of(recipe.data.name)
+
+    def forward(base: int) -> int:
+        return image_flops(recipe.with_({"model.base": base}, where=where), sizes)
+
+    base = recipe.model.base
+    tried = {base}
+    while (base := _clamped(base * math.sqrt(flops / forward(base)))) not in tried:  # FLOPs grow about as base²
+        tried.add(base)
+    base = min(tried, key=lambda base: abs(math.log(forward(base) / flops)))
+    found = forward(base)
+    if not 1 / NEAR <= found / flops <= NEAR:
+        raise InputError(
+            f"{where}: model_flops = {flops:.3g}, but {recipe.model.name} takes {found:.3g} at model.base = {base}, "
+            "which is the nearest"
+        )
+    return recipe.with_({"model.base": base}, where=where)
+
+
+def _clamped(base: float) -> int:
+    return min(max(round(base), 1), LARGEST_BASE)
 
 
 def _at_flops(recipe: Recipe, flops: Any, where: str) -> Recipe:
@@ -75,17 +109,22 @@ def _at_flops(recipe: Recipe, flops: Any, where: str) -> Recipe:
     from robudget.datasets import sizes_of
     from robudget.forecast.forecast import training_flops  # torch, which counts the model
 
-    if isinstance(flops, str):  # YAML reads 1e13 as a word
-        with contextlib.suppress(ValueError):
-            flops = float(flops)
-    if isinstance(flops, bool) or not isinstance(flops, int | float) or not 0 < flops < math.inf:
-        raise InputError(f"{where}: flops = {flops!r} (allowed: a positive number, e.g. 1e15)")
+    flops = _number(flops, "flops", where)
     sizes = sizes_of(recipe.data.name)
     one, two = (training_flops(recipe.with_({"epoch_images": n * recipe.batch_size}), sizes) for n in (1, 2))
     steps = 1 + round((flops - one) / (two - one))
     if steps < 1:
         raise InputError(f"{where}: flops = {flops:.3g} is too little for {recipe.epochs} epochs (allowed: {one:.3g})")
     return recipe.with_({"epoch_images": steps * recipe.batch_size}, where=where)
+
+
+def _number(value: Any, key: str, where: str) -> float:
+    if isinstance(value, str):  # YAML reads 1e13 as a word
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{where}: {key} = {value!r} (allowed: a positive number, e.g. 1e9)")
+    return value
 
 
 def recipes_of(source: str | Path, overrides: Mapping[str, Any] | None = None) -> list[Recipe]:
