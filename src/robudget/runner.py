@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,7 @@ class _Run:
     folder: RunFolder
     energy: EnergyLog
     progress: Callable[[Progress], None]
+    attacks: set[str] = field(default_factory=set)  # that this process has begun
 
     def complete(self) -> None:
         """Train and evaluate what is not done yet, and write the record."""
@@ -284,6 +285,9 @@ class _Run:
         self._report("train", TRAINING_SHARE * epoch / self.recipe.epochs, note, f"epoch {epoch}")
 
     def _report_evaluation(self, now: EvaluationProgress) -> None:
+        if self.world.leads and now.attack not in self.attacks:
+            self.attacks.add(now.attack)
+            self.folder.log("attack", attack=f"{self.recipe.evaluation_id} {now.attack}")
         fraction = TRAINING_SHARE + (1 - TRAINING_SHARE) * now.fraction
         self._report("evaluate", fraction, f"{now.attack}, {100 * now.robust:.1f}% robust so far", now.attack)
 

@@ -50,6 +50,10 @@ def sweep(
     overrides: Overrides = None,
     store: StoreOption = "runs",
     workers: Annotated[int, typer.Option(min=0, help="processes side by side; 0 = one per GPU, else one per core")] = 0,
+    on: Annotated[str, typer.Option(help="where: local, ray, ray:ADDRESS or slurm")] = "local",
+    max_failures: Annotated[
+        int | None, typer.Option(min=1, help="end when so many runs have failed; default: when 5 fail for one cause")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list what would run")] = False,
     json: AsJson = False,
 ) -> None:
@@ -58,7 +62,8 @@ def sweep(
     from robudget.config import parse_overrides
     from robudget.execution import Site
     from robudget.store import Store
-    from robudget.sweep.local import sweep as run_sweep
+    from robudget.sweep.drive import drive
+    from robudget.sweep.executor import open_executor
     from robudget.sweep.study import Study
 
     site, changes = Site.take(parse_overrides(overrides or []))
@@ -71,7 +76,14 @@ def sweep(
         show(json, lambda: rows, lambda: TextTable(rows, title=chosen.question, left=("run", "id", "state")))
         return
     with SweepDisplay(chosen.name) as display:
-        state = run_sweep(chosen.recipes, store=store, site=site, workers=workers, watch=display.update)
+        state = drive(
+            chosen.recipes,
+            lambda runs: open_executor(on, site=site, workers=workers, runs=runs),
+            store=store,
+            site=site,
+            max_failures=max_failures,
+            watch=display.update,
+        )
     # pandas is imported after the first runs are under way
     from robudget.cli.view.runs import leaderboard
     from robudget.tables.read import load_runs
@@ -84,6 +96,10 @@ def sweep(
     if state.failed:
         for index, why in state.failed.items():
             print(f"error: {chosen.recipes[index].slug}: {why}", file=sys.stderr)
+    if state.ended:
+        left = len(chosen.recipes) - state.done - len(state.failed)
+        print(f"ended with {left} runs not begun: {state.ended}", file=sys.stderr)
+    if state.failed or state.ended:
         raise typer.Exit(1)
 
 

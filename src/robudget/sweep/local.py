@@ -1,16 +1,14 @@
 """Many runs on one machine: worker processes side by side, each with its share of the cores or one GPU.
 
-Nothing is remembered here that is not on the disk: what is done is skipped by looking, what was begun resumes, and a
-run that another process holds is waited for. Imports no torch.
-
 A worker is a separate interpreter (`python -m robudget.sweep.local PID`, the process that starts it) rather than a
-forked process: it sets its thread count before torch starts, and needs no guard in the user's script. It reads one JSON
-job a line from stdin, does it, writes one JSON event a line to stdout, and ends when the process that started it ends.
+forked process: it sets its thread count before torch starts, and needs no guard in the user's script. It says that it
+is ready, reads one JSON job a line from stdin, does it, writes one JSON event a line to stdout, and ends when the
+process that started it ends. Imports no torch.
 """
 
 from __future__ import annotations
 
-import contextlib
+import faulthandler
 import json
 import os
 import queue
@@ -19,28 +17,25 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robudget import stop
-from robudget.errors import RobudgetError, RunFailed
+from robudget.errors import InputError, RunFailed
 from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.store import Busy, Store
-from robudget.sweep.queue import Status, SweepState, job, run_job
+from robudget.sweep.drive import drive
+from robudget.sweep.executor import TAIL_LINES, Event, Executor, Job, attempt
+from robudget.sweep.queue import SweepState
 from robudget.threads import cores, held_by_others, share
 
-if TYPE_CHECKING:
-    from robudget.runner import Progress
-
-BUSY_SECONDS = 2.0  # before a run that another process holds is tried again
-_WATCH_SECONDS = 0.5  # at most, between two calls of `watch`
 _LOOK_SECONDS = 1.0  # of a worker after the process that started it
+_OWN_FAULTS = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE"}  # signals by which code ends its own process
 
-_Events = queue.Queue[tuple[int, dict[str, Any] | None]]  # (worker, event); None: the worker has ended
+_Lines = queue.Queue["tuple[_Worker, dict[str, Any] | None]"]  # (worker, line); None: the worker has ended
 
 
 def sweep(
@@ -51,116 +46,174 @@ def sweep(
     workers: int = 0,
     watch: Callable[[SweepState], None] = lambda state: None,
 ) -> SweepState:
-    """Run what is not done yet, `workers` at a time (0 = one per GPU where there is one, else one per core).
-
-    `watch` gets the state after every event and twice a second. A failed run is noted and the others go on. On an
-    exception (Ctrl-C among them) the workers are stopped; every run keeps what it had saved.
-    """
-    home = Store(store)
-    state = SweepState.begin(recipes, home)
-    watch(state)
-    if not state.to_do:
-        return state
-    waiting = deque(state.to_do)
-    busy: list[tuple[float, int]] = []  # held by another process: when to try again
-    sites, threads = _places(site or Site(), workers, len(waiting))
-    events: _Events = queue.Queue()
-    processes = [_Worker(number, each, threads, events) for number, each in enumerate(sites)]
-    try:
-        while waiting or busy or state.running:
-            stop.check()
-            now = time.monotonic()
-            waiting.extend(index for at, index in busy if at <= now)
-            busy = [(at, index) for at, index in busy if at > now]
-            for worker in processes:
-                if worker.run is None and waiting:
-                    index = waiting.popleft()
-                    worker.start(index, job(recipes[index], home, worker.site))
-                    state.running[index] = Status()
-            try:
-                number, event = events.get(timeout=_WATCH_SECONDS)
-            except queue.Empty:
-                watch(state)
-                continue
-            worker = processes[number]
-            if event is None:
-                event = _failure_of(worker)
-                processes[number] = _Worker(number, sites[number], threads, events)
-            assert worker.run is not None
-            index = worker.run
-            if event["kind"] == "progress":
-                state.running[index] = Status(event["phase"], event["fraction"], event["note"])
-            else:
-                worker.run = None
-                if event["kind"] == "done":
-                    state.finish(index, event["note"])
-                elif event["kind"] == "failed":
-                    state.fail(index, event["note"])
-                else:
-                    del state.running[index]
-                    busy.append((time.monotonic() + BUSY_SECONDS, index))
-            watch(state)
-    finally:
-        for worker in processes:
-            worker.stop()
-    return state
+    """Run what is not done yet, `workers` at a time (0 = one per GPU where there is one, else one per core), on this
+    machine. What `watch` gets, and what is raised: `drive`."""
+    place = site or Site()
+    return drive(recipes, lambda runs: LocalPool(place, workers, runs), store=store, site=site, watch=watch)
 
 
-def _failure_of(worker: _Worker) -> dict[str, Any]:
-    """The event of a worker that ended in the middle of a run: killed, out of memory, or a crash below Python."""
-    code = worker.process.wait()
-    if worker.run is None:
-        raise RunFailed(f"a worker ended by itself with exit code {code}")
-    cause = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-    return {"kind": "failed", "note": f"the worker died: {cause}; run again to go on"}
+def open_executor(address: str, *, site: Site, workers: int, runs: int, options: Mapping[str, str]) -> Executor:
+    if address or options:
+        raise InputError(f"the local executor has no address and no options ({address or ' '.join(options)!r} given)")
+    return LocalPool(site, workers, runs)
+
+
+class LocalPool:
+    """Worker processes of this machine. Of a job, `gpus`, `cpus` and `memory_bytes` are not looked at: every worker has
+    its part of the machine, `Site.device` and threads, from the start."""
+
+    def __init__(self, site: Site, workers: int, runs: int) -> None:
+        self._devices, self._threads = _places(site, workers, runs)
+        self._workers: list[_Worker | None] = [None] * len(self._devices)
+        self._waiting: deque[tuple[int, Job]] = deque()
+        self._lines: _Lines = queue.Queue()
+        self._cancelled: list[Event] = []
+        self._start_more()
+
+    @property
+    def slots(self) -> int:
+        return len(self._devices)
+
+    def submit(self, number: int, job: Job) -> None:
+        self._waiting.append((number, job))
+        self._assign()
+
+    def events(self, timeout: float) -> list[Event]:
+        events, self._cancelled = self._cancelled, []
+        try:
+            while True:
+                # Waits for the first one only.
+                event = self._event_of(*self._lines.get(timeout=0 if events else timeout))
+                events += [event] if event is not None else []
+        except queue.Empty:
+            return events
+
+    def cancel(self, number: int) -> None:
+        for worker in self._workers:
+            if worker is not None and worker.run == number:
+                worker.process.terminate()
+        if any(waiting == number for waiting, _ in self._waiting):
+            self._waiting = deque(item for item in self._waiting if item[0] != number)
+            self._cancelled.append(Event(number, "stopped"))
+
+    def close(self) -> None:
+        # Checkpoints are atomic and every event is on the disk, so that a worker may be killed at any moment.
+        for worker in self._workers:
+            if worker is not None:
+                worker.process.kill()
+        for worker in self._workers:
+            if worker is not None:
+                worker.process.wait()
+
+    def _event_of(self, worker: _Worker, line: dict[str, Any] | None) -> Event | None:
+        if line is None:
+            return self._end_of(worker)
+        if "ready" in line:
+            worker.ready = True
+            self._assign()
+            return None
+        event = Event(**line)
+        if event.kind != "progress":
+            worker.run = None
+            worker.ready = event.kind != "stopped"  # after that it ends
+            self._assign()
+        return event
+
+    def _end_of(self, worker: _Worker) -> Event | None:
+        """The event of a worker that has ended: killed, out of memory, a crash below Python, or stopped."""
+        self._workers[worker.place] = None
+        code, tail = worker.process.wait(), worker.tail()
+        number, started = worker.run, worker.ready
+        if number is None and not started and code > 0:
+            raise RunFailed(f"a worker could not start (exit code {code}):\n{tail}")
+        self._assign()
+        if number is None:
+            return None
+        name = signal.Signals(-code).name if code < 0 else ""
+        cause = f"signal {-code} ({name})" if code < 0 else f"exit code {code}"
+        if name in _OWN_FAULTS or code > 0:
+            return Event(number, "failed", f"the worker died: {cause}", cause="crash", tail=tail)
+        return Event(number, "lost", f"the worker died: {cause}")
+
+    def _assign(self) -> None:
+        """Give waiting jobs to workers that are ready, and start workers for the others."""
+        for worker in self._workers:
+            if self._waiting and worker is not None and worker.ready and worker.run is None:
+                worker.start(*self._waiting.popleft())
+        self._start_more()
+
+    def _start_more(self) -> None:
+        """A start takes seconds of CPU, and slows down what works already: a few at a time, as jobs need them."""
+        starting = sum(worker is not None and not worker.ready and worker.run is None for worker in self._workers)
+        wanted = max(1, len(self._waiting)) if not any(self._workers) else len(self._waiting)
+        for place, device in enumerate(self._devices):
+            if starting >= min(wanted, max(1, cores() // 2)):
+                return
+            if self._workers[place] is None:
+                self._workers[place] = _Worker(place, device, self._threads, self._lines)
+                starting += 1
 
 
 class _Worker:
-    """A worker process and the index of the run that it does (None = it waits for one)."""
+    """A worker process and the number of the attempt that it makes (None = it waits for one)."""
 
-    def __init__(self, number: int, site: Site, threads: int, events: _Events):
+    def __init__(self, place: int, device: str, threads: int, lines: _Lines) -> None:
+        self.place, self.device = place, device
         self.run: int | None = None
-        self.site = site
+        self.ready = False
         # The runtime's number, not the site's: a run that began with another number goes on with that.
         share = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)) if threads else {}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "robudget.sweep.local", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=os.environ | share,
             encoding="utf-8",
+            errors="replace",
             start_new_session=True,  # Ctrl-C is for this process, which stops its workers itself
         )
-        threading.Thread(target=self._listen, args=(number, events), daemon=True).start()
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._errors = threading.Thread(target=self._keep_tail, daemon=True)
+        self._errors.start()
+        threading.Thread(target=self._listen, args=(lines,), daemon=True).start()
 
-    def _listen(self, number: int, events: _Events) -> None:
+    def _listen(self, lines: _Lines) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            events.put((number, json.loads(line)))
-        events.put((number, None))
+            lines.put((self, json.loads(line)))
+        lines.put((self, None))
 
-    def start(self, index: int, job: dict[str, Any]) -> None:
+    def _keep_tail(self) -> None:
+        assert self.process.stderr is not None
+        self._tail.extend(line.rstrip("\n") for line in self.process.stderr)
+
+    def tail(self) -> str:
+        """The last lines that an ended worker printed as errors."""
+        self._errors.join(timeout=1)
+        return "\n".join(self._tail)
+
+    def start(self, number: int, job: Job) -> None:
         assert self.process.stdin is not None
-        self.run = index
-        with contextlib.suppress(BrokenPipeError):  # it ended just now: that event is in the queue already
-            self.process.stdin.write(json.dumps(job) + "\n")
+        self.run = number
+        data = job.to_dict()
+        data["site"] |= {"device": self.device}
+        try:
+            self.process.stdin.write(json.dumps({"number": number, "job": data}) + "\n")
             self.process.stdin.flush()
-
-    def stop(self) -> None:
-        # Checkpoints are atomic and every event is on the disk, so that the process may be killed at any moment.
-        self.process.kill()
-        self.process.wait()
+        except BrokenPipeError:
+            pass  # it ended just now: that line is in the queue already
 
 
-def _places(site: Site, workers: int, runs: int) -> tuple[list[Site], int]:
-    """One site a worker, and the threads of each (0: not limited): the GPUs in turn, or this process's share of the
-    cores, shared evenly."""
+def _places(site: Site, workers: int, runs: int) -> tuple[list[str], int]:
+    """The device of each worker, and the threads of each (0: not limited): the GPUs in turn, or this process's share of
+    the cores, shared evenly."""
     gpus = _gpus() if site.device in ("auto", "cuda") else 0
     if gpus:
         count = min(workers or gpus, runs)
-        return [site.model_copy(update={"device": f"cuda:{i % gpus}"}) for i in range(count)], site.threads
+        return [f"cuda:{i % gpus}" for i in range(count)], site.threads
     count = min(workers or cores(), runs)
-    return [site] * count, site.threads or max(1, share(held_by_others(), cores()) // count)
+    return [site.device] * count, site.threads or max(1, share(held_by_others(), cores()) // count)
 
 
 def _gpus() -> int:
@@ -186,33 +239,28 @@ def _gpus() -> int:
 
 
 def _work() -> None:
-    """Do the jobs of stdin until it ends."""
+    """Do the jobs of stdin until it ends, or until a stop is requested."""
     threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
     # Whatever a library prints must not end up between the events: they get the real stdout, and print gets stderr.
-    events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    lines = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
+    faulthandler.enable()  # a crash below Python leaves its stack in the tail
 
-    def send(kind: str, note: str = "", **fields: Any) -> None:
+    def send(line: dict[str, Any]) -> None:
         try:
-            print(json.dumps({"kind": kind, "note": note, **fields}), file=events, flush=True)
+            print(json.dumps(line), file=lines, flush=True)
         except BrokenPipeError:
             os._exit(1)  # nobody reads the events any more; everything worth keeping is on the disk
 
-    def report(progress: Progress) -> None:
-        send("progress", progress.note, phase=progress.phase, fraction=progress.fraction)
+    with stop.on_signals():
+        import robudget.runner  # noqa: F401  (torch, which takes seconds)
 
-    for line in sys.stdin:
-        try:
-            summary = run_job(json.loads(line), report)
-        except Busy:
-            send("busy")
-        except RobudgetError as error:
-            send("failed", str(error))
-        except Exception as error:  # a defect of ours or of a library: the other runs go on, and it is reported as such
-            traceback.print_exc()
-            send("failed", f"{type(error).__name__}: {error}")
-        else:
-            send("done", summary)
+        send({"ready": True})
+        for line in sys.stdin:
+            order = json.loads(line)
+            send(asdict(attempt(order["number"], order["job"], lambda event: send(asdict(event)))))
+            if stop.requested():
+                return
 
 
 def _end_with(parent: int) -> None:

@@ -1,19 +1,14 @@
-"""The queue of a sweep: what is to be done, how far it is, and one job of it. Imports no torch."""
+"""Where a sweep is: what is to be done, what is in work and how far, what is done and what failed. Imports no torch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from robudget.execution import Site
 from robudget.forecast.passes import weight
 from robudget.recipe import Recipe
 from robudget.store import Store
-
-if TYPE_CHECKING:
-    from robudget.runner import Progress
 
 
 @dataclass
@@ -37,6 +32,8 @@ class SweepState:
     finished: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    retries: int = 0  # attempts that were made again
+    ended: str | None = None  # why no further runs are started although some are left
 
     @classmethod
     def begin(cls, recipes: Sequence[Recipe], store: Store) -> SweepState:
@@ -68,16 +65,3 @@ class SweepState:
         if done <= 0.02 * total:
             return None
         return (time.monotonic() - self.started) * (total - done) / done
-
-
-def job(recipe: Recipe, store: Store, site: Site) -> dict[str, Any]:
-    """A run as plain data, for another process."""
-    return {"recipe": recipe.to_dict(), "store": str(store.root), "site": site.model_dump()}
-
-
-def run_job(job: dict[str, Any], progress: Callable[[Progress], None] = lambda progress: None) -> str:
-    """Do a job and return its summary; raises what `runner.run` raises."""
-    from robudget.runner import run
-
-    recipe, site = Recipe.from_dict(job["recipe"]), Site(**job["site"])
-    return run(recipe, store=job["store"], site=site, progress=progress).summary

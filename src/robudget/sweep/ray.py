@@ -13,7 +13,8 @@ from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.recipe import Recipe
 from robudget.store import Store
-from robudget.sweep.queue import SweepState, job, run_job
+from robudget.sweep.executor import Job, run_job
+from robudget.sweep.queue import SweepState
 
 MAX_RETRIES = 3  # of a task whose node was lost; a run goes on from its checkpoint
 
@@ -45,7 +46,8 @@ def sweep_on_ray(
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     task = ray.remote(num_gpus=gpus_per_run, num_cpus=cpus_per_run, max_retries=MAX_RETRIES)(run_job)
-    pending = {task.remote(job(recipes[i], home, site or Site())): i for i in state.to_do}
+    place = (site or Site()).model_dump()
+    pending = {task.remote(Job(recipes[i].to_dict(), str(home.root), place).to_dict()): i for i in state.to_do}
     while pending:
         ready, _ = ray.wait(list(pending), timeout=1.0)
         for reference in ready:

@@ -1,0 +1,141 @@
+"""What an executor is: it takes attempts at runs and gives events; which runs, and how often, is for `drive` to say.
+
+An attempt is a `Job`, plain data that another process or node can read; `attempt` does it there, the same way for every
+executor, and ends with exactly one event. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from robudget import __version__, stop
+from robudget.errors import InputError, RobudgetError, RunFailed, unknown
+from robudget.execution import Site
+from robudget.recipe import Recipe
+from robudget.store import Busy
+
+if TYPE_CHECKING:
+    from robudget.runner import Progress
+
+Kind = Literal["progress", "done", "failed", "busy", "lost", "stopped"]
+TAIL_LINES = 12  # of a traceback, kept for the user
+# Each module has `open_executor(address, *, site, workers, runs, options) -> Executor`.
+EXECUTORS = {"local": "robudget.sweep.local", "ray": "robudget.sweep.ray", "slurm": "robudget.sweep.slurm"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a run. `recipe` and `site` as their `to_dict` and `model_dump` give them, `store` a path that the
+    worker sees too.
+
+    `gpus`, `cpus` and `memory_bytes` are what it needs (0 bytes: nothing is known), `seconds` its forecast (0 unknown).
+    `version` is the driver's: a worker of another one refuses.
+    """
+
+    recipe: dict[str, Any]
+    store: str
+    site: dict[str, Any]
+    gpus: float = 0.0
+    cpus: float = 1.0
+    memory_bytes: int = 0
+    seconds: float = 0.0
+    version: str = __version__
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to attempt `number` (the run's index in the driver's recipes).
+
+    `progress` (with `phase`, `fraction` and `note` as `runner.Progress` has them) may come any number of times, then
+    one of: `done` (`note` is the summary), `failed` (`note` is the error), `busy` (another process has the run), `lost`
+    (its process or node ended without a word), `stopped` (saved and ended on request). `cause` of a failure: "input"
+    and "failed", which another attempt would meet again, "memory", or "crash". `tail`: the last lines it printed.
+    """
+
+    number: int
+    kind: Kind
+    note: str = ""
+    phase: str = ""
+    fraction: float = 0.0
+    cause: str = ""
+    tail: str = ""
+
+
+class Executor(Protocol):
+    """Where attempts are made. Not more than `slots` of them are submitted at a time."""
+
+    @property
+    def slots(self) -> int:
+        """Attempts that may be in flight at once: enough to keep every worker busy."""
+        ...
+
+    def submit(self, number: int, job: Job) -> None:
+        """Start an attempt, or queue it; raises InputError where it can never run there."""
+        ...
+
+    def events(self, timeout: float) -> list[Event]:
+        """What happened since the last call; waits for at most `timeout` seconds where nothing did."""
+        ...
+
+    def cancel(self, number: int) -> None:
+        """Ask an attempt to save and stop; its last event comes through `events`."""
+        ...
+
+    def close(self) -> None:
+        """End everything at once. Every run keeps what it had saved."""
+        ...
+
+
+def open_executor(
+    on: str, *, site: Site, workers: int = 0, runs: int = 1, options: Mapping[str, str] | None = None
+) -> Executor:
+    """The executor called `on`: `local`, `ray`, `ray:ADDRESS` or `slurm`, for so many `runs`. `workers` (0: as many as
+    it sees fit) work side by side; `options` are its own. Raises InputError where there is none such."""
+    name, _, address = on.partition(":")
+    if name not in EXECUTORS:
+        raise unknown("executor", name, EXECUTORS)
+    executor: Executor = importlib.import_module(EXECUTORS[name]).open_executor(
+        address, site=site, workers=workers, runs=runs, options=options or {}
+    )
+    return executor
+
+
+def run_job(job: Mapping[str, Any], progress: Callable[[Progress], None] = lambda progress: None) -> str:
+    """Do a job (as `Job.to_dict` gave it) and return its summary; raises what `runner.run` raises."""
+    from robudget.runner import run
+
+    if job["version"] != __version__:
+        raise InputError(
+            f"the sweep is of robudget {job['version']}, this worker of {__version__}: install one of them"
+        )
+    recipe, site = Recipe.from_dict(job["recipe"]), Site(**job["site"])
+    return run(recipe, store=job["store"], site=site, progress=progress).summary
+
+
+def attempt(number: int, job: Mapping[str, Any], tell: Callable[[Event], None] = lambda event: None) -> Event:
+    """Do a job in the process or on the node of a worker: `tell` gets its progress, the result is its last event."""
+
+    def report(now: Progress) -> None:
+        tell(Event(number, "progress", now.note, now.phase, now.fraction))
+
+    try:
+        return Event(number, "done", run_job(job, report))
+    except Busy as error:
+        return Event(number, "busy", str(error))
+    except stop.Stopped as error:
+        return Event(number, "stopped", str(error))
+    except RobudgetError as error:
+        cause = "input" if isinstance(error, InputError) else "failed" if isinstance(error, RunFailed) else "crash"
+        return Event(number, "failed", str(error), cause=cause)
+    except Exception as error:  # a defect of ours or of a library: the other runs go on, and it is reported as such
+        short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        tail = "\n".join(traceback.format_exc().splitlines()[-TAIL_LINES:])
+        note = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Event(number, "failed", note, cause="memory" if short else "crash", tail=tail)
