@@ -86,6 +86,10 @@ from torch import nn
 def load():
     torch.manual_seed(0)
     return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 10))
+
+
+def smooth(model):
+    return model
 """
 
 

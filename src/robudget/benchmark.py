@@ -20,15 +20,16 @@ from robudget.attacks.victim import Model
 from robudget.energy_log import EnergyLog
 from robudget.errors import InputError
 from robudget.evaluation.examples import Examples, Replay, replay
-from robudget.evaluation.load import load_classifier
+from robudget.evaluation.load import load_classifier, load_surrogate
 from robudget.evaluation.specification import Specification
 from robudget.evaluation.state import FILE as STATE
 from robudget.evaluation.state import Progress, identity_of_state
 from robudget.evaluation.verdicts import Verdicts, merge
+from robudget.evaluation.victims import surrogate_of
 from robudget.execution import Site
 from robudget.files import write_json
 from robudget.meter.energy import Energy
-from robudget.meter.flops import PassFlops, count, stage_record
+from robudget.meter.flops import PassFlops, count, stage_record, totals
 from robudget.meter.machine import open_meter
 from robudget.runner import environment, evaluate_metered, part_of, resolve_device
 from robudget.store import RunFolder, WorkFolder, writing
@@ -44,11 +45,17 @@ class Candidate:
     model: Model
     dataset: data.Dataset
     run: RunFolder | None
+    surrogate: Model | None = None
+    """What gradients are taken through (`attacks.victim.Victim`), by the name `backward`; None: the model."""
+    backward: str = "own"
 
     @classmethod
-    def load(cls, source: str, *, dataset: str | None = None, model: str | None = None, site: Site) -> Candidate:
+    def load(
+        cls, source: str, *, dataset: str | None = None, model: str | None = None, backward: str = "own", site: Site
+    ) -> Candidate:
         """`source` is a run's folder, whose recipe then gives dataset and threat, or anything that `load_classifier`
-        takes. Raises InputError."""
+        takes. `backward` names the surrogate as `load_surrogate` takes it; `own`: the model's own `surrogate()`, where
+        it has that method; `none`: no surrogate. Raises InputError."""
         run = RunFolder(source) if Path(source).is_dir() else None
         dataset = dataset or (run.recipe.data.name if run is not None else None)
         if dataset is None:
@@ -60,7 +67,12 @@ class Candidate:
         if run is not None and not run.best.exists():
             raise InputError(f"{str(run.path)!r} has no best.safetensors yet: train it first (robudget run)")
         weights = source if run is None else str(run.best)
-        return cls(source, load_classifier(weights, images, model=model), images, run)
+        classifier = load_classifier(weights, images, model=model)
+        if backward in ("own", "none"):
+            surrogate = surrogate_of(classifier, "own" if backward == "own" else None)
+        else:
+            surrogate = load_surrogate(backward, images, classifier)
+        return cls(source, classifier, images, run, surrogate, backward)
 
     @property
     def threat(self) -> Threat:
@@ -74,14 +86,22 @@ class Candidate:
     @cached_property
     def flops(self) -> PassFlops | None:
         """Of one image's passes; None (unknown) of a plain function, and of a module that the counter cannot follow."""
-        if not isinstance(self.model, nn.Module):
+        return self._count(self.model, "model")
+
+    @cached_property
+    def surrogate_flops(self) -> PassFlops | None:
+        """The same of the surrogate; None too where there is none."""
+        return self._count(self.surrogate, "surrogate")
+
+    def _count(self, model: Model | None, what: str) -> PassFlops | None:
+        if not isinstance(model, nn.Module):
             return None
         try:
-            return count(self.model, self.dataset.image_shape)
+            return count(model, self.dataset.image_shape)
         # A user's model can fail on stand-in tensors in any way; its verdicts must not be lost for that.
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-            warnings.warn(f"FLOPs unknown: the model cannot be counted ({why})", stacklevel=2)
+            warnings.warn(f"FLOPs unknown: the {what} cannot be counted ({why})", stacklevel=3)
             return None
 
 
@@ -136,8 +156,10 @@ def benchmark(
             device=device,
             flops=lambda: candidate.flops,
             progress=progress,
+            backward=candidate.surrogate,
+            surrogate_flops=lambda: candidate.surrogate_flops,
         )
-        bill = _bill(verdicts, candidate.flops, energy.total("evaluation"))
+        bill = _bill(verdicts, candidate, energy.total("evaluation"))
     with writing(folder):
         write_json(folder / "bill.json", bill | {"environment": environment(device)})
     return Benchmark(folder, verdicts, bill)
@@ -177,6 +199,7 @@ def _default_folder(candidate: Candidate, specification: Specification, n: int, 
     if specification.attacks is not None:
         attacks = "+".join(str(member) for member in specification.members)
     name = f"{Path(candidate.source).name}-{candidate.dataset.name}-{specification.threat}-{attacks}"
+    name += f"-through-{Path(candidate.backward).name}" if candidate.surrogate is not None else ""
     name += f"-{specification.seed}-n{n}"
     name += f"-{shard[0]}of{shard[1]}" if shard[1] > 1 else ""
     home = candidate.run.path / "evals" if candidate.run is not None else Path("evals")
@@ -210,7 +233,13 @@ def _adopt_bill(folder: Path, work: WorkFolder) -> None:
         work.log("energy", window="evaluation", interrupted=True, **energy.to_dict())
 
 
-def _bill(verdicts: Verdicts, counted: PassFlops | None, energy: Energy) -> dict[str, Any]:
-    if counted is None:
+def _bill(verdicts: Verdicts, candidate: Candidate, energy: Energy) -> dict[str, Any]:
+    counted, through_surrogate = candidate.flops, verdicts.surrogate_calls
+    of_surrogate = candidate.surrogate_flops if through_surrogate else None
+    if counted is None or (through_surrogate and of_surrogate is None):
         return {"energy": energy.to_dict(), "seconds": energy.seconds, "flops_how": "unknown"}
-    return stage_record(counted, verdicts.calls, energy)
+    record = stage_record(counted, verdicts.calls, energy)
+    if of_surrogate is not None:
+        record["flops_by_phase"] |= totals(of_surrogate, through_surrogate)
+        record["flops_exact"] = sum(record["flops_by_phase"].values())
+    return record

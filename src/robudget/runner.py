@@ -28,6 +28,7 @@ from robudget.evaluation.evaluator import Evaluator
 from robudget.evaluation.specification import Specification
 from robudget.evaluation.state import Progress as EvaluationProgress
 from robudget.evaluation.verdicts import Verdicts, merge
+from robudget.evaluation.victims import Backward
 from robudget.execution import Site
 from robudget.files import write_json
 from robudget.meter.flops import PassFlops, model_record, of_recipe, stage_record, training_record
@@ -308,26 +309,29 @@ def evaluate_metered(
     device: torch.device,
     flops: Callable[[], PassFlops | None],
     progress: Callable[[EvaluationProgress], None] | None,
+    backward: Backward = "own",
+    surrogate_flops: Callable[[], PassFlops | None] = lambda: None,
     **about: Any,
 ) -> Verdicts:
     """Evaluate a model on these rows of the test split, and save the verdicts in `folder` with each attack's FLOPs and
     energy. An evaluation that was stopped, however, goes on where it was.
 
     The energy of the whole is logged as the window "evaluation" with what `about` says of it. `flops` are those of one
-    image's passes, None where they are unknown: asked for afterwards, since counting could change a stranger's model.
-    Raises stop.Stopped, everything saved, where that was requested.
+    image's passes, None where they are unknown: asked for afterwards, since counting could change a stranger's model;
+    so are `surrogate_flops`, where gradients are taken through a surrogate (`backward`). Raises stop.Stopped,
+    everything saved, where that was requested.
     """
     images = dataset.test[rows.start : rows.stop]
     with energy.window("evaluation", **about):
-        evaluator = Evaluator(
-            model, specification, device=device, state=folder / "state", progress=progress, window=energy.window
-        )
+        evaluator = Evaluator(model, specification, device, folder / "state", progress, energy.window, backward)
         index = torch.arange(rows.start, rows.stop)
         verdicts = evaluator.run(images.unit(), images.labels, index=index, classes=dataset.classes)
     verdicts = replace(verdicts, about={**verdicts.about, "dataset": dataset.name})
     counted = flops()
     if counted is not None:
-        verdicts = verdicts.with_flops(counted.forward, counted.input_backward)
+        surrogate = surrogate_flops() if verdicts.surrogate_calls else None
+        of_surrogate = None if surrogate is None else (surrogate.forward, surrogate.input_backward)
+        verdicts = verdicts.with_flops(counted.forward, counted.input_backward, of_surrogate)
     with writing(folder):
         verdicts.save(folder)  # after the window: whoever finds the verdicts finds their energy in the log
     return verdicts

@@ -28,6 +28,24 @@ def pair():
 
 def five():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+
+class Rounded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = load()
+
+    def forward(self, x):
+        return self.body((x * 7).round() / 7)
+
+def rounded():
+    return Rounded().eval()
+
+def smooth(model):
+    return model.body
+
+def plain():
+    network = load()
+    return lambda x: network(x)
 """
 QUICK = ["--data", "digits", "--eps", "0.2", "--attack", "apgd-ce:steps=5", "--attack", "square:steps=20"]
 
@@ -62,6 +80,33 @@ def test_shards_are_merged_and_examples_are_shown_to_another_model(robudget_eval
     code, out, _ = robudget_eval("network.py:load", "--data", "digits", "--transfer", merged["folder"])
     assert code == 0
     assert "fool this model too: 100.0%" in " ".join(out.split())
+
+
+def test_gradients_through_a_surrogate_as_typed_with_their_bill(robudget_eval: Run) -> None:
+    asked = ["network.py:rounded", "--data", "digits", "--eps", "0.2", "--attack", "apgd-ce:steps=5", "--samples", "30"]
+    _, out, _ = robudget_eval(*asked, "--json", "--out", "without")
+    without = json.loads(out)
+    code, out, err = robudget_eval(*asked, "--json", "--out", "with", "--backward", "network.py:smooth")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["robust_accuracy"] < without["robust_accuracy"]
+    assert "zero-gradients" in [finding["name"] for finding in without["findings"]]
+    # Both are one linear layer of 64 × 10, 2 FLOPs per multiply-add.
+    passes = [sum(v for k, v in item.items() if k.endswith(("forward", "backward"))) for item in found["spent"]]
+    assert [item["flops"] for item in found["spent"]] == [1280 * n for n in passes]
+    bill = json.loads(Path("with/bill.json").read_text())
+    assert bill["flops_exact"] == found["flops"] == 1280 * sum(passes)
+    assert bill["flops_by_phase"]["apgd-ce_backward"] == 0
+    assert bill["flops_by_phase"]["apgd-ce_surrogate_backward"] == 1280 * found["spent"][2]["surrogate_backward"] > 0
+    # A plain function's passes have no known FLOPs, and a sum with them has none either.
+    code, out, _ = robudget_eval(*asked, "--out", "function", "--backward", "network.py:plain")
+    assert code == 0
+    assert "FLOP unknown" in out
+    assert "Gradients of the surrogate function" in out
+    assert json.loads(Path("function/bill.json").read_text())["flops_how"] == "unknown"
+    code, _, err = robudget_eval(*asked, "--out", "with", "--backward", "none")
+    assert code == 2
+    assert "the surrogate (its weights) differs" in err
 
 
 def test_the_page_is_printed_as_it_is_kept(robudget_eval: Run) -> None:
@@ -124,6 +169,9 @@ def test_a_dataset_with_a_customary_threat_needs_none(
         (["network.py:load", "--data", "digits", "--transfer", "nothing.npz"], "cannot read adversarial examples"),
         (["--merge", "nowhere"], "cannot read an evaluation"),
         (["network.py:lod", *QUICK], "did you mean 'load'"),
+        (["network.py:load", *QUICK, "--backward", "network.py:smoth"], "did you mean 'smooth'"),
+        (["network.py:load", *QUICK, "--backward", "nowhere.py:smooth"], "no such file"),
+        (["network.py:load", *QUICK, "--backward", "network.py:five"], "the surrogate returns torch.float32 (2, 5)"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(robudget_eval: Run, args: list[str], said: str) -> None:

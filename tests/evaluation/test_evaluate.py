@@ -18,8 +18,9 @@ from robudget.errors import InputError
 from robudget.evaluation.evaluator import Evaluator, evaluate
 from robudget.evaluation.examples import replay
 from robudget.evaluation.specification import Specification
+from robudget.evaluation.spent import Spent
 from robudget.evaluation.state import Progress
-from robudget.evaluation.verdicts import Spent, Verdicts, merge, page
+from robudget.evaluation.verdicts import Verdicts, merge, page
 from robudget.threat import Threat
 
 THREAT = Threat("linf", 0.08)

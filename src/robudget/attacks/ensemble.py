@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
 from robudget.errors import InputError, unknown
@@ -16,20 +16,22 @@ ATTACKS = {"pgd": 1, "apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 5, "fab-t"
 
 @dataclass(frozen=True)
 class Passes:
-    """Image passes through a model: forward, and backward to the image."""
+    """Image passes through a model: forward, and backward to the image; and those through a surrogate of it."""
 
     forward: int = 0
     backward: int = 0
+    surrogate_forward: int = 0
+    surrogate_backward: int = 0
 
     @property
     def total(self) -> int:
-        return self.forward + self.backward
+        return sum(astuple(self))
 
     def __add__(self, other: Passes) -> Passes:
-        return Passes(self.forward + other.forward, self.backward + other.backward)
+        return Passes(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __sub__(self, other: Passes) -> Passes:
-        return Passes(self.forward - other.forward, self.backward - other.backward)
+        return Passes(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)

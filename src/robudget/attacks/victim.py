@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,17 +98,34 @@ def frozen(model: Model) -> Iterator[None]:
             module.training = True
 
 
+class _BackwardOf(torch.autograd.Function):
+    """The values of one tensor with the gradient of another one."""
+
+    @staticmethod
+    def forward(ctx: Any, of: Tensor, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
 @dataclass
 class Victim:
     """Calls a model in batches of `least` to `most` images and counts the passes.
 
     A smaller call is padded with zeros (the padding counts as passes, since it is computed), a larger one is cut
     (`most` 0: never). Out of memory, `most` is halved and the call is made again; `halved` lists the new sizes.
+
+    With a `surrogate` (images → logits, as the model) gradients are those of BPDA (Athalye et al. 2018): an objective L
+    has its value, and its gradient with respect to the logits, at the model's logits z(x); from there the gradient goes
+    back through the surrogate s at the same x, ∇L = J_s(x)ᵀ · ∂L/∂z at z(x). Logits are always the model's.
     """
 
     model: Model
     least: int = 1
     most: int = 0
+    surrogate: Model | None = None
     passes: Passes = field(default_factory=Passes)
     halved: list[int] = field(default_factory=list)
 
@@ -129,10 +147,10 @@ class Victim:
             rows = slice(first, first + n)
             with torch.enable_grad():
                 leaf = part.detach().requires_grad_()
-                z = self.model(leaf)[:n].float()
+                z = self._graph(leaf)[:n].float()
                 value = objective(z, y[rows], target[rows])
                 (grad,) = torch.autograd.grad(value.sum(), leaf)
-            self.passes += Passes(len(part), len(part))
+            self._count(len(part), 1)
             return z.detach(), value.detach(), grad[:n]
 
         z, value, grad = self._in_parts(x, call)
@@ -144,17 +162,31 @@ class Victim:
         def call(part: Tensor, n: int, _: int) -> tuple[Tensor, ...]:
             with torch.enable_grad():
                 leaf = part.detach().requires_grad_()
-                z = self.model(leaf).float()
+                z = self._graph(leaf).float()
                 classes = z.shape[1]
                 grads = [
                     torch.autograd.grad(z[:, c].sum(), leaf, retain_graph=c + 1 < classes)[0][:n]
                     for c in range(classes)
                 ]
-            self.passes += Passes(len(part), classes * len(part))
+            self._count(len(part), classes)
             return z[:n].detach(), torch.stack(grads, dim=1)
 
         z, grads = self._in_parts(x, call)
         return z, grads
+
+    def _graph(self, leaf: Tensor) -> Tensor:
+        """The model's logits of a leaf, in a graph that goes back to it: the model's own, or the surrogate's."""
+        if self.surrogate is None:
+            return self.model(leaf)
+        with torch.no_grad():
+            values = self.model(leaf.detach())
+        z: Tensor = _BackwardOf.apply(self.surrogate(leaf).float(), values.float())
+        return z
+
+    def _count(self, images: int, gradients: int) -> None:
+        """So many images were evaluated, and so many gradients taken of each."""
+        back = gradients * images
+        self.passes += Passes(images, back) if self.surrogate is None else Passes(images, 0, images, back)
 
     def _in_parts(self, x: Tensor, call: Callable[[Tensor, int, int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         parts: list[tuple[Tensor, ...]] = []

@@ -149,6 +149,14 @@ def evaluate(
     transfer: Annotated[
         Path | None, typer.Option(help="only show MODEL these examples (examples.npz) of another model")
     ] = None,
+    backward: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE.py:FUNCTION",
+            help="a differentiable stand-in for MODEL that gradients are taken through (its logits still decide); own: "
+            "the model's surrogate(), where it has one; none",
+        ),
+    ] = "own",
     resume: Annotated[bool, typer.Option("--resume/--restart", help="go on with what was begun, or forget it")] = True,
     batch_size: Annotated[int, typer.Option(min=1)] = 500,
     precision: Annotated[
@@ -190,7 +198,7 @@ def evaluate(
     if attack and version != "standard":
         raise InputError(f"--attack and --version {version} (allowed: one of the two)")
     source, site = sources[0], Site(data_root=data_root, device=device, threads=threads)
-    candidate = Candidate.load(source, dataset=data, model=model, site=site)
+    candidate = Candidate.load(source, dataset=data, model=model, backward=backward, site=site)
     if transfer is not None:
         replay = transfer_examples(candidate, transfer, batch_size=batch_size, site=site)
         show(json, lambda: {"examples": str(transfer), **replay.to_dict()}, lambda: f"{transfer}: {replay}")

@@ -20,15 +20,17 @@ from robudget.attacks.noise import Noise
 from robudget.attacks.victim import Model, Victim, ce, cw, dlr, margin
 from robudget.errors import InputError
 from robudget.evaluation.audit import HITS
-from robudget.evaluation.verdicts import Finding, Verdicts
+from robudget.evaluation.spent import Finding
+from robudget.evaluation.verdicts import Verdicts
 from robudget.threat import Threat
 
 PROBE = 64  # images, at most, that a check looks at
 LARGE = {"linf": 0.5, "l2": 10.0, "l1": 150.0}  # radii at which nothing but a masked model survives
 
 ADAPTIVE = (
-    "Attack adaptively: differentiate through a smooth stand-in for the masking part (BPDA), use a loss that does not "
-    "saturate (CW or DLR), more steps and restarts, and Square with several times the queries."
+    "Attack adaptively: take gradients through a smooth stand-in for the masking part (BPDA: backward=, --backward "
+    "FILE.py:FUNCTION), use a loss that does not saturate (CW or DLR), more steps and restarts, and Square with "
+    "several times the queries."
 )
 RANDOM = "Use version='rand' (expectation over 20 passes) or fix the randomness per image; see what more passes give."
 
@@ -103,10 +105,38 @@ def check_logits(model: Model, x: Tensor, y: Tensor, classes: int | None) -> Ten
     return z.float()
 
 
+def check_surrogate(surrogate: Model, x: Tensor, logits: Tensor) -> None:
+    """Raises InputError unless the surrogate answers images x as the model does (with logits of that shape), and with a
+    gradient to them."""
+    allowed = f"allowed: float logits {tuple(logits.shape)} as the model's, with a gradient to the images"
+    try:
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            z: Any = surrogate(leaf)
+    # The code of a user can fail in any way.
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"the surrogate fails on images {tuple(x.shape)}: {why[:200]} ({allowed})") from None
+    if not isinstance(z, Tensor):
+        raise InputError(f"the surrogate returns a {type(z).__name__} ({allowed})")
+    if z.shape != logits.shape or not z.is_floating_point():
+        raise InputError(f"the surrogate returns {z.dtype} {tuple(z.shape)} for {len(x)} images ({allowed})")
+    if not _reaches(z, leaf):
+        raise InputError(f"the surrogate's logits carry no gradient to the images ({allowed})")
+
+
 def carries_gradient(model: Model, x: Tensor) -> bool:
-    """Do the logits of x depend on it as far as autograd knows? (Not behind torch.no_grad or inference_mode.)"""
+    """Do the logits of x depend on it as far as autograd knows? (Not behind torch.no_grad, a comparison or argmax.)"""
     with torch.enable_grad():
-        return bool(model(x.detach().clone().requires_grad_()).requires_grad)
+        leaf = x.detach().clone().requires_grad_()
+        return _reaches(model(leaf), leaf)
+
+
+def _reaches(z: Tensor, leaf: Tensor) -> bool:
+    try:
+        return z.requires_grad and torch.autograd.grad(z.sum(), leaf, allow_unused=True)[0] is not None
+    except RuntimeError:  # an operation that has no derivative
+        return False
 
 
 def no_gradient() -> Finding:
@@ -115,7 +145,8 @@ def no_gradient() -> Finding:
         "no-gradient",
         "the model's logits carry no gradient to the image, so no white-box attack was possible",
         {"attacks": "square"},
-        "Square alone proves little: give the model without torch.no_grad, or a differentiable copy to transfer from.",
+        "Square alone proves little: give the model without torch.no_grad, or a differentiable stand-in (backward=, "
+        "--backward FILE.py:FUNCTION).",
     )
 
 
@@ -143,9 +174,12 @@ def check_model(subject: Subject, clean_margin: np.ndarray[Any, Any], *, random_
     findings += [*_dynamic(subject), *_probabilities(subject)]
     if not random:
         findings += _neighbours(subject)
+    if subject.victim.surrogate is not None:
+        findings += _surrogate(subject)
     if subject.differentiable:
         findings += _zero_gradients(subject)
-        findings += [] if random else _finite_differences(subject)
+        # The gradient of a surrogate is not meant to be that of the model's answers.
+        findings += [] if random or subject.victim.surrogate is not None else _finite_differences(subject)
     if subject.threat.eps > 0:
         findings += _noise(subject)
         findings += _monotone(subject) if subject.differentiable else []
@@ -243,6 +277,21 @@ def _zero_gradients(s: Subject) -> Iterator[Finding]:
             "the gradient of the loss with respect to the image is exactly zero for a share of the images",
             {f"share_{name}": share for name, share in shares.items()} | {"images": len(s.x)},
             ADAPTIVE,
+        )
+
+
+def _surrogate(s: Subject) -> Iterator[Finding]:
+    assert s.victim.surrogate is not None
+    ours = s.victim.logits(s.x)
+    theirs = Victim(s.victim.surrogate, most=s.victim.most).logits(s.x)
+    share = float((ours.argmax(1) != theirs.argmax(1)).float().mean())
+    if share > 0.1:
+        yield Finding(
+            "surrogate-differs",
+            "the surrogate that gradients are taken from classifies a share of the images as the model does not",
+            {"share": share, "median_difference": float((_unit(ours) - _unit(theirs)).norm(dim=1).median())}
+            | {"images": len(s.x)},
+            "Its gradients say little of this model: a surrogate should agree with the model wherever it can.",
         )
 
 

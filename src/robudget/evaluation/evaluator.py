@@ -20,7 +20,7 @@ from robudget.attacks.build import build, check_images, rows_of
 from robudget.attacks.driver import Report, drive
 from robudget.attacks.ensemble import Member, ensemble, fit_to_classes
 from robudget.attacks.noise import Noise, Stream
-from robudget.attacks.victim import Model, frozen, margin
+from robudget.attacks.victim import Model, Victim, frozen, margin
 from robudget.backend.batch_size import keep_freed_memory
 from robudget.errors import InputError
 from robudget.evaluation.audit import Audit, audit_more
@@ -36,9 +36,10 @@ from robudget.evaluation.checks import (
 )
 from robudget.evaluation.confirmation import Confirmation, Part, block_size, enough, images_if_none_falls
 from robudget.evaluation.specification import Confirm, Precision, Specification, Stage, line_of, stages
+from robudget.evaluation.spent import Finding, Spent, by_attack
 from robudget.evaluation.state import Account, Estimate, Progress, State, Window, fingerprint, weights_of
-from robudget.evaluation.verdicts import Finding, Spent, Verdicts, by_attack
-from robudget.evaluation.victims import Images, Victims, misclassified
+from robudget.evaluation.verdicts import Verdicts
+from robudget.evaluation.victims import Backward, Images, Victims, misclassified, surrogate_of
 from robudget.threat import Threat
 
 REPORT_EVERY_STEPS = 10  # on an accelerator
@@ -66,16 +67,18 @@ def evaluate(
     examples: bool = False,
     confirm: Confirm = "auto",
     until: float | None = None,
+    backward: Backward = "own",
 ) -> Verdicts:
     """A verdict for each image x (N, C, H, W) float32 in [0, 1] with label y (N,) int64.
 
     `Specification` describes what is asked (version … precision, checks … until), `Evaluator` how it executes
-    (device, state, progress, window), `Evaluator.run` index and classes. Raises InputError for what can be mended.
+    (backward, device, state, progress, window), `Evaluator.run` index and classes. Raises InputError for what can be
+    mended.
     """
     specification = Specification(
         threat, version, attacks, seed, batch_size, precision, checks, examples, confirm, until
     )
-    evaluator = Evaluator(model, specification, device=device, state=state, progress=progress, window=window)
+    evaluator = Evaluator(model, specification, device, state, progress, window, backward)
     return evaluator.run(x, y, index=index, classes=classes)
 
 
@@ -85,7 +88,8 @@ class Evaluator:
 
     `device` None: where the model is. `state`: a folder that the evaluation resumes from and writes to. `progress` is
     told a few times a second; `window(name)` is a context entered around "evaluation/<attack>", and a meter's gives
-    each attack its energy.
+    each attack its energy. `backward`: a surrogate that gradients are taken through (`attacks.victim.Victim` says how);
+    by default the model's own `surrogate()`, where it has that method. Verdicts are of the model alone.
     """
 
     model: Model
@@ -94,6 +98,7 @@ class Evaluator:
     state: str | Path | None = None
     progress: Callable[[Progress], None] | None = None
     window: Window | None = None
+    backward: Backward = "own"
 
     def run(self, x: Tensor, y: Tensor, *, index: Tensor | None = None, classes: int | None = None) -> Verdicts:
         """A verdict for each image x (N, C, H, W) float32 in [0, 1] with label y (N,) int64.
@@ -106,15 +111,23 @@ class Evaluator:
         if index.shape != (len(x),) or len(torch.unique(index)) != len(x) or bool((index < 0).any()):
             raise InputError(f"index must hold {len(x)} different row numbers, one per image")
         device = torch.device(self.device) if self.device is not None else _device_of(self.model, x)
-        model = self.model
-        if isinstance(model, nn.Module) and any(t.device.type != device.type for t in model.parameters()):
-            model = deepcopy(model).to(device)
+        model = _on(device, self.model)
+        surrogate = surrogate_of(model, self.backward)
+        surrogate = None if surrogate is None else _on(device, surrogate)
         if device.type == "cpu":
             keep_freed_memory()
         findings = check_mode(model)
-        with frozen(model):
+        with frozen(model), nullcontext() if surrogate is None else frozen(surrogate):
             images = Images(x, y, index, device)
-            return _Evaluation(self, images, Victims(model, images, self.specification, classes)).verdicts(findings)
+            victims = Victims(model, images, self.specification, classes, surrogate)
+            return _Evaluation(self, images, victims).verdicts(findings)
+
+
+def _on(device: torch.device, model: Model) -> Model:
+    """The model, or a copy of it on the device."""
+    if isinstance(model, nn.Module) and any(t.device.type != device.type for t in model.parameters()):
+        return deepcopy(model).to(device)
+    return model
 
 
 def _device_of(model: Model, x: Tensor) -> torch.device:
@@ -136,7 +149,8 @@ class _Evaluation:
         if blind and not victims.differentiable:
             raise InputError(
                 f"{blind[0]} needs a gradient, and the model's logits carry none to the image (is it wrapped in "
-                "torch.no_grad or inference_mode?; allowed: attacks=['square'], which needs none and proves little)"
+                "torch.no_grad, or does it round or compare?; allowed: backward=, a differentiable stand-in for it, or "
+                "attacks=['square'], which needs no gradient and proves little)"
             )
         fitted = [fit_to_classes(member, victims.classes) for member in members]
         self.members, self.notes = [member for member, _ in fitted], [note for _, note in fitted if note]
@@ -169,6 +183,9 @@ class _Evaluation:
         specification, images, victims = self.specification, self.images, self.victims
         return {
             "weights": weights_of(victims.model, lambda: victims.given.logits(images[:64][0])),
+            "backward": None
+            if victims.surrogate is None
+            else weights_of(victims.surrogate, lambda: Victim(victims.graded).logits(images[:64][0])),
             "images": fingerprint(images.x),
             "labels": fingerprint(images.y),
             "index": fingerprint(images.index),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,16 @@ def _robustbench(name: str) -> Callable[[Tensor], Tensor]:
     return network.eval()
 
 
-def _function(source: str) -> Callable[[Tensor], Tensor]:
+def load_surrogate(source: str, spec: ImageSpec, classifier: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The surrogate that `source` names, for gradients in place of the classifier's: all that `load_classifier` takes,
+    and `FILE.py:FUNCTION` may take the classifier as its argument. Raises InputError."""
+    if ":" in source and not source.startswith("robustbench:"):
+        return _function(source, classifier)
+    return load_classifier(source, spec)
+
+
+def _function(source: str, classifier: Callable[[Tensor], Tensor] | None = None) -> Callable[[Tensor], Tensor]:
+    """What a function returns, called without arguments, or with `classifier` where it wants one and there is one."""
     where, _, name = source.rpartition(":")
     module = _module(where)
     value = getattr(module, name, None)
@@ -92,13 +102,23 @@ def _function(source: str) -> Callable[[Tensor], Tensor]:
         raise unknown(f"function in {where}", name, [n for n in dir(module) if not n.startswith("_")])
     if not callable(value):
         raise InputError(f"{source} is {type(value).__name__} (allowed: a module, or a function that returns one)")
+    arguments = () if classifier is None or not _wants_argument(value) else (classifier,)
     try:
-        classifier: Any = value if isinstance(value, nn.Module) else value()
+        found: Any = value if isinstance(value, nn.Module) else value(*arguments)
     except TypeError as error:
-        raise InputError(f"{source} cannot be called without arguments: {error}") from None
-    if not callable(classifier):
-        raise InputError(f"{source} returned {type(classifier).__name__}, not a classifier (images -> logits)")
-    return classifier.eval() if isinstance(classifier, nn.Module) else classifier
+        how = "with the model" if arguments else "without arguments"
+        raise InputError(f"{source} cannot be called {how}: {error}") from None
+    if not callable(found):
+        raise InputError(f"{source} returned {type(found).__name__}, not a classifier (images -> logits)")
+    return found.eval() if isinstance(found, nn.Module) else found
+
+
+def _wants_argument(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 def _module(where: str) -> ModuleType:

@@ -25,7 +25,7 @@ from robudget.attacks.ensemble import Passes
 from robudget.errors import InputError
 from robudget.evaluation.examples import Examples
 from robudget.evaluation.specification import Stage, line_of
-from robudget.evaluation.verdicts import Spent
+from robudget.evaluation.spent import Spent
 from robudget.threat import Norm, Threat
 
 FILE = "evaluation.npz"
@@ -190,6 +190,7 @@ def _adopt_confirmation(notes: dict[str, Any], spent: dict[str, Spent], arrays: 
 _ARRAYS = ("broken_by", "when", "restart", "target", "clean_margin", "worst_margin", "finished")
 _WORDS = {
     "weights": "the model (its weights)",
+    "backward": "the surrogate (its weights)",
     "images": "the data (images)",
     "labels": "the data (labels)",
     "index": "the data (which rows of the split)",
@@ -255,8 +256,7 @@ class Account:
             broken=self.broken,
             refuted=self.refuted,
             seconds=time.perf_counter() - self.began,
-            forward=passes.forward,
-            backward=passes.backward,
+            **asdict(passes),
             energy_kwh=None if unknown else kwh,
             energy_how="unknown" if unknown else how,
         )

@@ -6,8 +6,8 @@ import functools
 import json
 import operator
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,76 +21,11 @@ from robudget.errors import InputError
 from robudget.evaluation.audit import Audit
 from robudget.evaluation.confirmation import Blocks, Confirmation
 from robudget.evaluation.examples import Examples
+from robudget.evaluation.spent import PASSES, Finding, Spent, by_attack
 from robudget.threat import CUSTOMARY, Threat
 
 FORMAT = 1
 COLUMNS = ("index", "label", "broken_by", "when", "restart", "target", "clean_margin", "worst_margin")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A named warning: what was seen (`evidence`) and what to do about it (`advice`)."""
-
-    name: str
-    message: str
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    advice: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What one attack took. `images` entered it, it broke `broken` of them; passes are of images, padding included.
-
-    `refuted` claims were made in the attack's own arithmetic and not confirmed in float32. `energy_kwh` (at the plug,
-    without PUE, `energy_how` obtained) is known where the evaluation ran inside a meter, `flops` where the model's were
-    counted: None is unknown.
-    """
-
-    attack: str
-    images: int = 0
-    broken: int = 0
-    refuted: int = 0
-    seconds: float = 0.0
-    forward: int = 0
-    backward: int = 0
-    flops: float | None = None
-    energy_kwh: float | None = None
-    energy_how: str | None = None
-    done: bool = False
-
-    def __add__(self, other: Spent) -> Spent:
-        """Two parts together: attempts, shards, or attacks. Where one part's energy or FLOPs are unknown, so is the
-        sum's."""
-        parts = [part for part in (self, other) if part.seconds]
-        kwh = _sum(part.energy_kwh for part in parts)
-        ways = {part.energy_how for part in parts}
-        mixed = "unknown" if kwh is None else "estimated"
-        counts = ("images", "broken", "refuted", "seconds", "forward", "backward")
-        return Spent(
-            self.attack,
-            **{name: getattr(self, name) + getattr(other, name) for name in counts},
-            flops=_sum(part.flops for part in parts),
-            energy_kwh=kwh,
-            energy_how=mixed if len(ways) > 1 else next(iter(ways), None),
-            done=self.done and other.done,
-        )
-
-
-def by_attack(items: Iterable[Spent]) -> list[Spent]:
-    """The parts of each attack together, in the order in which the attacks first come."""
-    spent: dict[str, Spent] = {}
-    for item in items:
-        spent[item.attack] = spent[item.attack] + item if item.attack in spent else item
-    return list(spent.values())
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    """None, unknown, where one of the values is or where there are none."""
-    items = list(values)
-    return None if None in items or not items else sum(value for value in items if value is not None)
 
 
 @dataclass(frozen=True)
@@ -175,12 +110,14 @@ class Verdicts:
 
     @property
     def calls(self) -> dict[str, int]:
-        """Image passes as `<attack>_forward` and `<attack>_backward`, to be multiplied by FLOPs per pass."""
-        out = {}
-        for item in self.spent:
-            out[f"{item.attack}_forward"] = item.forward
-            out[f"{item.attack}_backward"] = item.backward
-        return out
+        """Image passes as `<attack>_forward` and `<attack>_backward`, times the FLOPs of a pass of the model."""
+        return {f"{item.attack}_{way}": getattr(item, way) for item in self.spent for way in PASSES[:2]}
+
+    @property
+    def surrogate_calls(self) -> dict[str, int]:
+        """The same through the surrogate: `<attack>_surrogate_forward` and so on; {} where there was none."""
+        calls = {f"{item.attack}_{way}": getattr(item, way) for item in self.spent for way in PASSES[2:]}
+        return {name: number for name, number in calls.items() if number}
 
     @property
     def total(self) -> Spent:
@@ -206,10 +143,19 @@ class Verdicts:
         """`measured`, `estimated` or `unknown`, as the least certain attack's; None without a meter."""
         return self.total.energy_how
 
-    def with_flops(self, forward: float, backward: float) -> Verdicts:
-        """The same with each attack's FLOPs, from those of one image's pass forward and back to the image."""
-        priced = [replace(item, flops=item.forward * forward + item.backward * backward) for item in self.spent]
-        return replace(self, spent=priced)
+    def with_flops(self, forward: float, backward: float, surrogate: tuple[float, float] | None = None) -> Verdicts:
+        """The same with each attack's FLOPs, from those of one image's pass forward and back to the image; `surrogate`
+        has those of the surrogate: where they are unknown (None), so is what an attack took that used it."""
+
+        def flops(item: Spent) -> float | None:
+            own = item.forward * forward + item.backward * backward
+            if not item.surrogate_forward:
+                return own
+            if surrogate is None:
+                return None
+            return own + item.surrogate_forward * surrogate[0] + item.surrogate_backward * surrogate[1]
+
+        return replace(self, spent=[replace(item, flops=flops(item)) for item in self.spent])
 
     def after_each(self) -> dict[str, float]:
         """Accuracy left after each stage, in order: {"clean": …, "apgd-ce": …, …}, fractions."""
@@ -291,7 +237,7 @@ class Verdicts:
 # -- shards -----------------------------------------------------------------------------------------------------------
 
 # What has to be equal for two shards to be parts of one evaluation.
-SAME = ("weights", "version", "attacks", "members", "seed", "precision", "batch_size")
+SAME = ("weights", "backward", "version", "attacks", "members", "seed", "precision", "batch_size")
 
 
 def merge(parts: Sequence[Verdicts]) -> Verdicts:
@@ -306,7 +252,8 @@ def merge(parts: Sequence[Verdicts]) -> Verdicts:
         if part.threat != first.threat:
             raise InputError(f"the shards are of different threats: {first.threat} and {part.threat}")
         for key in SAME:
-            if key == "weights" and all(str(p.about.get(key)).startswith("function") for p in (part, first)):
+            functions = all(str(p.about.get(key)).startswith("function") for p in (part, first))
+            if key in ("weights", "backward") and functions:
                 continue  # a plain function is known by its answers to the images only, and those differ
             if part.about.get(key) != first.about.get(key):
                 values = f"{first.about.get(key)!r} and {part.about.get(key)!r}"
@@ -369,6 +316,7 @@ def page(verdicts: Verdicts) -> str:
         "",
         f"Model     {about.get('weights', 'unknown')}",
         f"Attacks   {about.get('version', 'unknown')}: {', '.join(about.get('members', ()))}; seed {about.get('seed')}",
+        *_gradient_lines(v),
         f"Computed  in {about.get('precision')} on {about.get('device')}, {about.get('threads')} threads, "
         f"batch {about.get('batch_size')}; every success confirmed in float32 on the model as given",
         "",
@@ -380,14 +328,21 @@ def page(verdicts: Verdicts) -> str:
         share = f"{100 * left[item.attack]:.2f}" if item.attack in left else ""
         lines.append(
             f"{item.attack:<20}{item.images:>8}{item.broken:>8}{share:>8}{item.seconds:>10.1f}"
-            f"{item.forward:>12}{item.backward:>12}{_flops(item.flops):>10}{_wh(item.energy_kwh):>9}"
+            f"{item.forward + item.surrogate_forward:>12}{item.backward + item.surrogate_backward:>12}"
+            f"{_flops(item.flops):>10}{_wh(item.energy_kwh):>9}"
         )
-    forward, backward = (sum(getattr(item, key) for item in v.spent) for key in ("forward", "backward"))
+    total = v.total
+    forward, backward = total.forward + total.surrogate_forward, total.backward + total.surrogate_backward
     lines += [
         f"{'in all':<20}{v.n:>8}{int((~v.robust).sum()):>8}{100 * v.robust_accuracy:>8.2f}{v.seconds:>10.1f}"
         f"{forward:>12}{backward:>12}{_flops(v.flops):>10}{_wh(v.energy_kwh):>9}",
         f"Passes are of images, padding included; FLOP {'unknown' if v.flops is None else 'counted'}; "
         f"energy at the plug, without PUE: {v.energy_how or 'not metered'}",
+        *(
+            [f"Of these passes, {total.surrogate_forward} forward and {total.surrogate_backward} backward: surrogate"]
+            if total.surrogate_forward
+            else []
+        ),
         *(_wrap(f"Confirmation: {v.confirmation}", "") if v.confirmation is not None else ()),
         "",
     ]
@@ -404,6 +359,12 @@ def page(verdicts: Verdicts) -> str:
             if finding.advice:
                 lines += _wrap("advice: " + finding.advice, "    ")
     return "\n".join(lines) + "\n"
+
+
+def _gradient_lines(v: Verdicts) -> list[str]:
+    backward = v.about.get("backward")
+    text = f"Gradients of the surrogate {backward} (BPDA); logits and successes are those of the model as given"
+    return [text] if backward else []
 
 
 def _audit_lines(v: Verdicts) -> list[str]:

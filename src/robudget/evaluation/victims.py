@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from robudget.attacks.victim import Model, Victim
 from robudget.backend.batch_size import call_size, least_size, tile
 from robudget.backend.folding import crafting_copy
 from robudget.backend.precision import gains_in_attacks, resolve
-from robudget.evaluation.checks import carries_gradient, check_logits
+from robudget.evaluation.checks import carries_gradient, check_logits, check_surrogate
 from robudget.evaluation.specification import Specification
 
 
@@ -39,17 +41,46 @@ class Images:
             yield part, *self[part]
 
 
-class Victims:
-    """The model as given, which decides every verdict, and the copies of it that attacks compute with."""
+Backward = Model | Literal["own"] | None
+"""Whose gradients attacks take (`Victim.surrogate`): those of a surrogate; those of the model's own `surrogate()`,
+where it has that method, else the model's ("own"); the model's (None)."""
 
-    def __init__(self, model: Model, images: Images, specification: Specification, classes: int | None) -> None:
+
+def surrogate_of(model: Model, backward: Backward) -> Model | None:
+    """The surrogate that `backward` asks for; None: gradients are the model's."""
+    if backward != "own":
+        return backward
+    method = getattr(model, "surrogate", None)
+    # A part of a network may bear that name; it is not meant.
+    return method() if inspect.ismethod(method) or inspect.isfunction(method) else None
+
+
+class Victims:
+    """The model as given, which decides every verdict, and the copies of it that attacks compute with.
+
+    With a surrogate all logits are those of the model as given, and the gradients those of a copy of the surrogate.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        images: Images,
+        specification: Specification,
+        classes: int | None,
+        surrogate: Model | None = None,
+    ) -> None:
         self.model, self.images, self.batch_size = model, images, specification.batch_size
+        self.surrogate, self.graded = surrogate, model if surrogate is None else surrogate
         size = tile(images.device, self.batch_size)
         self.given = Victim(model, least=size, most=size)
         probe, _ = images[:2]
-        self.classes = check_logits(model, probe, images.y, classes).shape[1]
-        self.differentiable = carries_gradient(model, probe[:1])
-        resolved = resolve(specification.precision, images.device, functools.partial(gains_in_attacks, model, probe))
+        logits = check_logits(model, probe, images.y, classes)
+        self.classes = logits.shape[1]
+        if surrogate is not None:
+            check_surrogate(surrogate, probe, logits)
+        self.differentiable = carries_gradient(self.graded, probe[:1])
+        gains = functools.partial(gains_in_attacks, self.graded, probe)
+        resolved = resolve(specification.precision, images.device, gains)
         self.precision = resolved.name if self.differentiable else "float32"
         self.all = [self.given]
         self._copies: dict[bool, Victim] = {}
@@ -64,8 +95,9 @@ class Victims:
         if precise not in self._copies:
             precision = "float32" if precise else self.precision
             x, y = self.images[: min(len(self.images), 64)]
-            copy = crafting_copy(self.model, x, precision) if self.differentiable else self.model
-            victim = Victim(copy, most=call_size(self.model, x, self.batch_size, 2 if precision == "bfloat16" else 4))
+            copy = crafting_copy(self.graded, x, precision) if self.differentiable else self.model
+            victim = Victim(copy) if self.surrogate is None else Victim(self.model, surrogate=copy)
+            victim.most = call_size(self.graded, x, self.batch_size, 2 if precision == "bfloat16" else 4)
             victim.least = least_size(victim, x, y if self.differentiable else None, victim.most)
             victim.passes = Passes()
             self._copies[precise] = victim
@@ -74,7 +106,7 @@ class Victims:
 
     def unpadded(self) -> Victim:
         """The model as given, in calls of as many images as it is asked about."""
-        self.all.append(Victim(self.model, most=self.batch_size))
+        self.all.append(Victim(self.model, most=self.batch_size, surrogate=self.surrogate))
         return self.all[-1]
 
     def misclassified(self, x: Tensor, y: Tensor) -> Tensor:
