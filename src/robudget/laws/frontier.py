@@ -25,12 +25,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logit, ndtr
+from scipy.special import expit, logit
 
+from robudget.cache import remembered
 from robudget.columns import column
 from robudget.errors import InputError
 from robudget.files import fields
 from robudget.formats import fixed, number
+from robudget.laws.blocks import in_blocks, ndtr
 from robudget.laws.importance_sampling import TINY, sample, systematic
 from robudget.tables.usable import Counts, Floats, Points, is_error, is_percent, points
 
@@ -44,6 +46,7 @@ PARAMETERS = 7  # of the form that has most
 TRUST, LEAST_TRUST = 0.75, 0.3  # power of the likelihood; of few runs, TRUST times the share of freedom left
 LEAST_FAMILY = 0.05  # weight below which a family of forms is ruled out
 LEAST_WIDTH = 2.0  # points, of the uniform part
+ROOMS = ("laws/frontier.py", "laws/importance_sampling.py", "laws/blocks.py")  # what decides the kept posteriors
 HALF_NORMAL = float(np.sqrt(2 / np.pi))
 
 
@@ -313,7 +316,8 @@ def fit_frontier(
     rows = np.arange(len(u))
     if len(rows) > MOST_RUNS:
         rows = np.sort(rng.choice(rows, MOST_RUNS, replace=False))
-    fits = _fits((u[rows] - u.min()) / np.ptp(u), accuracy[rows], noise[rows], rng, curves)
+    chosen = (u[rows] - u.min()) / np.ptp(u), accuracy[rows], noise[rows]
+    fits = _kept((*chosen, len(u), seed), curves, lambda: _fits(*chosen, rng, curves))
     power = fits[0]
     a, b, _ = power.ends()
     alphas = np.log(b / a)[:, 0] / np.ptp(u)
@@ -323,6 +327,17 @@ def fit_frontier(
         {fit.curve.name: fit.weight for fit in fits}, None, runs, fits, float(u.min()), float(u.max()),
     )  # fmt: skip
     return replace(out, test=_tested(out, seed)) if test else out
+
+
+def _kept(asked: Sequence[Any], curves: Sequence[Curve], compute: Callable[[], tuple[Fit, ...]]) -> tuple[Fit, ...]:
+    """What `compute` says, from an earlier command where one asked the same: the sampling takes most of a fit."""
+    named = {curve.name: curve for curve in curves}
+
+    def numbers() -> dict[str, Any]:
+        return {"fits": [vars(fit) | {"curve": fit.curve.name, "draws": fit.draws.tolist()} for fit in compute()]}
+
+    kept = remembered("frontier", (*asked, list(named)), ROOMS, numbers)["fits"]
+    return tuple(Fit(**one | {"curve": named[one["curve"]], "draws": np.array(one["draws"])}) for one in kept)
 
 
 def _tested(whole: Frontier, seed: int) -> Test | None:
@@ -370,6 +385,7 @@ def _restated(fit: Fit, curve: Curve, t: Floats, y: Floats, noise: Floats, rng: 
     return Fit(curve, evidence, fit.effective * share, 0.0, fit.draws[systematic(weight, len(weight), rng)])
 
 
+@in_blocks
 def _log_likelihood(curve: Curve, theta: Floats, t: Floats, y: Floats, noise: Floats, widest: float) -> Floats:
     """Of every row of θ (d, 6 or 7): (d,). `t`, `y` and `noise` (n,); `widest` is where the uniform part ends."""
     a, b, log_mean, log_sigma = (theta[:, i, None] for i in range(4))
