@@ -214,7 +214,7 @@ def _work_folder(folder: Path, restart: bool) -> Iterator[WorkFolder]:
     with writing(folder):
         work.path.mkdir(parents=True, exist_ok=True)
     try:
-        with work.lock():
+        with work.lock(guarding=folder):
             if restart:
                 for path in (work.path / STATE, *work.path.glob("*.json*")):
                     path.unlink(missing_ok=True)

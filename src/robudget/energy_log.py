@@ -19,7 +19,7 @@ from typing import Any, Self
 from robudget.files import replace, to_plain
 from robudget.meter.counters import Poller
 from robudget.meter.energy import Energy, Meter, Window
-from robudget.store import WorkFolder
+from robudget.store import Busy, WorkFolder
 
 NOTE_SECONDS = 5.0  # a kill loses at most this much
 
@@ -83,8 +83,8 @@ class EnergyLog:
             try:
                 note = json.dumps(to_plain(about | window.energy.to_dict()), allow_nan=False)
                 replace(self._file, lambda temporary: temporary.write_text(note, "utf-8"), durable=False)
-            except OSError:
-                return  # a full disk is reported by the work itself, when it cannot write
+            except (OSError, Busy):
+                return  # the work itself will say so, when it cannot write
 
     def _recover(self) -> None:
         """Enter the note of an attempt that was killed, unless its window was closed and logged after all."""

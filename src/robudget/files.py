@@ -33,7 +33,9 @@ def replace(path: Path, write: Callable[[Path], object], *, durable: bool = True
 
     The temporary file keeps `path`'s suffix, since many writers choose their format by it, and is removed if anything
     fails. `durable` waits until the bytes are on the disk, so that a power cut leaves the old file or the new one.
+    Raises what a guard of the folder raises (`guard`).
     """
+    allowed(path)
     temporary = path.with_name(f".{path.stem}-{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
         temporary.touch()
@@ -43,9 +45,36 @@ def replace(path: Path, write: Callable[[Path], object], *, durable: bool = True
         if durable:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
+        allowed(path)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """The folder and those above it; raises what a guard raises, so that a store that is away is not begun anew."""
+    allowed(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+_guards: dict[Path, Callable[[], None]] = {}
+
+
+def guard(folder: Path, check: Callable[[], None]) -> None:
+    """From here on, call `check` before every write of this process into `folder`; it raises where that must not be."""
+    _guards[folder.absolute()] = check
+
+
+def unguard(folder: Path) -> None:
+    _guards.pop(folder.absolute(), None)
+
+
+def allowed(path: Path) -> None:
+    """Raise what a guard of a folder around `path` raises."""
+    place = path.absolute()
+    for folder, check in list(_guards.items()):
+        if place.is_relative_to(folder):
+            check()
 
 
 def write_text(path: Path, text: str) -> None:

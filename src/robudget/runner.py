@@ -31,6 +31,7 @@ from robudget.evaluation.verdicts import Verdicts, merge
 from robudget.evaluation.victims import Backward
 from robudget.execution import Site
 from robudget.files import write_json
+from robudget.lease import Observer
 from robudget.meter.flops import PassFlops, model_record, of_recipe, stage_record, training_record
 from robudget.meter.machine import open_meter
 from robudget.recipe import Recipe
@@ -87,11 +88,14 @@ def run(
     store: str | Path = "runs",
     site: Site | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
+    over: int | None = None,
 ) -> RunResult:
     """Train `recipe`, evaluate it, meter both, and write the record to `store`; what is done already is only read.
 
     A run that was stopped, however, goes on where it was; one trained for another evaluation is only evaluated.
     Under `torchrun` all processes call it: training and evaluation are shared out, the first one writes and reports.
+    `over` is for who has watched the run's lease already: the number of a stale one to take over, 0 for none; otherwise
+    a lease of another host is watched here until it moves or has stood still for `lease.STALE_SECONDS`.
     Raises `store.Busy` where another process has the run, InputError for what the user can mend, RunFailed when
     training diverges, stop.Stopped where that was requested (`stop.py`).
     """
@@ -104,7 +108,7 @@ def run(
         joined(str(resolve_device(site.device))) as (world, device),
     ):
         dataset = data.load(recipe.data.name, root=site.data_root, image_size=recipe.data.image_size)
-        with _locked(folder, recipe, world):
+        with _locked(folder, recipe, world, over):
             if not folder.has(recipe):  # another process may have done it before this one had the lock
                 with (
                     open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts) as meter,
@@ -356,14 +360,15 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def _locked(folder: RunFolder, recipe: Recipe, world: World) -> Iterator[None]:
-    """The folder, made and locked by the first process; the others go on once it is."""
+def _locked(folder: RunFolder, recipe: Recipe, world: World, over: int | None) -> Iterator[None]:
+    """The folder, made and leased by the first process; the others go on once it is, under the same lease."""
     if not world.leads:
         world.barrier()
-        yield
+        with folder.shared():
+            yield
         return
     folder.open(recipe)
-    with folder.lock():
+    with folder.lock(over=Observer().wait(folder.path) if over is None else over):
         world.barrier()
         yield
 

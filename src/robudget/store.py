@@ -24,17 +24,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from robudget.errors import InputError, RobudgetError
-from robudget.files import local, to_plain, write_json, write_text
+from robudget.errors import InputError
+from robudget.files import allowed, local, to_plain, write_json, write_text
+from robudget.lease import Busy, Lease, LeaseLost, share, take
 from robudget.recipe import Recipe
 
+__all__ = ["Busy", "LeaseLost", "RunFolder", "Store", "WorkFolder", "read_record", "writing"]
 FORMAT = 1
-
-
-class Busy(RobudgetError):
-    """Another process is working on this run or evaluation."""
 
 
 class WorkFolder:
@@ -47,19 +43,25 @@ class WorkFolder:
         return f"{type(self).__name__}({str(self.path)!r})"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder against every other process of this machine; raises Busy where one holds it already.
-
-        The kernel releases the lock when the process that holds it ends, in whatever way, so that no lock outlives it.
-        """
+    def lock(self, *, guarding: Path | None = None, over: int = 0) -> Iterator[Lease]:
+        """Hold the folder against every other process, of other machines too (`lease.py`); raises Busy where one holds
+        it already. All writes into the folder (or `guarding`) then raise LeaseLost once another process has taken over.
+        `over`: the number of a lease that has been found stale."""
+        with writing(self.path):
+            lease = take(self.path, guarding=guarding, over=over)
         try:
-            with writing(self.path):
-                # By default filelock would do without flock by a file whose existence locks: a killed holder leaves it.
-                held = FileLock(self.path / ".lock", blocking=False, fallback_to_soft=False).acquire()
-        except Timeout:
-            raise Busy(f"{str(self.path)!r} is being worked on by another process") from None
-        with held:
-            yield
+            yield lease
+        finally:
+            lease.release()
+
+    @contextmanager
+    def shared(self) -> Iterator[Lease]:
+        """The lease that another process of the same run holds, for the writes of this one."""
+        lease = share(self.path)
+        try:
+            yield lease
+        finally:
+            lease.release()
 
     def ranks(self) -> list[int]:
         """The processes that have a log here: 0 of `log.jsonl`, the others under torchrun."""
@@ -69,6 +71,7 @@ class WorkFolder:
     def log(self, event: str, *, rank: int = 0, **fields: Any) -> None:
         """Append one line to the log, in one write, so that a kill leaves at most the last one incomplete."""
         line = json.dumps(to_plain({"event": event, "at": round(time.time(), 3)} | fields), allow_nan=False) + "\n"
+        allowed(self._log(rank))
         with writing(self.path), self._log(rank).open("ab+") as file:
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 line = "\n" + line  # a kill left the line before this one incomplete

@@ -135,7 +135,7 @@ class State:
         def write(path: Path) -> None:
             np.savez(path, about=np.array(json.dumps(files.to_plain(about))), **arrays)
 
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         files.replace(folder / FILE, write)
 
     @classmethod

@@ -200,7 +200,7 @@ class Verdicts:
     def save(self, folder: str | Path) -> Path:
         """Write verdicts.parquet, verdict.txt and (last) result.json into `folder`, each atomically."""
         path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
+        files.make_folder(path)
         files.replace(path / "verdicts.parquet", lambda temporary: self.frame.to_parquet(temporary, index=False))
         files.write_text(path / "verdict.txt", page(self))
         if self.examples is not None:

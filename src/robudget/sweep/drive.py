@@ -15,8 +15,10 @@ from pathlib import Path
 
 from robudget import stop
 from robudget.execution import Site
+from robudget.files import local
+from robudget.lease import Observer
 from robudget.recipe import Recipe
-from robudget.store import RunFolder, Store
+from robudget.store import RunFolder, Store, writing
 from robudget.sweep.executor import Event, Executor, Job
 from robudget.sweep.queue import Status, SweepState
 
@@ -52,6 +54,8 @@ def drive(
     watch(state)
     if not state.to_do:
         return state
+    with writing(local(home.root)):
+        home.root.mkdir(parents=True, exist_ok=True)
     executor = open_executor(len(state.to_do))
     try:
         _Drive(state, home, site or Site(), executor, max_failures, watch).run()
@@ -82,6 +86,7 @@ class _Drive:
         self.state, self.home, self.site, self.executor = state, home, site, executor
         self.max_failures, self.watch = max_failures, watch
         self.waiting = deque(state.to_do)
+        self.observer = Observer()
         self.later: list[tuple[float, int]] = []  # (when to try it again, run)
         self.tries: dict[int, _Tries] = {}
         self.causes: dict[str, int] = {}  # runs set aside since one was last done, by cause
@@ -102,24 +107,36 @@ class _Drive:
         self.watch(self.state)
 
     def submit(self) -> None:
-        """Start as many attempts as the executor has slots for."""
+        """Start as many attempts as the executor has slots for; none while the store is away."""
+        if not self.home.root.is_dir():
+            return
         now = time.monotonic()
         self.waiting.extend(index for at, index in self.later if at <= now)
         self.later = [(at, index) for at, index in self.later if at > now]
         while self.waiting and len(self.state.running) < self.executor.slots:
             index = self.waiting.popleft()
-            recipe = self.state.recipes[index]
-            if self.folder(index).has(recipe):
+            recipe, folder = self.state.recipes[index], self.folder(index)
+            if folder.has(recipe):
                 self.state.finish(index, "was done by another process")
                 continue
+            free, over = self.observer.look(folder.path)
+            if not free:
+                self.try_again(index, BUSY_SECONDS)
+                continue
             if index not in self.tries:
-                self.tries[index] = _Tries(progress_mark(self.folder(index)))
+                self.tries[index] = _Tries(progress_mark(folder))
             self.state.running[index] = Status()
-            self.executor.submit(index, self.job(recipe))
+            self.executor.submit(index, self.job(recipe, over))
 
-    def job(self, recipe: Recipe) -> Job:
-        gpus = 0.0 if self.site.device == "cpu" else 1.0
-        return Job(recipe.to_dict(), str(self.home.root), self.site.model_dump(), gpus, max(1, self.site.threads))
+    def job(self, recipe: Recipe, over: int) -> Job:
+        return Job(
+            recipe.to_dict(),
+            str(self.home.root),
+            self.site.model_dump(),
+            gpus=0.0 if self.site.device == "cpu" else 1.0,
+            cpus=max(1, self.site.threads),
+            over=over,
+        )
 
     def folder(self, index: int) -> RunFolder:
         return self.home.folder(self.state.recipes[index])
@@ -142,6 +159,9 @@ class _Drive:
 
     def failed(self, index: int, event: Event) -> None:
         """Try it again or set it aside: attempts count only until the next one that makes progress."""
+        if not self.home.root.is_dir():  # the store is away: whatever fails now is not the run's fault
+            self.try_again(index, RETRY_SECONDS)
+            return
         tries = self.tries[index]
         if (mark := progress_mark(self.folder(index))) != tries.mark:
             self.tries[index] = tries = _Tries(mark)

@@ -10,6 +10,7 @@ import importlib
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from robudget import __version__, stop
@@ -33,6 +34,7 @@ class Job:
     worker sees too.
 
     `gpus`, `cpus` and `memory_bytes` are what it needs (0 bytes: nothing is known), `seconds` its forecast (0 unknown).
+    `over` is the number of a stale lease of the run that the driver has watched (`lease.Observer`), 0 for none.
     `version` is the driver's: a worker of another one refuses.
     """
 
@@ -43,6 +45,7 @@ class Job:
     cpus: float = 1.0
     memory_bytes: int = 0
     seconds: float = 0.0
+    over: int = 0
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,8 +118,10 @@ def run_job(job: Mapping[str, Any], progress: Callable[[Progress], None] = lambd
         raise InputError(
             f"the sweep is of robudget {job['version']}, this worker of {__version__}: install one of them"
         )
+    if not Path(job["store"]).is_dir():  # the driver has made it: it is not to be begun anew where it is away
+        raise FileNotFoundError(f"the store {job['store']!r} is not there")
     recipe, site = Recipe.from_dict(job["recipe"]), Site(**job["site"])
-    return run(recipe, store=job["store"], site=site, progress=progress).summary
+    return run(recipe, store=job["store"], site=site, progress=progress, over=job["over"]).summary
 
 
 def attempt(number: int, job: Mapping[str, Any], tell: Callable[[Event], None] = lambda event: None) -> Event:

@@ -20,6 +20,7 @@ from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.stream import prepare
 from robudget.errors import InputError
 from robudget.execution import Site
+from robudget.files import make_folder
 from robudget.losses import LOSSES
 from robudget.models.build import build_for
 from robudget.models.preact import checkpoint_activations
@@ -145,7 +146,7 @@ class Trainer:
         self._start_epoch()
         if folder is not None:
             if self.world.leads:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             state = checkpoint.load_last(folder, notify)
             if state is not None:
                 self._restore(state)
