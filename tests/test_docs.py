@@ -336,8 +336,8 @@ TOP = (
     "datasets.py", "accuracy.py", "formats.py", "config.py", "files.py", "cache.py", "errors.py", "data/",
     "models/", "attacks/",
     "backend/", "training/", "evaluation/", "meter/", "forecast/", "store.py", "energy_log.py", "runner.py",
-    "benchmark.py", "sweep/", "tables/", "laws/", "prediction/", "planning/", "analysis.py", "report/", "interop/",
-    "demo.py", "cli/", "__main__.py",
+    "benchmark.py", "beyond.py", "sweep/", "tables/", "laws/", "prediction/", "planning/", "analysis.py", "report/",
+    "interop/", "demo.py", "cli/", "__main__.py",
 )  # fmt: skip
 ABOUT = {"recipes/": "the recipes that ship", "studies/": "the studies that ship"}
 WIDTH = 22  # of the column of names

@@ -34,6 +34,7 @@ ALLOWED = {
     "runner": {"data", "attacks", "training", "evaluation", "meter", "store", "lease", "energy_log"},
     "benchmark": {"data", "attacks", "evaluation", "meter", "store", "energy_log", "runner"},
     "sweep": {"store", "lease", "runner", "forecast"},
+    "beyond": {"data", "evaluation", "meter", "store", "energy_log", "runner", "benchmark", "report"},
     "interop": {"attacks", "evaluation", "store", "tables"},
     "tables": {"store", "meter"},
     "laws": {"tables"},

@@ -127,21 +127,19 @@ def benchmark(
     out: Path | None = None,
     restart: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    known: Verdicts | None = None,
 ) -> Benchmark:
     """Put a classifier through the ensemble on a test split and keep the verdicts; resumes what was begun.
 
     `images`: the first n of the test split. `shard` = (i, n): the i-th of n contiguous parts, from 1; noise goes with
-    an image's row in the split, so shards give the verdicts of the whole. `restart` forgets what was begun. Raises
-    InputError; `store.Busy` where another process works in the folder.
+    an image's row in the split, so shards give the verdicts of the whole. `restart` forgets what was begun. `known`: as
+    an `Evaluator` takes it. Raises InputError; `store.Busy` where another process works in the folder.
     """
     device, dataset = resolve_device(site.device), candidate.dataset
-    n = len(dataset.test.first(images))
-    i, parts = shard
-    if not 1 <= i <= parts <= n:
-        raise InputError(f"shard = {i}/{parts} of {n} images (allowed: 1/n to n/n, n at most the number of images)")
+    n, rows = rows_of(dataset, images, shard)
     folder = out or _default_folder(candidate, specification, n, shard)
     with (
-        _work_folder(folder, restart) as work,
+        work_folder(folder, restart) as work,
         claimed(site.threads, begun_with=identity_of_state(work.path).get("threads")),
         open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts) as meter,
         EnergyLog(work, meter) as energy,
@@ -150,7 +148,7 @@ def benchmark(
             candidate.model,
             specification,
             dataset,
-            part_of(n, i - 1, parts),
+            rows,
             folder=folder,
             energy=energy,
             device=device,
@@ -158,11 +156,22 @@ def benchmark(
             progress=progress,
             backward=candidate.surrogate,
             surrogate_flops=lambda: candidate.surrogate_flops,
+            known=known,
         )
         bill = _bill(verdicts, candidate, energy.total("evaluation"))
     with writing(folder):
         write_json(folder / "bill.json", bill | {"environment": environment(device)})
     return Benchmark(folder, verdicts, bill)
+
+
+def rows_of(dataset: data.Dataset, images: int | None, shard: tuple[int, int]) -> tuple[int, range]:
+    """How many images of the test split are asked for (None: all), and which of them are the shard's. Raises
+    InputError."""
+    n = len(dataset.test.first(images))
+    i, parts = shard
+    if not 1 <= i <= parts <= n:
+        raise InputError(f"shard = {i}/{parts} of {n} images (allowed: 1/n to n/n, n at most the number of images)")
+    return n, part_of(n, i - 1, parts)
 
 
 def transfer(candidate: Candidate, examples: Path, *, site: Site, batch_size: int = 500) -> Replay:
@@ -180,10 +189,15 @@ def transfer(candidate: Candidate, examples: Path, *, site: Site, batch_size: in
 def merge_shards(shards: Sequence[Path], out: Path | None) -> tuple[Verdicts, Path]:
     """The shards' verdicts as one, and where it is written: `out`, or beside the first shard as `…-merged`."""
     verdicts = merge([Verdicts.load(path) for path in shards])
-    target = out or shards[0].with_name(re.sub(r"-\d+of\d+$", "", shards[0].name) + "-merged")
+    target = out or merged_name(shards[0])
     with writing(target):
         verdicts.save(target)
     return verdicts, target
+
+
+def merged_name(shard: Path) -> Path:
+    """Where shards' results go together, beside the folder of the first."""
+    return shard.with_name(re.sub(r"-\d+of\d+$", "", shard.name) + "-merged")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -198,16 +212,21 @@ def _default_folder(candidate: Candidate, specification: Specification, n: int, 
     attacks = specification.version
     if specification.attacks is not None:
         attacks = "+".join(str(member) for member in specification.members)
-    name = f"{Path(candidate.source).name}-{candidate.dataset.name}-{specification.threat}-{attacks}"
-    name += f"-through-{Path(candidate.backward).name}" if candidate.surrogate is not None else ""
-    name += f"-{specification.seed}-n{n}"
+    through = f"-through-{Path(candidate.backward).name}" if candidate.surrogate is not None else ""
+    what = f"{specification.threat}-{attacks}{through}-{specification.seed}"
+    return folder_of(candidate, what, n, shard)
+
+
+def folder_of(candidate: Candidate, what: str, n: int, shard: tuple[int, int]) -> Path:
+    """Where an evaluation of n images goes that the user named no folder for; `what` names the evaluation."""
+    name = f"{Path(candidate.source).name}-{candidate.dataset.name}-{what}-n{n}"
     name += f"-{shard[0]}of{shard[1]}" if shard[1] > 1 else ""
     home = candidate.run.path / "evals" if candidate.run is not None else Path("evals")
     return home / re.sub(r"[^\w.-]+", "-", name)
 
 
 @contextmanager
-def _work_folder(folder: Path, restart: bool) -> Iterator[WorkFolder]:
+def work_folder(folder: Path, restart: bool) -> Iterator[WorkFolder]:
     """Where the evaluation keeps what it resumes from, locked against other processes. An evaluation that is refused
     before it begins leaves no folder behind."""
     existed, work = folder.exists(), WorkFolder(folder / "state")
@@ -216,12 +235,12 @@ def _work_folder(folder: Path, restart: bool) -> Iterator[WorkFolder]:
     try:
         with work.lock(guarding=folder):
             if restart:
-                for path in (work.path / STATE, *work.path.glob("*.json*")):
+                for path in (*work.path.glob("*.npz"), *work.path.glob("*.json*")):
                     path.unlink(missing_ok=True)
             _adopt_bill(folder, work)
             yield work
     except InputError:
-        if not existed and not (work.path / STATE).exists():
+        if not existed and not any(work.path.glob("*.npz")):
             shutil.rmtree(folder)
         raise
 

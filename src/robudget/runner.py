@@ -315,6 +315,7 @@ def evaluate_metered(
     progress: Callable[[EvaluationProgress], None] | None,
     backward: Backward = "own",
     surrogate_flops: Callable[[], PassFlops | None] = lambda: None,
+    known: Verdicts | None = None,
     **about: Any,
 ) -> Verdicts:
     """Evaluate a model on these rows of the test split, and save the verdicts in `folder` with each attack's FLOPs and
@@ -327,9 +328,9 @@ def evaluate_metered(
     """
     images = dataset.test[rows.start : rows.stop]
     with energy.window("evaluation", **about):
-        evaluator = Evaluator(model, specification, device, folder / "state", progress, energy.window, backward)
+        evaluator = Evaluator(model, specification, device, folder / "state", progress, energy.window, backward, known)
         index = torch.arange(rows.start, rows.stop)
-        verdicts = evaluator.run(images.unit(), images.labels, index=index, classes=dataset.classes)
+        verdicts = evaluator.run(images.images, images.labels, index=index, classes=dataset.classes)
     verdicts = replace(verdicts, about={**verdicts.about, "dataset": dataset.name})
     counted = flops()
     if counted is not None:

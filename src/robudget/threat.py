@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -67,8 +68,21 @@ class Threat:
         object.__setattr__(self, "norm", norm)
         object.__setattr__(self, "eps", eps)
 
+    @classmethod
+    def parse(cls, text: str) -> Threat:
+        """`linf:8/255`: a norm and its radius. Raises InputError."""
+        norm, colon, eps = text.partition(":")
+        if not colon or not eps:
+            raise InputError(f"threat = {text!r} (allowed: a norm and its radius, e.g. linf:8/255, l2:0.5 or l1:12)")
+        return cls(norm, eps)  # type: ignore[arg-type]
+
     def __str__(self) -> str:
         return f"{self.norm} {format_eps(self.eps)}"
+
+    @property
+    def slug(self) -> str:
+        """For a file's name: `linf-8-255`, `l2-0.5`."""
+        return str(self).replace(" ", "-").replace("/", "-")
 
 
 CUSTOMARY = {
@@ -77,3 +91,25 @@ CUSTOMARY = {
     "imagenet": Threat("linf", 4 / 255),
 }
 """The threat that a dataset's robust accuracies are usually reported for, as RobustBench does (Croce et al. 2021)."""
+
+_CIFAR = (Threat("linf", 8 / 255), Threat("l2", 0.5), Threat("l1", 12.0))
+USUAL = {
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "imagenet": (Threat("linf", 4 / 255), Threat("l2", 2.0), Threat("l1", 255.0)),
+}
+"""The radii at which robustness to all three norms is usually reported (Croce & Hein 2022, arXiv 2105.12508)."""
+
+
+def parse_threats(texts: Sequence[str], dataset: str) -> list[Threat]:
+    """Threats as a user writes them; `all` stands for the usual ones of the data set. Raises InputError, also for one
+    that is given twice."""
+    out: list[Threat] = []
+    for text in texts:
+        if text == "all" and dataset not in USUAL:
+            raise InputError(f"threat = 'all' with {dataset} (allowed: with {', '.join(USUAL)}; else e.g. linf:0.1)")
+        for threat in USUAL[dataset] if text == "all" else (Threat.parse(text),):
+            if threat in out:
+                raise InputError(f"threat = {threat} twice (allowed: each once)")
+            out.append(threat)
+    return out

@@ -115,12 +115,38 @@ def test_fab_finds_the_nearest_of_several_classes(norm, targets):
     check_nearest(model, x, y, norm, targets)
 
 
-def check_nearest(model: nn.Module, x: Tensor, y: Tensor, norm: str, targets: int) -> None:
-    x_adv = attack(model, x, y, EVERYTHING[norm], Member("fab-t", targets=targets) if targets else Member("fab"))
+@pytest.mark.parametrize("norm", NORMS)
+def test_fmn_comes_within_a_quarter_of_a_percent_of_the_nearest_point(case, norm):
+    check_nearest(*case, norm, member=Member("fmn"), slack=1.0025)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_fmn_of_several_classes_mostly_finds_the_nearest(norm):
+    """It goes for the class that is nearest in logits, which is not always the nearest in distance."""
+    model, x = Linear().eval(), middle()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    ratio = GEOMETRY[norm].distance(attack(model, x, y, EVERYTHING[norm], "fmn"), x) / nearest(model, x, y, norm)
+    assert float(ratio.min()) > 0.999
+    assert float(ratio.quantile(0.8)) < 1.0025
+    assert float(ratio.max()) < 1.5
+
+
+def check_nearest(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    norm: str,
+    targets: int = 0,
+    member: Member | None = None,
+    slack: float = 1.05,
+) -> None:
+    member = member or (Member("fab-t", targets=targets) if targets else Member("fab"))
+    x_adv = attack(model, x, y, EVERYTHING[norm], member)
     assert (model(x_adv).argmax(1) != y).all()
     ratio = GEOMETRY[norm].distance(x_adv, x) / nearest(model, x, y, norm)
     assert float(ratio.min()) > 0.999
-    assert float(ratio.max()) < 1.05
+    assert float(ratio.max()) < slack
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -80,6 +80,7 @@ def test_attack_numbers_never_change():
         "fab": 5,
         "fab-t": 6,
         "square": 7,
+        "fmn": 16,
         "transfer": 8,
         "check": 9,
         "audit": 10,

@@ -80,11 +80,11 @@ class Apgd:
         x0, shape = base["x0"], tuple(x.shape[1:])
         eps, steps = self.phases[0]
         noise = stream.uniform(0, shape) if self._geometry.noise == "uniform" else stream.gaussian(0, shape)
-        start = self._geometry.surface(x0, noise.to(x.dtype), eps)
+        start = self._geometry.surface(x0, noise.to(x0.dtype), eps)
         base["x"] = start
         number, count = base["worst"], base["it"]
         features = x0[0].numel()
-        moved = (start != x0).flatten(1).sum(1).to(x.dtype)
+        moved = (start != x0).flatten(1).sum(1).to(x0.dtype)
         several = len(self.phases) > 1
         return ApgdState(
             **base,

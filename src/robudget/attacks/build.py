@@ -9,8 +9,9 @@ from torch import Tensor
 
 from robudget.attacks.apgd import Apgd
 from robudget.attacks.driver import Attack, Rows, drive, plan
-from robudget.attacks.ensemble import Member, fit_to_classes
+from robudget.attacks.ensemble import MINIMUM_NORM, Member, fit_to_classes
 from robudget.attacks.fab import Fab
+from robudget.attacks.fmn import Fmn
 from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.noise import Noise
 from robudget.attacks.pgd import Pgd
@@ -27,6 +28,8 @@ def build(member: Member, victim: Victim, threat: Threat, seed: int, *, first: b
         return Square(victim, threat, seed, steps=n, p=member.p)
     if member.name in ("fab", "fab-t"):
         return Fab(victim, threat, member.name, targeted=member.targeted, steps=n, first=first)
+    if member.name == "fmn":
+        return Fmn(victim, threat, n)
     if member.name == "pgd":
         size = 2.5 * threat.eps / max(n, 1) if member.step_size is None else member.step_size
         return Pgd(victim, threat, n, size, loss=member.loss or "ce", eot=member.eot)
@@ -53,9 +56,9 @@ def attack(
 
     x (N, C, H, W) float32 in [0, 1], y (N,) int64. Only images that the model classifies correctly are attacked. The
     answer has the shape and device of x, lies in the threat's ball and in [0, 1], and is the image itself where the
-    attack failed. FAB, which looks for the nearest adversarial point, runs all its steps and gives the nearest; for one
-    without a bound, give a threat that allows everything (L∞: ε = 1). The model's mode, BatchNorm statistics and every
-    `requires_grad` are as before afterwards, also when the attack raises. Raises InputError.
+    attack failed. FAB and FMN, which look for the nearest adversarial point, run all their steps and give the nearest;
+    for one without a bound, give a threat that allows everything (L∞: ε = 1). The model's mode, BatchNorm statistics
+    and every `requires_grad` are as before afterwards, also when the attack raises. Raises InputError.
     """
     member = Member.parse(member) if isinstance(member, str) else member
     noise = noise or Noise()
@@ -68,8 +71,8 @@ def attack(
         if not len(images) or threat.eps == 0:
             return x_adv
         member, _ = fit_to_classes(member, logits.shape[1])
-        # FAB runs to its end and every example of it is heard of; of the others an image's first one ends the search.
-        exhaust = member.name in ("fab", "fab-t")
+        # These run to their end and every example of theirs is heard of; of others an image's first ends the search.
+        exhaust = member.name in MINIMUM_NORM
         reports = drive(
             build(member, victim, threat, noise.seed, first=False),
             rows_of(member, images, logits),
@@ -91,16 +94,19 @@ def attack(
     return x_adv
 
 
-def check_images(x: Tensor, y: Tensor) -> None:
-    """Raises InputError unless x is a float32 (N, C, H, W) batch in [0, 1] with N > 0 and y its int64 labels."""
+def check_images(x: Tensor, y: Tensor, *, stored: bool = False) -> None:
+    """Raises InputError unless x is a float32 (N, C, H, W) batch in [0, 1] with N > 0 and y its int64 labels. `stored`:
+    x may be uint8 too, as data sets are stored."""
     if x.dim() != 4:
         raise InputError(f"images have shape {tuple(x.shape)} (allowed: (N, C, H, W))")
-    if x.dtype != torch.float32:
+    if x.dtype != torch.float32 and not (stored and x.dtype == torch.uint8):
         raise InputError(f"images are {x.dtype} (allowed: torch.float32 in [0, 1]; divide uint8 by 255)")
     if not len(x):
         raise InputError("there are 0 images (allowed: at least 1)")
     if y.dtype != torch.int64 or y.shape != (len(x),):
         raise InputError(f"labels are {y.dtype} {tuple(y.shape)} (allowed: torch.int64 ({len(x)},))")
+    if x.dtype == torch.uint8:
+        return
     low, high = float(x.min()), float(x.max())
     if not (low >= 0 and high <= 1):
         raise InputError(f"images lie in [{low:.4g}, {high:.4g}] (allowed: [0, 1])")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robudget.attacks.geometry import enforce
 from robudget.attacks.noise import Noise, Stream
+from robudget.attacks.victim import to_float
 from robudget.threat import Threat
 
 
@@ -101,7 +102,7 @@ def initial(rows: Rows, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor
     """The fields of `State` for new rows, sitting on their clean image."""
     # The caller's images may lie in another memory than the rows are worked on.
     n, device = len(rows), index.device
-    x0 = x[rows.image.to(x.device)].to(device)
+    x0 = to_float(x[rows.image.to(x.device)].to(device))
     counts = torch.zeros(n, dtype=torch.int64, device=device)
     return {
         "image": rows.image,
@@ -191,8 +192,8 @@ def drive(
     batch_size: int,
     exhaust: bool = False,
 ) -> Iterator[Report]:
-    """Run `attack` over `rows` of images x (N, C, H, W), labels y (N,), at most `batch_size` rows at a time; the last
-    report has the whole outcome (there is none where there are no rows).
+    """Run `attack` over `rows` of images x (N, C, H, W; float32 or uint8), labels y (N,), at most `batch_size` rows at
+    a time; the last report has the whole outcome (there is none where there are no rows).
 
     Every claim of a row is moved exactly into the ball and verified; a refuted row stays in the attack. With `exhaust`
     the rows of a broken image go on, and every example of theirs is reported.

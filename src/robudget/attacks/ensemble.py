@@ -11,7 +11,9 @@ from robudget.threat import Norm, parse_number
 
 VERSIONS = ("standard", "plus", "rand", "quick")
 # Every attack, with the number of its noise: an attack keeps its number for ever.
-ATTACKS = {"pgd": 1, "apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 5, "fab-t": 6, "square": 7}
+ATTACKS = {"pgd": 1, "apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 5, "fab-t": 6, "square": 7, "fmn": 16}
+
+MINIMUM_NORM = ("fab", "fab-t", "fmn")  # attacks that look for the nearest adversarial point
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ class Member:
         """The passes for an image that survives this attack, against a model with so many classes.
 
         APGD and PGD evaluate each iterate and the start (of each of its three phases where `large_eps` applies); FAB
-        linearises and then evaluates the point it moves to; Square evaluates its start and every query. What Square
-        evaluates in vain, because it proposes several queries at a time, is not counted.
+        linearises and then evaluates the point it moves to; FMN takes a gradient a step; Square evaluates its start and
+        every query. What Square evaluates in vain, because it proposes several queries at a time, is not counted.
         """
         member, _ = fit_to_classes(self, classes)
         rows = member.restarts * (member.targets if member.targeted else 1)
@@ -118,6 +120,8 @@ class Member:
         if self.name == "fab":  # the gradient of every class
             return Passes(2 * rows * n, classes * rows * n)
         starts = 3 if self.large_eps and norm == "l1" and self.name != "pgd" else 1
+        if self.name == "fmn":
+            return Passes(rows * n, rows * n)
         evaluations = rows * (n + starts) * self.eot
         return Passes(evaluations, evaluations)
 

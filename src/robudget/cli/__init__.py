@@ -3,8 +3,9 @@
 # The order of these imports is the order of the verbs in --help.
 # isort: off
 from robudget.cli import running
+from robudget.cli import beyond
 from robudget.cli import reading
 from robudget.cli import laws
 from robudget.cli.app import app, main
 
-__all__ = ["app", "laws", "main", "reading", "running"]
+__all__ = ["app", "beyond", "laws", "main", "reading", "running"]

@@ -133,6 +133,10 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="dataset; a run brings its own")] = None,
     data_root: Annotated[str | None, typer.Option(help="where the dataset lies")] = None,
     model: Annotated[str | None, typer.Option(help="architecture of a safetensors file, e.g. wrn-28-10")] = None,
+    threat: Annotated[
+        list[str] | None,
+        typer.Option(help="once or more: linf:8/255, l2:0.5; all: the data's usual three. Several: the union too"),
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1 (default: linf)")] = None,
     eps: Annotated[
         str | None, typer.Option(help="radius, e.g. 8/255; default: the run's, or the data's customary threat")
@@ -179,12 +183,18 @@ def evaluate(
     """Attack any classifier with the standard ensemble: a verdict per image, intervals, checks, the bill. Resumes."""
     from robudget.benchmark import Candidate, benchmark, merge_shards, parse_shard
     from robudget.benchmark import transfer as transfer_examples
+    from robudget.beyond import Asked, merge_folders
+    from robudget.beyond import threats as under_threats
     from robudget.cli.view.console import EvaluationDisplay, show
     from robudget.evaluation.specification import Specification
     from robudget.evaluation.verdicts import page
     from robudget.execution import Site
-    from robudget.threat import Threat
+    from robudget.threat import Threat, parse_threats
 
+    if merge and (merged := merge_folders([Path(source) for source in sources], out)) is not None:
+        folder, whole = merged
+        show(json, lambda: {"folder": str(folder), **whole.summary()}, lambda: f"{whole.page()}\n{folder}")
+        return
     if merge:
         verdicts, folder = merge_shards([Path(source) for source in sources], out)
         show(json, lambda: {"folder": str(folder), **verdicts.summary()}, lambda: f"{page(verdicts)}\n{folder}")
@@ -203,9 +213,12 @@ def evaluate(
         replay = transfer_examples(candidate, transfer, batch_size=batch_size, site=site)
         show(json, lambda: {"examples": str(transfer), **replay.to_dict()}, lambda: f"{transfer}: {replay}")
         return
-    threat = candidate.threat if eps is None else Threat(norm or "linf", eps)  # type: ignore[arg-type]
+    chosen = parse_threats(threat or (), candidate.dataset.name)
+    if chosen and (norm or eps):
+        raise InputError("--threat and --norm or --eps (allowed: one of the two ways)")
+    alone = Threat(norm or "linf", eps) if eps is not None else None  # type: ignore[arg-type]
     specification = Specification(
-        threat,
+        chosen[0] if chosen else alone or candidate.threat,
         version,
         attack or None,
         seed,
@@ -216,6 +229,11 @@ def evaluate(
         until=until,
     )
     with EvaluationDisplay(Path(source).name) as display:
+        if len(chosen) > 1:
+            asked = Asked(site, samples, parse_shard(shard), out, not resume, progress=display.update)
+            folder, union = under_threats(candidate, specification, chosen, asked)
+            show(json, lambda: {"folder": str(folder), **union.summary()}, lambda: f"{union.page()}\n{folder}")
+            return
         result = benchmark(
             candidate,
             specification,

@@ -6,7 +6,6 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from robudget.evaluation.specification import Confirm, Precision, Specification,
 from robudget.evaluation.spent import Finding, Spent, by_attack
 from robudget.evaluation.state import Account, Estimate, Progress, State, Window, fingerprint, weights_of
 from robudget.evaluation.verdicts import Verdicts
-from robudget.evaluation.victims import Backward, Images, Victims, misclassified, surrogate_of
+from robudget.evaluation.victims import Backward, Images, Victims, misclassified, on_device, surrogate_of
 from robudget.threat import Threat
 
 REPORT_EVERY_STEPS = 10  # on an accelerator
@@ -68,17 +67,19 @@ def evaluate(
     confirm: Confirm = "auto",
     until: float | None = None,
     backward: Backward = "own",
+    known: Verdicts | None = None,
 ) -> Verdicts:
     """A verdict for each image x (N, C, H, W) float32 in [0, 1] with label y (N,) int64.
 
     `Specification` describes what is asked (version … precision, checks … until), `Evaluator` how it executes
-    (backward, device, state, progress, window), `Evaluator.run` index and classes. Raises InputError for what can be
-    mended.
+    (backward, device, state, progress, window, known), `Evaluator.run` index and classes. Raises InputError for what
+    can be mended.
     """
+    check_images(x, y)
     specification = Specification(
         threat, version, attacks, seed, batch_size, precision, checks, examples, confirm, until
     )
-    evaluator = Evaluator(model, specification, device, state, progress, window, backward)
+    evaluator = Evaluator(model, specification, device, state, progress, window, backward, known)
     return evaluator.run(x, y, index=index, classes=classes)
 
 
@@ -89,7 +90,9 @@ class Evaluator:
     `device` None: where the model is. `state`: a folder that the evaluation resumes from and writes to. `progress` is
     told a few times a second; `window(name)` is a context entered around "evaluation/<attack>", and a meter's gives
     each attack its energy. `backward`: a surrogate that gradients are taken through (`attacks.victim.Victim` says how);
-    by default the model's own `surrogate()`, where it has that method. Verdicts are of the model alone.
+    by default the model's own `surrogate()`, where it has that method. Verdicts are of the model alone. `known`:
+    verdicts of the same model on the same images under another threat, whose clean pass is taken over (where they are
+    of others, it is made).
     """
 
     model: Model
@@ -99,21 +102,22 @@ class Evaluator:
     progress: Callable[[Progress], None] | None = None
     window: Window | None = None
     backward: Backward = "own"
+    known: Verdicts | None = None
 
     def run(self, x: Tensor, y: Tensor, *, index: Tensor | None = None, classes: int | None = None) -> Verdicts:
-        """A verdict for each image x (N, C, H, W) float32 in [0, 1] with label y (N,) int64.
+        """A verdict for each image x (N, C, H, W) float32 in [0, 1], or uint8, with label y (N,) int64.
 
         `index`: each image's row in the full split, which keys its noise (default 0 … N − 1). `classes`: how many the
         data have, where that is known. The model is left as it was. Raises InputError.
         """
-        check_images(x, y)
+        check_images(x, y, stored=True)
         index = torch.arange(len(x)) if index is None else index.to("cpu", torch.int64)
         if index.shape != (len(x),) or len(torch.unique(index)) != len(x) or bool((index < 0).any()):
             raise InputError(f"index must hold {len(x)} different row numbers, one per image")
         device = torch.device(self.device) if self.device is not None else _device_of(self.model, x)
-        model = _on(device, self.model)
+        model = on_device(device, self.model)
         surrogate = surrogate_of(model, self.backward)
-        surrogate = None if surrogate is None else _on(device, surrogate)
+        surrogate = None if surrogate is None else on_device(device, surrogate)
         if device.type == "cpu":
             keep_freed_memory()
         findings = check_mode(model)
@@ -123,18 +127,14 @@ class Evaluator:
             return _Evaluation(self, images, victims).verdicts(findings)
 
 
-def _on(device: torch.device, model: Model) -> Model:
-    """The model, or a copy of it on the device."""
-    if isinstance(model, nn.Module) and any(t.device.type != device.type for t in model.parameters()):
-        return deepcopy(model).to(device)
-    return model
-
-
 def _device_of(model: Model, x: Tensor) -> torch.device:
     if isinstance(model, nn.Module):
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device
     return x.device
+
+
+_SAME_CLEAN_PASS = ("weights", "images", "labels", "index", "batch_size", "device", "threads", "torch")
 
 
 class _Evaluation:
@@ -143,7 +143,7 @@ class _Evaluation:
     def __init__(self, evaluator: Evaluator, images: Images, victims: Victims) -> None:
         self.specification, self.images, self.victims = evaluator.specification, images, victims
         self.folder = None if evaluator.state is None else Path(evaluator.state)
-        self.window = evaluator.window or (lambda name: nullcontext())
+        self.window, self.known = evaluator.window or (lambda name: nullcontext()), evaluator.known
         members = self.specification.members
         blind = [member.name for member in members if member.name != "square"]
         if blind and not victims.differentiable:
@@ -314,7 +314,11 @@ class _Evaluation:
 
     def _clean_pass(self) -> int:
         """How many images the model misclassifies unattacked."""
-        state = self.state
+        state, known = self.state, self.known
+        if known is not None and all(known.about.get(key) == self.about[key] for key in _SAME_CLEAN_PASS):
+            state.clean_margin[:] = known.frame["clean_margin"]
+            state.broken_by = np.where(known.clean, state.broken_by, "clean").astype(state.broken_by.dtype)
+            return int((~state.robust).sum())
         for part, x, y in self.images.batches(self.specification.batch_size):
             logits = self.victims.given.logits(x)
             state.clean_margin[part] = margin(logits, y).cpu().numpy()

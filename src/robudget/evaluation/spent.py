@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -60,6 +60,16 @@ class Spent:
             energy_how=mixed if len(ways) > 1 else next(iter(ways), None),
             done=self.done and other.done,
         )
+
+    def with_flops(self, forward: float, backward: float, surrogate: tuple[float, float] | None = None) -> Spent:
+        """With FLOPs, from those of one image's pass forward and back to the image; `surrogate` has those of the
+        surrogate: unknown (None), they leave those of an attack unknown that used it."""
+        flops: float | None = self.forward * forward + self.backward * backward
+        if self.surrogate_forward and surrogate is not None and flops is not None:
+            flops += self.surrogate_forward * surrogate[0] + self.surrogate_backward * surrogate[1]
+        elif self.surrogate_forward:
+            flops = None
+        return replace(self, flops=flops)
 
 
 PASSES = ("forward", "backward", "surrogate_forward", "surrogate_backward")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from robudget import files
 from robudget.attacks.driver import Outcome
 from robudget.attacks.ensemble import Passes
+from robudget.attacks.victim import to_float
 from robudget.errors import InputError
 from robudget.evaluation.examples import Examples
 from robudget.evaluation.specification import Stage, line_of
@@ -153,16 +154,20 @@ class State:
                 examples = {int(i): x for i, x in pairs}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"cannot resume from {path}: {error} (delete it, --restart, to start again)") from None
-        before = about["identity"]
-        for key, value in files.to_plain(identity).items():
-            if before.get(key) != value:
-                raise InputError(
-                    f"cannot resume from {path}: {_WORDS.get(key, key)} differs ({_brief(before.get(key))} there, "
-                    f"{_brief(value)} now); use another folder, or delete it (--restart) to start again"
-                )
+        refuse_other(path, about["identity"], identity)
         spent = {name: Spent(**item) for name, item in about["spent"].items()}
         _adopt_confirmation(about["notes"], spent, arrays)
         return cls(**arrays, spent=spent, notes=about["notes"], examples=examples if about["keeps"] else None)
+
+
+def refuse_other(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises InputError where what is in `path` is of another evaluation than this one."""
+    for key, value in files.to_plain(now).items():
+        if before.get(key) != value:
+            raise InputError(
+                f"cannot resume from {path}: {_WORDS.get(key, key)} differs ({_brief(before.get(key))} there, "
+                f"{_brief(value)} now); use another folder, or delete it (--restart) to start again"
+            )
 
 
 def identity_of_state(folder: Path) -> dict[str, Any]:
@@ -205,12 +210,15 @@ def _brief(value: object) -> str:
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """12 hex digits of the tensors' dtypes, shapes and bytes, a bounded piece at a time."""
+    """12 hex digits of the tensors' dtypes, shapes and bytes, a bounded piece at a time; of uint8 images, those of the
+    floats that they stand for."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        images = tensor.dtype == torch.uint8 and tensor.dim() == 4
+        digest.update(f"{torch.float32 if images else tensor.dtype}{tuple(tensor.shape)}".encode())
         flat = tensor.detach().contiguous().view(-1)
         for piece in flat.split(1 << 22) if flat.numel() else ():  # type: ignore[no-untyped-call]
+            piece = to_float(piece) if images else piece
             digest.update(piece.cpu().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
 

@@ -146,16 +146,7 @@ class Verdicts:
     def with_flops(self, forward: float, backward: float, surrogate: tuple[float, float] | None = None) -> Verdicts:
         """The same with each attack's FLOPs, from those of one image's pass forward and back to the image; `surrogate`
         has those of the surrogate: where they are unknown (None), so is what an attack took that used it."""
-
-        def flops(item: Spent) -> float | None:
-            own = item.forward * forward + item.backward * backward
-            if not item.surrogate_forward:
-                return own
-            if surrogate is None:
-                return None
-            return own + item.surrogate_forward * surrogate[0] + item.surrogate_backward * surrogate[1]
-
-        return replace(self, spent=[replace(item, flops=flops(item)) for item in self.spent])
+        return replace(self, spent=[item.with_flops(forward, backward, surrogate) for item in self.spent])
 
     def after_each(self) -> dict[str, float]:
         """Accuracy left after each stage, in order: {"clean": …, "apgd-ce": …, …}, fractions."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robudget.attacks.ensemble import Passes
-from robudget.attacks.victim import Model, Victim
+from robudget.attacks.victim import Model, Victim, to_float
 from robudget.backend.batch_size import call_size, least_size, tile
 from robudget.backend.folding import crafting_copy
 from robudget.backend.precision import gains_in_attacks, resolve
@@ -22,7 +23,8 @@ from robudget.evaluation.specification import Specification
 
 @dataclass(frozen=True)
 class Images:
-    """Images and labels in the caller's memory, their rows in the full split, and the device that computes."""
+    """Images (float32 in [0, 1], or uint8) and labels in the caller's memory, their rows in the full split, and the
+    device that computes. Indexing gives float32 on that device."""
 
     x: Tensor
     y: Tensor
@@ -33,7 +35,7 @@ class Images:
         return len(self.x)
 
     def __getitem__(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
-        return self.x[rows].to(self.device), self.y[rows].to(self.device)
+        return to_float(self.x[rows].to(self.device)), self.y[rows].to(self.device)
 
     def batches(self, size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
         for first in range(0, len(self), size):
@@ -53,6 +55,13 @@ def surrogate_of(model: Model, backward: Backward) -> Model | None:
     method = getattr(model, "surrogate", None)
     # A part of a network may bear that name; it is not meant.
     return method() if inspect.ismethod(method) or inspect.isfunction(method) else None
+
+
+def on_device(device: torch.device, model: Model) -> Model:
+    """The model, or a copy of it on the device."""
+    if isinstance(model, nn.Module) and any(t.device.type != device.type for t in model.parameters()):
+        return deepcopy(model).to(device)
+    return model
 
 
 class Victims:

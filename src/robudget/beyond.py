@@ -1,0 +1,236 @@
+"""Evaluations beyond one threat, composed: several threats, the robustness curve; their data, the meter, a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from robudget.benchmark import Candidate, benchmark, folder_of, merged_name, rows_of, work_folder
+from robudget.energy_log import EnergyLog
+from robudget.errors import InputError
+from robudget.evaluation.curve import ATTACKS, Curve, curve, merge_curves
+from robudget.evaluation.measurement import Measured, Setting
+from robudget.evaluation.specification import Precision, Specification
+from robudget.evaluation.state import Progress
+from robudget.evaluation.union import Union, check_threats, merge_unions, told_of
+from robudget.evaluation.verdicts import Verdicts
+from robudget.execution import Site
+from robudget.meter.machine import open_meter
+from robudget.runner import resolve_device
+from robudget.store import writing
+from robudget.threads import claimed
+from robudget.threat import Norm, Threat
+
+Tell = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What evaluations beyond one threat have in common: the machine, the first `images` of the test split (None: all),
+    `shard` = (i, n) the i-th of n parts of them from 1, the folder, and whether to forget what was begun in it."""
+
+    site: Site
+    images: int | None = None
+    shard: tuple[int, int] = (1, 1)
+    out: Path | None = None
+    restart: bool = False
+    seed: int = 0
+    batch_size: int = 500
+    precision: Precision = "auto"
+    progress: Tell | None = None
+
+
+# -- several threats ---------------------------------------------------------------------------------------------------
+
+
+def threats(
+    candidate: Candidate, specification: Specification, threats: Sequence[Threat], asked: Asked
+) -> tuple[Path, Union]:
+    """The ensemble under each threat, in a sub-folder each, and the images that stand against all; the clean pass is
+    made once. The specification's own threat does not count. Raises InputError; `store.Busy`."""
+    check_threats(threats, specification.ensemble_name)
+    n, _ = rows_of(candidate.dataset, asked.images, asked.shard)
+    what = "+".join(threat.slug for threat in threats)
+    folder = asked.out or folder_of(
+        candidate, f"{what}-{specification.ensemble_name}-{specification.seed}", n, asked.shard
+    )
+    parts: list[Verdicts] = []
+    for number, threat in enumerate(threats):
+        done = benchmark(
+            candidate,
+            replace(specification, threat=threat),
+            site=asked.site,
+            images=asked.images,
+            shard=asked.shard,
+            out=folder / threat.slug,
+            restart=asked.restart,
+            progress=told_of(asked.progress, threat, number, len(threats)),
+            known=parts[0] if parts else None,
+        )
+        parts.append(done.verdicts)
+    union = Union(parts)
+    with writing(folder):
+        union.save(folder)
+    _enter(candidate)
+    return folder, union
+
+
+# -- measurements ------------------------------------------------------------------------------------------------------
+
+M = TypeVar("M", bound=Measured)
+
+
+def robustness_curve(
+    candidate: Candidate,
+    asked: Asked,
+    *,
+    norm: Norm | None = None,
+    limit: float | None = None,
+    attacks: Sequence[str] = ATTACKS,
+) -> tuple[Path, Curve]:
+    """The accuracy at every ε up to `limit` (default: twice the ε of the candidate's threat), and a figure of it. Where
+    AutoAttack's verdicts on the same images and model lie beside its folder, the two are compared."""
+    try:
+        threat: Threat | None = candidate.threat
+    except InputError:
+        threat = None
+    norm = norm or (threat.norm if threat is not None else "linf")
+    threat = threat if threat is not None and threat.norm == norm else None
+    if limit is None:
+        if threat is None:
+            raise InputError(f"a curve in {norm} needs its end (--eps 16/255)")
+        limit = 2 * threat.eps
+    end = min(limit, 1.0) if norm == "linf" else limit
+
+    def measured(setting: Setting, rows: range) -> Curve:
+        part = candidate.dataset.test[rows.start : rows.stop]
+        return curve(
+            candidate.model,
+            part.images,
+            part.labels,
+            norm,
+            limit=end,
+            attacks=attacks,
+            setting=setting,
+            index=_index(rows),
+            classes=candidate.dataset.classes,
+        )
+
+    folder, result = _measured(candidate, asked, f"curve-{norm}-{'+'.join(attacks)}", measured)
+    if threat is not None:
+        result = replace(result, about={**result.about, "at": _beside(result, threat, folder.parent)})
+    with writing(folder):
+        result.save(folder)
+        from robudget.report.curve import save_curve  # matplotlib
+
+        save_curve(result.points(), norm, folder, n=result.n, at=result.about.get("at"))
+    return folder, result
+
+
+def _beside(result: Curve, threat: Threat, home: Path) -> dict[str, Any]:
+    """What the curve says at the threat's ε, and AutoAttack where an evaluation of the same images lies in `home`."""
+    at: dict[str, Any] = {"eps": threat.eps, "accuracy": result.accuracy(threat.eps), "autoattack": None}
+    for path in sorted(home.glob("*/result.json")):
+        try:
+            verdicts = Verdicts.load(path.parent)
+        except InputError:
+            continue
+        same = all(verdicts.about.get(key) == result.about.get(key) for key in ("weights", "images", "labels"))
+        version = verdicts.about.get("version")
+        if verdicts.threat == threat and same and version in ("standard", "plus"):
+            mine, theirs = result.robust(threat.eps), verdicts.robust
+            at |= {
+                "autoattack": verdicts.robust_accuracy,
+                "version": version,
+                "only_autoattack": int(np.sum(mine & ~theirs)),
+                "only_curve": int(np.sum(~mine & theirs)),
+            }
+            break
+    return at
+
+
+def _measured(candidate: Candidate, asked: Asked, what: str, measure: Callable[[Setting, range], M]) -> tuple[Path, M]:
+    """Measure the shard's rows in a folder that it can be resumed from, metered; saved with its FLOPs and energy."""
+    n, rows = rows_of(candidate.dataset, asked.images, asked.shard)
+    folder = asked.out or folder_of(candidate, f"{what}-{asked.seed}", n, asked.shard)
+    device = resolve_device(asked.site.device)
+    with (
+        work_folder(folder, asked.restart) as work,
+        claimed(asked.site.threads, begun_with=_threads_of(work.path)),
+        open_meter(str(device), cpu_watts=asked.site.cpu_watts, gpu_watts=asked.site.gpu_watts) as meter,
+        EnergyLog(work, meter) as energy,
+    ):
+        with energy.window("evaluation"):
+            setting = Setting(
+                asked.batch_size,
+                asked.precision,
+                asked.seed,
+                device,
+                work.path,
+                asked.progress,
+                energy.window,
+                candidate.surrogate,
+            )
+            result = measure(setting, rows)
+        result = replace(result, about={**result.about, "dataset": candidate.dataset.name})
+        counted = candidate.flops
+        if counted is not None:
+            surrogate = candidate.surrogate_flops if candidate.surrogate is not None else None
+            of_surrogate = None if surrogate is None else (surrogate.forward, surrogate.input_backward)
+            spent = [item.with_flops(counted.forward, counted.input_backward, of_surrogate) for item in result.spent]
+            result = replace(result, spent=spent)
+    with writing(folder):
+        result.save(folder)
+    _enter(candidate)
+    return folder, result
+
+
+def _threads_of(state: Path) -> int | None:
+    """The CPU threads with which what lies in `state` was begun."""
+    try:
+        threads = json.loads((state / "measurement.json").read_text("utf-8"))["threads"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return int(threads)
+
+
+def _index(rows: range) -> Any:
+    import torch
+
+    return torch.arange(rows.start, rows.stop)
+
+
+def _enter(candidate: Candidate) -> None:
+    """An index of runs reads again what this one's evaluations say (`tables/index.py`)."""
+    if candidate.run is not None:
+        os.utime(candidate.run.path / "evals")
+
+
+# -- shards ------------------------------------------------------------------------------------------------------------
+
+
+def merge_folders(folders: Sequence[Path], out: Path | None) -> tuple[Path, Union | Measured] | None:
+    """The shards in these folders as one, and where it is written: `out`, or beside the first as `…-merged`. None where
+    they are ordinary evaluations. Raises InputError."""
+    found = [next((kind for kind in MERGE if (folder / f"{kind}.json").exists()), "") for folder in folders]
+    if not any(found):
+        return None
+    if len(set(found)) > 1:
+        raise InputError(f"the shards are of different kinds: {', '.join(sorted({k or 'eval' for k in found}))}")
+    result = MERGE[found[0]](folders)
+    target = out or merged_name(folders[0])
+    with writing(target):
+        result.save(target)
+    return target, result
+
+
+MERGE: dict[str, Callable[[Sequence[Path]], Union | Measured]] = {
+    "union": lambda folders: merge_unions([Union.load(folder) for folder in folders]),
+    "curve": lambda folders: merge_curves([Curve.load(folder) for folder in folders]),
+}
