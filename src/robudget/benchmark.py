@@ -141,7 +141,7 @@ def benchmark(
     with (
         work_folder(folder, restart) as work,
         claimed(site.threads, begun_with=identity_of_state(work.path).get("threads")),
-        open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts) as meter,
+        open_meter(str(device), **site.meter) as meter,
         EnergyLog(work, meter) as energy,
     ):
         verdicts = evaluate_metered(

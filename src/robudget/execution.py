@@ -4,6 +4,7 @@ part of a recipe; `environment.json` records what it resolved to."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -22,6 +23,34 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def adopt_slurm(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What torchrun would have set, from what `srun` sets for each task of a step; {} outside of one or alone."""
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" in environment or tasks == "1" or "SLURM_PROCID" not in environment:
+        return {}
+    node = int(environment.get("SLURM_NODEID", "0"))
+    counts: list[str] = []
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", tasks).split(","):  # "4(x2),3": two nodes of 4, one of 3
+        count, _, times = part.partition("(x")
+        counts += [count] * int(times.rstrip(")") or 1)
+    return {
+        "WORLD_SIZE": tasks,
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "LOCAL_WORLD_SIZE": counts[min(node, len(counts) - 1)],
+        "MASTER_ADDR": environment.get("MASTER_ADDR")
+        or _first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")),
+        "MASTER_PORT": environment.get("MASTER_PORT")
+        or str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 20_000),
+    }
+
+
+def _first_host(nodes: str) -> str:
+    """`gpu[03-05,9],x1` → `gpu03`."""
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
+    return nodes if match is None else match[1] + (match[2] or "")
+
+
 class Site(Record):
     """Where and how a run executes. A field's `title` is its key on the command line, beside the recipe's own keys.
 
@@ -29,8 +58,10 @@ class Site(Record):
     the latter; `device`: "auto", "cpu", "cuda" or "cuda:1"; `threads`: CPU threads of torch, 0 = this process's share
     of the cores (`threads.py`). `checkpointing` recomputes activations to save memory, `sync_batchnorm` (under
     torchrun) takes BatchNorm's statistics over the whole batch, `deterministic` asks torch for deterministic algorithms
-    alone. `cpu_watts`, `gpu_watts`: what the machine's CPUs and the GPU draw under load, used where nothing better can
-    be read. Raises InputError for a value that is not allowed.
+    alone. `tf32` lets a training's float32 use TensorFloat-32 on CUDA (validation and evaluation never do).
+    `cpu_watts`, `gpu_watts`: what the machine's CPUs and the GPU draw under load, used where nothing better can be
+    read; `overhead`: energy at the plug ÷ what the meter counts, where somebody measured fans, switches and the
+    supply's loss. Raises InputError for a value that is not allowed.
     """
 
     data_root: _Path | None = Field(None, title="data.root", description="a path")
@@ -41,8 +72,17 @@ class Site(Record):
     checkpointing: bool = Field(False, description="true, false")
     sync_batchnorm: bool = Field(True, description="true, false")
     deterministic: bool = Field(False, description="true, false")
+    tf32: bool = Field(False, description="true, false")
     cpu_watts: float | None = Field(None, ge=1, le=10_000, title="meter.cpu_watts", description="1 to 10000 watts")
     gpu_watts: float | None = Field(None, ge=1, le=10_000, title="meter.gpu_watts", description="1 to 10000 watts")
+    overhead: float = Field(
+        1.0, ge=1, le=2, title="meter.overhead", description="1 to 2 (energy at the plug ÷ counted)"
+    )
+
+    @property
+    def meter(self) -> dict[str, float | None]:
+        """What the user states about power, as `meter.machine.open_meter` takes it."""
+        return {"cpu_watts": self.cpu_watts, "gpu_watts": self.gpu_watts, "overhead": self.overhead}
 
     @classmethod
     def take(cls, overrides: Mapping[str, Any]) -> tuple[Site, dict[str, Any]]:

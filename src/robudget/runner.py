@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -33,16 +32,16 @@ from robudget.execution import Site
 from robudget.files import write_json
 from robudget.lease import Observer
 from robudget.meter.flops import PassFlops, model_record, of_recipe, stage_record, training_record
+from robudget.meter.gpu import driver_version
 from robudget.meter.machine import open_meter
 from robudget.recipe import Recipe
 from robudget.store import RunFolder, Store, writing
 from robudget.threads import claimed
 from robudget.training.checkpoint import best_model
-from robudget.training.distributed import World, joined
+from robudget.training.distributed import World, first_on_node, joined
 from robudget.training.loop import Trainer
 
 TRAINING_SHARE = 0.4  # of a progress bar: an evaluation takes about as long as a training of some tens of epochs
-_LOOK_SECONDS = 0.1  # between two looks of one process for what another one writes
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,12 @@ def run(
         _algorithms(site.deterministic),
         joined(str(resolve_device(site.device))) as (world, device),
     ):
-        dataset = data.load(recipe.data.name, root=site.data_root, image_size=recipe.data.image_size)
+        part = recipe.data
+        dataset = first_on_node(world, lambda: data.load(part.name, root=site.data_root, image_size=part.image_size))
         with _locked(folder, recipe, world, over):
             if not folder.has(recipe):  # another process may have done it before this one had the lock
                 with (
-                    open_meter(str(device), cpu_watts=site.cpu_watts, gpu_watts=site.gpu_watts) as meter,
+                    open_meter(str(device), **site.meter) as meter,
                     EnergyLog(folder, meter, rank=world.rank) as energy,
                 ):
                     _Run(recipe, dataset, site, device, world, folder, energy, progress).complete()
@@ -136,14 +136,16 @@ class _Run:
         """Train and evaluate what is not done yet, and write the record."""
         if self.world.leads:
             with writing(self.folder.path):
-                write_json(self.folder.path / "environment.json", environment(self.device))
+                write_json(
+                    self.folder.path / "environment.json", environment(self.device) | {"site": _chosen(self.site)}
+                )
         self.world.barrier()
         self.folder.log("start", rank=self.world.rank)
         training = self.folder.record() if self.folder.done else self.train()
         verdicts = self.evaluate()
         if self.world.leads:
             self.folder.finish(self.record(training, verdicts))
-        _wait_for(lambda: self.folder.has(self.recipe))
+        self.world.barrier()
 
     def train(self) -> dict[str, Any]:
         """The parts of the record that the training determines."""
@@ -171,7 +173,8 @@ class _Run:
         assert best is not None, "the last epoch is always validated"
         return {
             "environment": environment(self.device)
-            | {"precision": trainer.precision.name, "processes": self.world.size},
+            | {"precision": trainer.precision.name, "processes": self.world.size, "arithmetic": trainer.arithmetic}
+            | {"site": _chosen(self.site)},
             "dataset": {
                 "name": self.dataset.name,
                 "fingerprint": self.dataset.fingerprint,
@@ -225,9 +228,9 @@ class _Run:
                 progress=self._report_evaluation,
                 evaluation=recipe.evaluation_id,
             )
+        world.barrier()  # until every part is there
         if count == 1 or not world.leads:
             return Verdicts.load(folders[min(world.rank, count - 1)])
-        _wait_for(lambda: all(map(_evaluated, folders)))
         verdicts = merge([Verdicts.load(folder) for folder in folders])
         verdicts.save(target)
         return verdicts
@@ -351,12 +354,6 @@ def _evaluated(folder: Path) -> bool:
     return (folder / "result.json").exists()
 
 
-def _wait_for(condition: Callable[[], bool]) -> None:
-    while not condition():
-        stop.check()
-        time.sleep(_LOOK_SECONDS)
-
-
 # -- where a run executes ----------------------------------------------------------------------------------------------
 
 
@@ -402,6 +399,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def _chosen(site: Site) -> dict[str, Any]:
+    """What was asked of the site beside its defaults, paths left out."""
+    return {name: value for name, value in site.model_dump(exclude_defaults=True).items() if "root" not in name}
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """What a result may depend on beside the recipe: versions, device, threads, the CPU's capability."""
     packages = ("torch", "timm", "numpy", "scikit-learn")
@@ -415,6 +417,17 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32},
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        **(cuda_versions(device) if device.type == "cuda" else {}),
+    }
+
+
+def cuda_versions(device: torch.device) -> dict[str, Any]:
+    """Versions of what computes on a GPU, and how many GPUs there are (the driver by NVML, None where it is silent)."""
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "driver": driver_version(),
+        "gpus": torch.cuda.device_count(),
+        "compute_capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
     }

@@ -14,6 +14,7 @@ from robudget.forecast.passes import evaluation_passes, training_passes, weight
 from robudget.forecast.step_timing import Calibration, Times, Work
 from robudget.losses import LOSSES, LossName
 from robudget.meter.conventions import exact_factor
+from robudget.meter.machine import open_meter
 from robudget.meter.prices import Prices
 from robudget.recipe import Recipe
 from robudget.sweep.study import Study
@@ -231,3 +232,22 @@ def test_unknown_stays_unknown_in_sums() -> None:
     plans = forecast_study([recipe, recipe.with_({"loss": "at"})], device="a100")
     assert math.isnan(total(plans)["train_flops_paper"])
     assert total(plans)["train_flops_exact"] > 0
+
+
+def test_a_calibrated_gpu_is_timed_with_enough_images_and_rented(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 2 images a GPU's step is the launch of its kernels; and its rent used to be 0."""
+    seen: list[Work] = []
+
+    def fast(recipe: Recipe, *rest: object, work: Work, **more: object) -> Calibration:
+        seen.append(work)
+        return Calibration(Times(0.1, 0.05, 1e-4, 1e-4, 1.0, work.batch_size), 400.0, "measured", "NVML", 0.0)
+
+    monkeypatch.setattr("robudget.forecast.forecast.calibrate", fast)
+    monkeypatch.setattr("robudget.forecast.forecast.open_meter", lambda device: open_meter("cpu"))
+    recipe = Recipe.load("paper")
+    plan = forecast(recipe, site_device="cuda:0", prices=Prices(name="x", usd_per_gpu_hour=2))
+    assert seen[0].probe_images == 128
+    assert plan.to_dict()["rent_usd"] == pytest.approx(2 * plan.train_seconds.likely / 3600)
+    on_cpu = forecast(recipe, site_device="cpu", prices=Prices(name="x", usd_per_gpu_hour=2))
+    assert seen[1].probe_images == 2
+    assert on_cpu.to_dict()["rent_usd"] == 0

@@ -249,3 +249,16 @@ assert prices.Prices.load("FRA").gco2e_per_kwh < 200
 assert len(prices.grids()) > 200
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_what_the_plug_adds_is_a_part_of_its_own() -> None:
+    clock = Clock()
+    meter = Meter([Steady(clock), Steady(clock, 50.0, "cpu")], clock=clock, overhead=1.2)
+    with meter.window("train") as window:
+        clock.now += 36
+    energy = window.energy
+    assert [part.name for part in energy.parts] == ["gpu", "cpu", "overhead"]
+    assert energy.kwh == pytest.approx(1.2 * 1.5e-3)
+    assert energy.parts[-1].how == "estimated"
+    assert "the user's factor 1.2" in energy.parts[-1].method
+    assert (energy + energy).kwh == pytest.approx(2 * energy.kwh)

@@ -133,6 +133,9 @@ class FakeNvml(types.ModuleType):
             "nvmlDeviceGetUtilizationRates": "utilisation",
             "nvmlDeviceGetComputeRunningProcesses": "processes",
             "nvmlDeviceGetHandleByUUID": "handle",
+            "nvmlDeviceGetMigMode": "mig",
+            "nvmlDeviceGetMemoryInfo": "memory",
+            "nvmlSystemGetDriverVersion": "driver",
         }
         if name not in keys:
             raise AttributeError(name)
@@ -178,6 +181,37 @@ def test_power_is_integrated_where_there_is_no_counter(nvml) -> None:
     assert source.method == "NVML power integrated"
     assert source.read().raw["power_samples"] >= 2
     assert source.read().joules >= 0
+
+
+@pytest.mark.parametrize("reading", ["millijoules", "milliwatts"])
+def test_a_slice_is_billed_its_share_of_the_gpu(nvml, monkeypatch: pytest.MonkeyPatch, reading: str) -> None:
+    import torch
+
+    slice_of = types.SimpleNamespace(uuid="0123", total_memory=10 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: slice_of)
+    whole = types.SimpleNamespace(total=80 << 30)
+    module = nvml(mig=(1, 1), memory=whole, processes=[1], **{reading: 1_000_000})
+    source = gpu.open_source("cuda:0")
+    assert source.how == "estimated"
+    assert "of the whole GPU" in source.method
+    assert "× 0.125, this slice's share of its memory (MIG)" in source.method
+    module.values[reading] = 1_800_000
+    reading_now = source.read()
+    if reading == "millijoules":
+        assert reading_now.joules == pytest.approx(100)
+        assert reading_now.raw == {"nvml_joules": pytest.approx(800)}
+    else:
+        assert reading_now.joules == pytest.approx(reading_now.raw["integrated_joules"] / 8)
+    source.close()
+
+
+def test_the_drivers_version(nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml(driver="570.1")
+    assert gpu.driver_version() == "570.1"
+    nvml()
+    assert gpu.driver_version() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu.driver_version() is None
 
 
 def test_utilisation_times_the_limit(nvml) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from robudget import data
-from robudget.errors import InputError
+from robudget.errors import InputError, RunFailed
+from robudget.execution import adopt_slurm
 from robudget.recipe import Recipe
 from robudget.training import Trainer
-from robudget.training.distributed import SyncBatchNorm2d, World, current, join
+from robudget.training.distributed import TIMEOUT, SyncBatchNorm2d, World, current, join
 
 RECIPE = Recipe().with_(
     {
@@ -71,8 +73,8 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(RECIPE.to_yaml())
+def pair(program: str, folder: Path) -> list[subprocess.Popen[bytes]]:
+    """Two processes of one group, without a launcher that watches over them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -81,8 +83,14 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         processes.append(
-            subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], env=os.environ | place | meeting)
+            subprocess.Popen([sys.executable, "-c", program, str(folder)], env=os.environ | place | meeting)
         )
+    return processes
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.to_yaml())
+    processes = pair(PROGRAM, tmp_path)
     whole = Trainer(RECIPE, data.load("digits"))
     list(whole)
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
@@ -102,6 +110,78 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
             assert a["calls"][phase] == one.calls[phase]
     assert (tmp_path / "run" / "best.safetensors").exists()
 
+    heard: list[str] = []  # one process goes on where two have stopped
+    alone = Trainer(RECIPE.with_({"epochs": 2}), data.load("digits"), folder=tmp_path / "run", notify=heard.append)
+    assert heard == ["begun on 2 processes, going on with 1: equal up to rounding, not bit for bit"]
+    assert alone.done
+    assert torch.equal(alone.model.state_dict()["head.weight"], first["head.weight"])
+
+
+# Each scenario trains or validates from the same start on one process and on two.
+SCENARIOS = textwrap.dedent(
+    """
+    from collections import Counter
+    from pathlib import Path
+    import torch
+    from robudget import data
+    from robudget.backend.precision import Precision
+    from robudget.execution import Site
+    from robudget.models.build import build_for
+    from robudget.recipe import Recipe
+    from robudget.threat import Threat
+    from robudget.training import Trainer
+    from robudget.training.distributed import current
+    from robudget.training.step import Adversary
+    from robudget.training.validation import Validator
+
+    def scenarios(folder):
+        recipe, digits = Recipe.load(Path(folder) / "recipe.yaml"), data.load("digits")
+        recipe = recipe.with_({"epochs": 1, "validation.images": 8, "collapse.action": "off", "synthetic.source": None})
+        found = {}
+        changes = {"plain": {}, "trades, batch": {"loss": "trades", "craft.batchnorm": "batch"},
+                   "awp": {"awp.gamma": 0.01}, "cutmix": {"data.cutmix": True}}
+        sites = {"checkpointing": Site(checkpointing=True), "unsynchronised": Site(sync_batchnorm=False)}
+        for name in (*changes, *sites):
+            trainer = Trainer(recipe.with_(changes.get(name, {})), digits, sites.get(name, Site()))
+            list(trainer)
+            found[name] = {**trainer.model.state_dict(), **trainer.ema.state()}
+            found[name] |= {"calls." + k: v for k, v in trainer.records[-1].calls.items()}
+            found[name] = {k: torch.as_tensor(v) for k, v in found[name].items()}
+        calls, images = Counter(), digits.test.first(44)
+        model = build_for(recipe, digits)
+        validator = Validator(images.images, model(images.unit()).argmax(1), 0, 8, Precision("float32",
+                              torch.device("cpu")), current(), calls)
+        seen = validator(model, Adversary(Threat("linf", 0.02), 2, 0.01))
+        assert 0 < seen.robust < 1, seen
+        total = current().totals(calls, torch.device("cpu"))
+        found["validation"] = {"robust": torch.tensor(round(44 * seen.robust)), "clean": torch.tensor(seen.clean),
+                               **{k: torch.tensor(v) for k, v in total.items()}}
+        return found
+    """
+)
+
+
+def test_two_processes_are_one_whatever_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.to_yaml())
+    start = "import sys; from robudget.training.distributed import dist, join; world, device = join('cpu')"
+    end = "torch.save(scenarios(sys.argv[1]), f'{sys.argv[1]}/{world.rank}.pt'); dist.destroy_process_group()"
+    processes = pair("\n".join((SCENARIOS, "torch.set_num_threads(1)", start, end)), tmp_path)
+    space: dict[str, Any] = {}
+    exec(SCENARIOS, space)
+    alone = space["scenarios"](tmp_path)
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name, expected in alone.items():
+        for key, value in expected.items():
+            assert torch.equal(first[name][key], second[name][key]), (name, key)  # the same model everywhere
+            if key.startswith("calls.") or name == "validation":
+                assert torch.equal(first[name][key], value), (name, key)
+            elif name != "unsynchronised":
+                torch.testing.assert_close(first[name][key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+    for key, value in alone["plain"].items():  # recomputing activations changes nothing
+        if not key.startswith("calls."):
+            torch.testing.assert_close(first["checkpointing"][key], value, rtol=1e-3, atol=1e-4, msg=key)
+
 
 def test_alone_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -120,6 +200,72 @@ def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         join("cuda")
 
 
+def test_one_visible_gpu_each_is_gpu_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's --gpus-per-task; NCCL is told its device and a time to give up."""
+    import torch.distributed as dist
+
+    environment = {"WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4", "CUDA_VISIBLE_DEVICES": "3"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    chosen: list[torch.device] = []
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.update(options, backend=backend))
+    monkeypatch.setattr(dist, "new_group", lambda **options: None)
+    _, device = join("cuda")
+    assert device == torch.device("cuda:0")
+    assert chosen == [device]
+    assert asked == {"backend": "nccl", "timeout": TIMEOUT, "device_id": device}
+
+
+def test_a_gpu_of_its_own_is_made_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    join("cuda:2")
+    join("cpu")
+    assert chosen == [torch.device("cuda:2")]
+
+
+def test_no_group_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    def fail(*_: object, **__: object) -> None:
+        raise dist.DistNetworkError("The client socket has failed to connect\nmore of it")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", fail)
+    with pytest.raises(
+        RunFailed, match=r"the 2 processes can't form a group: The client socket has failed to connect$"
+    ):
+        join("cpu")
+
+
+def test_slurms_tasks_are_processes() -> None:
+    step = {
+        "SLURM_STEP_NUM_TASKS": "11",
+        "SLURM_PROCID": "9",
+        "SLURM_LOCALID": "1",
+        "SLURM_NODEID": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "4(x2),3",
+        "SLURM_STEP_NODELIST": "gpu[03-05,9],x1",
+        "SLURM_JOB_ID": "70001",
+    }
+    assert adopt_slurm(step) == {
+        "WORLD_SIZE": "11",
+        "RANK": "9",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "3",
+        "MASTER_ADDR": "gpu03",
+        "MASTER_PORT": "30001",
+    }
+    assert adopt_slurm(step | {"SLURM_STEP_NODELIST": "node7"})["MASTER_ADDR"] == "node7"
+    assert adopt_slurm(step | {"WORLD_SIZE": "2"}) == {}  # torchrun within a step
+    assert adopt_slurm(step | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
+    assert adopt_slurm({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == {}  # the batch script itself
+
+
 def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     from robudget.training import loop
 
@@ -132,6 +278,7 @@ def test_synchronised_batchnorm_alone_is_batchnorm(monkeypatch: pytest.MonkeyPat
     import torch.distributed as dist
 
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
     torch.manual_seed(0)
     plain, synced = nn.BatchNorm2d(3), SyncBatchNorm2d(3)
     x = 2 + 3 * torch.randn(8, 3, 4, 4)

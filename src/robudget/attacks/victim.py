@@ -202,11 +202,13 @@ class Victim:
             try:
                 parts.append(call(self._padded(piece), len(piece), first))
             except RuntimeError as error:
-                if not _out_of_memory(error) or limit <= 1:
+                if not out_of_memory(error) or limit <= 1:
                     raise
-                self._halve(limit)
+            else:
+                first += len(piece)
                 continue
-            first += len(piece)
+            # Only here has the error, whose traceback holds the activations of the call that failed, gone.
+            self._halve(limit)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -222,6 +224,15 @@ class Victim:
         warnings.warn(f"out of memory at batch {limit}: going on with {half}", stacklevel=2)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    # The CPU allocator raises a plain RuntimeError; the accelerator's is a subclass of it.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+_NO_MEMORY = (  # of the CPU's allocator, of CUDA, cuDNN and cuBLAS, which raise plain RuntimeErrors
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Did an allocation fail, on whatever device and in whatever library?"""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _NO_MEMORY)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,39 @@ class Precision:
         if self.name == "float32":
             return nullcontext
         return lambda: torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def float32_as(*, tf32: bool) -> Iterator[None]:
+    """What "float32" multiplies in on CUDA, inside: IEEE's 24-bit significand, or TensorFloat-32's 11 bits (faster).
+
+    By torch's default convolutions use TensorFloat-32 and matrix products do not. No other device is concerned.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        before = cudnn.allow_tf32, matmul.allow_tf32
+    except RuntimeError:  # the user has set torch's newer switches, which the older ones then refuse to sum up
+        with _newer_switches("tf32" if tf32 else "ieee"):
+            yield
+        return
+    cudnn.allow_tf32 = matmul.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@contextmanager
+def _newer_switches(value: str) -> Iterator[None]:
+    switches: tuple[Any, ...] = (getattr(torch.backends.cudnn, "conv"), torch.backends.cuda.matmul)  # noqa: B009
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = value
+        yield
+    finally:
+        for switch, old in zip(switches, before, strict=True):
+            switch.fp32_precision = old
 
 
 def resolve(asked: str, device: torch.device, gains: Callable[[], bool]) -> Precision:

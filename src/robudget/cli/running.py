@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,12 +26,13 @@ def run(
     from robudget.cli.view.console import RunDisplay, out, show
     from robudget.cli.view.runs import leaderboard
     from robudget.config import parse_overrides
-    from robudget.execution import Site, first_process
+    from robudget.execution import Site, adopt_slurm, first_process
     from robudget.files import to_plain
     from robudget.recipe import Recipe
     from robudget.runner import run as run_recipe
     from robudget.tables.read import load_runs
 
+    os.environ.update(adopt_slurm())
     site, changes = Site.take(parse_overrides(overrides or []))
     chosen = Recipe.load(recipe, changes)
     with RunDisplay(chosen.slug) as display:
@@ -177,6 +179,11 @@ def evaluate(
     threads: Annotated[
         int, typer.Option(min=0, help="CPU threads, 0 = this process's share of the cores; a resume keeps its number")
     ] = 0,
+    cpu_watts: Annotated[float | None, typer.Option(help="the CPUs' draw under load, where nothing tells it")] = None,
+    gpu_watts: Annotated[float | None, typer.Option(help="the GPU's, likewise")] = None,
+    overhead: Annotated[
+        float, typer.Option(help="energy at the plug ÷ that of GPU, CPU and memory, if measured")
+    ] = 1.0,
     out: Annotated[Path | None, typer.Option(help="folder of the results")] = None,
     json: AsJson = False,
 ) -> None:
@@ -207,7 +214,9 @@ def evaluate(
         raise InputError(f"--norm {norm} needs its radius (--eps 8/255)")
     if attack and version != "standard":
         raise InputError(f"--attack and --version {version} (allowed: one of the two)")
-    source, site = sources[0], Site(data_root=data_root, device=device, threads=threads)
+    watts = {"cpu_watts": cpu_watts, "gpu_watts": gpu_watts}
+    source = sources[0]
+    site = Site(data_root=data_root, device=device, threads=threads, overhead=overhead, **watts)  # type: ignore[arg-type]
     candidate = Candidate.load(source, dataset=data, model=model, backward=backward, site=site)
     if transfer is not None:
         replay = transfer_examples(candidate, transfer, batch_size=batch_size, site=site)

@@ -21,6 +21,7 @@ from robudget.attacks.ensemble import Member, ensemble, fit_to_classes
 from robudget.attacks.noise import Noise, Stream
 from robudget.attacks.victim import Model, Victim, frozen, margin
 from robudget.backend.batch_size import keep_freed_memory
+from robudget.backend.precision import float32_as
 from robudget.errors import InputError
 from robudget.evaluation.audit import Audit, audit_more
 from robudget.evaluation.checks import (
@@ -121,7 +122,7 @@ class Evaluator:
         if device.type == "cpu":
             keep_freed_memory()
         findings = check_mode(model)
-        with frozen(model), nullcontext() if surrogate is None else frozen(surrogate):
+        with frozen(model), nullcontext() if surrogate is None else frozen(surrogate), float32_as(tf32=False):
             images = Images(x, y, index, device)
             victims = Victims(model, images, self.specification, classes, surrogate)
             return _Evaluation(self, images, victims).verdicts(findings)
@@ -394,6 +395,7 @@ class _Evaluation:
 
     def _collect(self, again: Confirmation | Audit | None) -> Verdicts:
         state, index, y = self.state, self.images.index.numpy(), self.images.y.cpu().numpy()
+        attacks = "IEEE float32" if self.victims.precision == "float32" else self.victims.precision
         halved = [size for victim in self.victims.all for size in victim.halved]
         threat, notes = self.specification.threat, state.notes
         audited = notes["order"][: sum(notes["blocks"])] if isinstance(again, Audit) else None
@@ -402,7 +404,9 @@ class _Evaluation:
             threat,
             by_attack(replace(item, attack=line_of(item.attack)) for item in state.spent.values()),
             [Finding(**item) for item in notes["findings"]],
-            self.about | {"halved": halved, "confirm": self.specification.confirm},
+            self.about
+            | {"halved": halved, "confirm": self.specification.confirm}
+            | {"arithmetic": {"verdicts": "IEEE float32", "attacks": attacks}},
             state.examples_of(index, y, self.images.x.shape[1:], threat),
             confirmation=again if isinstance(again, Confirmation) else None,
             audit=again if isinstance(again, Audit) else None,

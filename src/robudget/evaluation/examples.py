@@ -16,6 +16,7 @@ from torch import Tensor
 from robudget import files
 from robudget.accuracy import wilson
 from robudget.attacks.victim import Victim, frozen
+from robudget.backend.precision import float32_as
 from robudget.errors import InputError
 from robudget.threat import Threat
 
@@ -101,7 +102,7 @@ def replay(
     examples = examples if isinstance(examples, Examples) else Examples.load(examples)
     x, y = torch.from_numpy(examples.x_adv), torch.from_numpy(examples.label)
     fooled = np.zeros(len(examples), dtype=bool)
-    with frozen(model):
+    with frozen(model), float32_as(tf32=False):
         victim = Victim(model, most=batch_size)
         for first in range(0, len(examples), batch_size):
             part = slice(first, first + batch_size)

@@ -156,7 +156,7 @@ def _calibrations(
     share = seconds / len(groups)
     with open_meter(site_device) as meter:
         for key, (first, *others) in groups.items():
-            recipe, work, kind = first.recipe, first.work, layer_kind(first.recipe)
+            recipe, work, kind = first.recipe, first.work(site_device), layer_kind(first.recipe)
             if kind in nearest:
                 smaller, calibration = nearest[kind]
                 estimate = calibration.scaled(smaller, work)
@@ -211,10 +211,9 @@ class _Plan:
         )
         return cls(recipe, sizes, flops, exact, passes, Span(*evaluation))
 
-    @property
-    def work(self) -> Work:
-        recipe = self.recipe
-        return Work(recipe.slug, recipe.loss, self.flops.forward, recipe.batch_size, self.flops.parameters)
+    def work(self, device: str) -> Work:
+        recipe, flops, on_gpu = self.recipe, self.flops, device.startswith("cuda")
+        return Work(recipe.slug, recipe.loss, flops.forward, recipe.batch_size, flops.parameters, on_gpu)
 
     @property
     def memory_gb(self) -> float:
@@ -294,7 +293,8 @@ def _calibrated(plan: _Plan, calibration: Calibration, prices: Prices, site_devi
         notes.append(f"other work took {calibration.others:.1f} of {cores} cores meanwhile: an idle machine is faster")
     threads = f", {torch.get_num_threads()} threads" if site_device == "cpu" else ""
     basis = f"calibrated on this machine ({site_device}{threads}); energy: {calibration.how} ({calibration.method})"
-    return plan.forecast("this machine", 0, prices, (training, evaluation), watts, basis, *notes)
+    gpus = int(site_device.startswith("cuda"))  # a calibrated GPU is rented as one of a table is
+    return plan.forecast("this machine", gpus, prices, (training, evaluation), watts, basis, *notes)
 
 
 def total(forecasts: Sequence[Forecast]) -> dict[str, Any]:

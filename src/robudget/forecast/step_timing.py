@@ -29,6 +29,7 @@ from robudget.training.step import Adversary
 from robudget.training.validation import Validator
 
 _PROBE_IMAGES, _PROBE_IMAGES_LARGE_MODEL = 8, 2  # of the first step, whose time nobody knows yet
+_PROBE_IMAGES_GPU = 128  # fewer would time the launch of kernels
 _LARGE_MODEL_FLOPS = 1e9  # of one image's forward pass
 _TOO_SLOW = 10  # a first step that takes so many times the seconds that it should is the only one
 _LEAST_STEPS = 3  # one to warm up and two to time
@@ -46,6 +47,7 @@ class Work:
     forward: int
     batch_size: int
     parameters: int
+    on_gpu: bool = False
 
     @property
     def update(self) -> float:
@@ -56,6 +58,7 @@ class Work:
     @property
     def probe_images(self) -> int:
         most = _PROBE_IMAGES_LARGE_MODEL if self.forward > _LARGE_MODEL_FLOPS else _PROBE_IMAGES
+        most = _PROBE_IMAGES_GPU if self.on_gpu else most
         return min(most, self.batch_size)
 
 

@@ -52,7 +52,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy at the plug of the machine, without PUE: wall seconds and one `Part` a component.
+    """Energy of the machine's GPU, CPU and memory, without PUE: wall seconds and one `Part` a component.
+
+    Fans, switches, disks and the loss of the power supply are not in it, unless the user stated what they add: then
+    they are the part `overhead`.
 
     `shared`: another process used the same GPU, so its part is not this run's alone (None where that is unknown or
     there is no GPU). `notes` say what went wrong while metering. `+` is for stretches one after the other, `beside`
@@ -174,7 +177,8 @@ class _Snapshot:
 
 
 class Meter:
-    """Windows over a set of sources. `synchronise` makes the device finish what it was given; `clock` is in seconds."""
+    """Windows over a set of sources. `synchronise` makes the device finish what it was given; `clock` is in seconds;
+    `overhead`: energy at the plug ÷ that of the sources, as the user states it (1: nothing is added)."""
 
     def __init__(
         self,
@@ -182,7 +186,9 @@ class Meter:
         *,
         synchronise: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        overhead: float = 1.0,
     ) -> None:
+        self._overhead = overhead
         self.sources = tuple(sources)
         self._synchronise = synchronise
         self._clock = clock
@@ -227,6 +233,11 @@ class Meter:
     def _between(self, start: _Snapshot, end: _Snapshot) -> Energy:
         pairs = list(zip(start.readings, end.readings, strict=True))
         parts = tuple(_part(source, *pair) for source, pair in zip(self.sources, pairs, strict=True))
+        if self._overhead > 1:
+            method = f"the user's factor {self._overhead:g} on all other parts (fans, switches, loss of the supply)"
+            kwh = (self._overhead - 1) * sum(part.kwh for part in parts)
+            how: How = "unknown" if math.isnan(kwh) else "estimated"
+            parts = (*parts, Part("overhead", kwh, how, method, 0.3))
         notes = self._notes[start.notes : end.notes]
         for before, after in pairs:
             notes += (Counter(after.notes) - Counter(before.notes)).keys()

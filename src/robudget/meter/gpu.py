@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +36,20 @@ class Gpu:
     def limit_watts(self) -> float | None:
         return self._ask(self._nvml.nvmlDeviceGetEnforcedPowerLimit, 1e-3)
 
+    def memory_bytes(self) -> float | None:
+        """Of the whole device."""
+        try:
+            return float(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).total)
+        except (self._nvml.NVMLError, AttributeError):
+            return None
+
+    def partitioned(self) -> bool:
+        """Is it cut into slices (MIG), each of which a process sees as a GPU?"""
+        try:
+            return int(self._nvml.nvmlDeviceGetMigMode(self._handle)[0]) == 1
+        except (self._nvml.NVMLError, AttributeError):
+            return False
+
     def utilisation(self) -> float | None:
         """Share of the last sample period in which a kernel ran."""
         try:
@@ -56,20 +71,33 @@ class Gpu:
             return None
 
 
+@dataclass(frozen=True)
+class Slice:
+    """What a process has of a GPU that is cut into slices (MIG), whose meters are those of the whole."""
+
+    share: float
+
+    def __str__(self) -> str:
+        return f" × {self.share:.3g}, this slice's share of its memory (MIG)"
+
+
 class CounterSource:
     """NVML's energy counter, for the whole GPU."""
 
     name = "gpu"
-    how: How = "measured"
-    method = "NVML energy counter of the whole GPU"
-    uncertainty = 0.05
 
-    def __init__(self, counter: Counter, shared: Callable[[], bool | None]) -> None:
-        self._counter, self._shared = counter, shared
+    def __init__(self, counter: Counter, shared: Callable[[], bool | None], slice_: Slice | None = None) -> None:
+        self.how: How = "measured" if slice_ is None else "estimated"
+        self.method, self.uncertainty = (
+            f"NVML energy counter of the whole GPU{slice_ or ''}",
+            0.05 if slice_ is None else 0.5,
+        )
+        self._counter, self._shared, self._share = counter, shared, 1.0 if slice_ is None else slice_.share
 
     def read(self) -> Reading:
         total, counter = self._counter.total(), self._counter
-        return Reading(total, {"nvml_joules": total}, counter.lost, tuple(counter.notes), self._shared())
+        raw = {"nvml_joules": total}
+        return Reading(total * self._share, raw, counter.lost, tuple(counter.notes), self._shared())
 
     def close(self) -> None:
         pass
@@ -89,9 +117,10 @@ class IntegralSource:
         method: str = "NVML power integrated",
         uncertainty: float = 0.1,
         poll_seconds: float | None = _POLL_SECONDS,
+        share: float = 1.0,
     ) -> None:
         self.how: How = how
-        self.method, self.uncertainty = method, uncertainty
+        self.method, self.uncertainty, self._share = method, uncertainty, share
         self._integral, self._shared = integral, shared
         self._lock = threading.Lock()
         self._poller = Poller(self.sample, poll_seconds) if poll_seconds is not None else None
@@ -103,7 +132,7 @@ class IntegralSource:
     def read(self) -> Reading:
         total, integral = self.sample(), self._integral
         raw = {"power_samples": float(integral.samples), "integrated_joules": total}
-        return Reading(total, raw, integral.lost, tuple(integral.notes), self._shared())
+        return Reading(total * self._share, raw, integral.lost, tuple(integral.notes), self._shared())
 
     def close(self) -> None:
         if self._poller is not None:
@@ -132,12 +161,16 @@ def open_source(device: str, watts: float | None = None) -> Source:
     gpu, note = _nvml_gpu(device)
     if gpu is None:
         return _constant(device, watts, note)
+    part = _slice(gpu, device) if gpu.partitioned() else None
     if gpu.joules() is not None:
         counter = Counter("NVML", gpu.joules, time.monotonic, max_watts=GPU_MAX_WATTS)
-        return CounterSource(counter, gpu.shared)
+        return CounterSource(counter, gpu.shared, part)
     if gpu.watts() is not None:
         integral = Integral("NVML", gpu.watts, time.monotonic)
-        return IntegralSource(integral, gpu.shared)
+        if part is None:
+            return IntegralSource(integral, gpu.shared)
+        method = f"NVML power of the whole GPU integrated{part}"
+        return IntegralSource(integral, gpu.shared, how="estimated", method=method, uncertainty=0.5, share=part.share)
     limit = watts or gpu.limit_watts() or gpu_watts(_name(device))
     if limit is None or gpu.utilisation() is None:
         return _constant(device, watts, "NVML tells neither energy nor power of this GPU")
@@ -147,8 +180,29 @@ def open_source(device: str, watts: float | None = None) -> Source:
         return None if busy is None else busy * limit
 
     integral = Integral("NVML", by_utilisation, time.monotonic)
-    method = f"utilisation × {limit:g} W integrated"
-    return IntegralSource(integral, gpu.shared, how="estimated", method=method, uncertainty=0.4)
+    method = f"utilisation × {limit:g} W integrated{part or ''}"
+    share = 1.0 if part is None else part.share
+    return IntegralSource(integral, gpu.shared, how="estimated", method=method, uncertainty=0.4, share=share)
+
+
+def _slice(gpu: Gpu, device: str) -> Slice:
+    import torch
+
+    mine, whole = torch.cuda.get_device_properties(torch.device(device)).total_memory, gpu.memory_bytes()
+    return Slice(math.nan if whole is None else min(mine / whole, 1.0))
+
+
+def driver_version() -> str | None:
+    """Of the GPUs, None where NVML is silent."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except ImportError:
+        return None
+    except pynvml.NVMLError:
+        return None
 
 
 def _constant(device: str, watts: float | None, why: str) -> ConstantSource:
@@ -176,7 +230,12 @@ def _nvml_gpu(device: str) -> tuple[Gpu | None, str]:
     try:
         return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")), ""
     except pynvml.NVMLError as error:
-        return None, f"NVML does not know {device}: {error}"
+        why = f"NVML does not know {device}: {error}"
+    try:  # a slice has a UUID of its own, and no meter: the whole GPU's is read
+        part = pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
+        return Gpu(pynvml, pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part)), ""
+    except (pynvml.NVMLError, AttributeError):
+        return None, why
 
 
 def _name(device: str) -> str:

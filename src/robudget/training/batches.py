@@ -23,8 +23,8 @@ from robudget.training.distributed import World
 class Batches:
     """`batches(step)` → this process's (images float32 in [0, 1], hard labels, what the loss is measured against).
 
-    A function of (recipe, step): nothing is remembered between calls. CutMix pairs images within a process; everything
-    else is the same whatever the number of processes.
+    A function of (recipe, step): nothing is remembered between calls, and the whole batch is the same whatever the
+    number of processes.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class Batches:
         labels = batch.labels
         target = labels if batch.soft is None else batch.soft
         if part.cutmix:
-            images, target = cutmix(images, losses.smooth(target, self._classes, 0.0), generator=generator)
+            whole, targets = (self._world.whole(t) for t in (images, losses.smooth(target, self._classes, 0.0)))
+            images, target = (t[mine] for t in cutmix(whole, targets, generator=generator))
             labels = target.argmax(1)  # the adversary attacks the label that covers most of the image
         if self._recipe.label_smoothing:
             target = losses.smooth(target, self._classes, self._recipe.label_smoothing)
@@ -69,19 +70,24 @@ class Batches:
 
 
 def relabel(
-    prepared: Prepared, recipe: Recipe, dataset: Dataset, teacher: str | Path | None, device: torch.device
+    prepared: Prepared,
+    recipe: Recipe,
+    dataset: Dataset,
+    teacher: str | Path | None,
+    device: torch.device,
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> Prepared:
     """`prepared` with the synthetic labels replaced by the teacher's, where the recipe says so.
 
     `teacher`: weights as safetensors with their recipe in the metadata, as a run leaves them. Raises InputError where
-    there is none, or where it was trained for other classes or images.
+    there is none, or where it was trained for other classes or images. The processes of `world` share the work.
     """
     if not recipe.synthetic.relabel or prepared.synthetic is None:
         return prepared
     if teacher is None:
         raise InputError("synthetic.relabel = true needs synthetic.teacher=<best.safetensors of a run>")
     model = load_teacher(Path(teacher), dataset).to(device)
-    return replace(prepared, synthetic=_labelled(prepared.synthetic, model, device))
+    return replace(prepared, synthetic=_labelled(prepared.synthetic, model, device, world))
 
 
 def load_teacher(path: Path, dataset: Dataset) -> nn.Module:
@@ -105,9 +111,10 @@ def load_teacher(path: Path, dataset: Dataset) -> nn.Module:
 
 
 @torch.no_grad()
-def _labelled(split: Split, model: nn.Module, device: torch.device, batch_size: int = 512) -> Split:
-    labels = [
-        model(to_unit(split.images[first : first + batch_size].to(device))).argmax(1).cpu()
-        for first in range(0, len(split), batch_size)
-    ]
-    return Split(split.images, torch.cat(labels))
+def _labelled(split: Split, model: nn.Module, device: torch.device, world: World, batch_size: int = 512) -> Split:
+    labels = torch.zeros(len(split), dtype=torch.int64, device=device)
+    for number, first in enumerate(range(0, len(split), batch_size)):
+        if number % world.size == world.rank:  # whole batches, so that many processes label as one does
+            rows = slice(first, first + batch_size)
+            labels[rows] = model(to_unit(split.images[rows].to(device))).argmax(1)
+    return Split(split.images, world.total(labels).cpu())

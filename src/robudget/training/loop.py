@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.backend.batch_size import keep_freed_memory, validation_size
-from robudget.backend.precision import check_training, gains_in_training, resolve
+from robudget.backend.precision import check_training, float32_as, gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.stream import prepare
 from robudget.errors import InputError
@@ -28,7 +28,7 @@ from robudget.recipe import Recipe
 from robudget.training import checkpoint
 from robudget.training.batches import Batches, relabel
 from robudget.training.checkpoint import best_model
-from robudget.training.distributed import current, synchronise_batchnorm
+from robudget.training.distributed import World, current, first_on_node, synchronise_batchnorm
 from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
 from robudget.training.records import PHASES, Best, EpochRecord, Stopwatch
 from robudget.training.step import Step
@@ -80,8 +80,10 @@ class Trainer:
         if recipe.batch_size % self.world.size:
             raise InputError(f"batch_size = {recipe.batch_size} can't be shared by {self.world.size} processes")
 
-        data = prepare(recipe, dataset, site.synthetic_root)
-        self.data = relabel(data, recipe, dataset, site.teacher, self.device)
+        # Files are decoded into a cache; a mixture is fitted in each process's memory, at the same time.
+        alone = World() if recipe.synthetic.source == "mixture" else self.world
+        data = first_on_node(alone, lambda: prepare(recipe, dataset, site.synthetic_root))
+        self.data = relabel(data, recipe, dataset, site.teacher, self.device, self.world)
         synthetic = self.data.synthetic
         self._synthetic = sampled_fingerprint(synthetic) if synthetic is not None else "none"
         self.steps_per_epoch = max(1, (recipe.epoch_images or len(self.data.rows)) // recipe.batch_size)
@@ -89,7 +91,7 @@ class Trainer:
 
         model = build_for(recipe, dataset)
         if self.world.size > 1 and site.sync_batchnorm:
-            model = synchronise_batchnorm(model, self.device)
+            synchronise_batchnorm(model)
         if site.checkpointing:
             checkpoint_activations(model, recipe.model.name)
         gains = partial(gains_in_training, model)
@@ -100,6 +102,7 @@ class Trainer:
             craft_precision = resolve(recipe.craft.precision, self.device, gains)
         self.model: nn.Module = model.to(self.device).to(memory_format=self.precision.memory_format)
         self.ema = Ema(self.model, recipe.ema.decay, warmup=recipe.ema.warmup) if recipe.ema.decay else None
+        self._craft_precision = craft_precision
         self._peak_lr = peak_lr(recipe.optim, recipe.batch_size)
         self._optimizer = build_optimizer(self.model, recipe.optim, self._peak_lr)
         self._batches = Batches(
@@ -129,7 +132,7 @@ class Trainer:
             self.data.validation.images.to(self.device),
             self.data.validation.labels.to(self.device),
             recipe.seed,
-            validation_size(recipe.batch_size // self.world.size),
+            validation_size(recipe.batch_size),
             craft_precision,
             self.world,
             self._calls,
@@ -158,13 +161,21 @@ class Trainer:
         return self.step >= self.steps or self.stopped is not None
 
     @property
+    def arithmetic(self) -> dict[str, str]:
+        """What each part of the training multiplies in."""
+        wide = "TensorFloat-32" if self.site.tf32 and self.device.type == "cuda" else "IEEE float32"
+        update, craft = (wide if p.name == "float32" else p.name for p in (self.precision, self._craft_precision))
+        low = self._craft_precision.name != "float32"
+        return {"craft": craft, "update": update, "validation": craft if low else "IEEE float32"}
+
+    @property
     def collapsed_at(self) -> list[int]:
         """Epochs (from 1) after which the collapse watch fired."""
         return [record.epoch for record in self.records if record.collapsed]
 
     def __iter__(self) -> Iterator[EpochRecord]:
         while not self.done:
-            with self._window("train"):
+            with self._window("train"), float32_as(tf32=self.site.tf32):
                 self._train_epoch()
             yield self._end_epoch()
 
@@ -215,7 +226,7 @@ class Trainer:
         history = self._mean_losses()
         validation, collapse = None, None
         self._watch.start()
-        with self._window("validation"):
+        with self._window("validation"), float32_as(tf32=False):
             if epoch % recipe.validation.every == 0 or self.done:
                 validation = self._validator(self.final_model, validation_adversary(recipe))
             if recipe.adversarial and recipe.collapse.action != "off":
@@ -333,6 +344,7 @@ class Trainer:
         state: checkpoint.State = {
             "recipe_id": self.recipe.id,
             "setting": self._setting(),
+            "processes": self.world.size,
             "step": self.step,
             **self._weights(),
             "delta": self.world.whole(delta) if delta is not None else None,
@@ -370,14 +382,18 @@ class Trainer:
             "data": self.dataset.fingerprint,
             "synthetic images": self._synthetic,
             "device": self.device.type,
-            "precision": self.precision.name,
+            "precision": self.arithmetic["update"].removeprefix("IEEE "),
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
-            "processes": self.world.size,
             "synchronised BatchNorm": self.site.sync_batchnorm,
         }
 
     def _restore(self, state: checkpoint.State) -> None:
         checkpoint.check_setting(state, self.recipe.id, self._setting(), f"checkpoint in {str(self.folder)!r}")
+        before = state.get("processes", state["setting"].get("processes"))
+        if before != self.world.size:
+            self._notify(
+                f"begun on {before} processes, going on with {self.world.size}: equal up to rounding, not bit for bit"
+            )
         self._load(state)
         if state["delta"] is not None:
             delta = state["delta"][self.world.mine].to(self.device)

@@ -75,7 +75,7 @@ class Stopwatch:
     work is charged to the part that asked for it, and nothing waits before `read`."""
 
     def __init__(self, device: torch.device) -> None:
-        self._gpu = device.type == "cuda"
+        self._gpu = device if device.type == "cuda" else None
         self._seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
         self._mark = self._now()
@@ -97,7 +97,7 @@ class Stopwatch:
     def read(self) -> dict[str, float]:
         """Seconds by part since the last `clear`."""
         if self._events:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._gpu)
             for part, spans in self._events.items():
                 self._seconds[part] += sum(begin.elapsed_time(end) for begin, end in spans) / 1000
             self._events.clear()
@@ -110,8 +110,8 @@ class Stopwatch:
         self.start()
 
     def _now(self) -> float | torch.cuda.Event:
-        if not self._gpu:
+        if self._gpu is None:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self._gpu))
         return event

@@ -28,7 +28,7 @@ from robudget.models.preact import PreActNet
 from robudget.recipe import Recipe
 from robudget.threat import Threat
 from robudget.training import losses
-from robudget.training.distributed import World
+from robudget.training.distributed import SyncBatchNorm2d, World, running_statistics
 from robudget.training.optimisation import Ema, Optimizer
 from robudget.training.records import Stopwatch
 
@@ -226,6 +226,8 @@ class Step:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._layers = [p for p in self._parameters if p.ndim > 1]  # weights of convolutions and linear layers
         self._norms = _norms_of(model)
+        synchronised = all(isinstance(norm, SyncBatchNorm2d) for norm in self._norms)
+        self._statistics = [] if synchronised else running_statistics(model)  # to be averaged over the processes
         self._random = any(_drops(module) for module in model.modules())
         self._awp_from = recipe.awp.after_epochs * steps_per_epoch
         self.delta: Tensor | None = None  # Free-AT's perturbation, which outlives its batch
@@ -293,11 +295,15 @@ class Step:
         return losses.SINGLE[recipe.metric](logits, target)
 
     def _apply(self) -> None:
-        """Average the gradients over the processes, clip, step, average the weights."""
+        """Average the gradients over the processes, clip, step, average the weights.
+
+        BatchNorm's running statistics are averaged over the processes too where each has its own: every process then
+        has the same model, which is what is validated, saved and resumed."""
         self._world.average_gradients(self._parameters)
         if self._recipe.optim.clip is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._recipe.optim.clip, foreach=True)
         self._optimizer.step()
+        self._world.average(self._statistics)
         self._watch.lap("update")
         if self._ema is not None:
             self._ema.update()
