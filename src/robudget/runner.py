@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from robudget import __version__, data, stop
+from robudget import __version__, data
 from robudget.attacks.victim import Model
 from robudget.data.dataset import sampled_fingerprint
 from robudget.energy_log import EnergyLog
@@ -136,9 +136,7 @@ class _Run:
         """Train and evaluate what is not done yet, and write the record."""
         if self.world.leads:
             with writing(self.folder.path):
-                write_json(
-                    self.folder.path / "environment.json", environment(self.device) | {"site": _chosen(self.site)}
-                )
+                write_json(self.folder.path / "environment.json", environment(self.device) | _chosen(self.site))
         self.world.barrier()
         self.folder.log("start", rank=self.world.rank)
         training = self.folder.record() if self.folder.done else self.train()
@@ -163,7 +161,6 @@ class _Run:
         self._report_epoch(len(trainer.records))
         epochs = iter(trainer)
         while not trainer.done:
-            self._check_stop()
             with self.energy.window("training"):
                 record = next(epochs)
             if self.world.leads:
@@ -174,7 +171,7 @@ class _Run:
         return {
             "environment": environment(self.device)
             | {"precision": trainer.precision.name, "processes": self.world.size, "arithmetic": trainer.arithmetic}
-            | {"site": _chosen(self.site)},
+            | _chosen(self.site),
             "dataset": {
                 "name": self.dataset.name,
                 "fingerprint": self.dataset.fingerprint,
@@ -270,12 +267,6 @@ class _Run:
             ),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-
-    def _check_stop(self) -> None:
-        """Raise stop.Stopped in all processes where one was asked to stop. To be called by all, between epochs."""
-        if self.world.total(torch.tensor(float(stop.requested()), device=self.device)) > 0:
-            stop.request("another process was asked to stop")
-            stop.check()
 
     @property
     def _flops(self) -> PassFlops:
@@ -400,8 +391,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _chosen(site: Site) -> dict[str, Any]:
-    """What was asked of the site beside its defaults, paths left out."""
-    return {name: value for name, value in site.model_dump(exclude_defaults=True).items() if "root" not in name}
+    """What was asked of the site: beside its defaults, paths left out."""
+    asked = site.model_dump(exclude_defaults=True, exclude={"data_root", "synthetic_root", "teacher"})
+    return {"tf32": site.tf32, "site": asked}
 
 
 def environment(device: torch.device) -> dict[str, Any]:

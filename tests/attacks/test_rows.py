@@ -14,6 +14,7 @@ from robudget.attacks.ensemble import Member, Passes, ensemble, fit_to_classes
 from robudget.attacks.noise import Noise
 from robudget.attacks.pgd import Pgd
 from robudget.attacks.victim import Victim, ce, frozen
+from robudget.backend.batch_size import physical_sizes
 from robudget.threat import Threat
 
 
@@ -236,3 +237,56 @@ def test_the_passes_that_a_member_announces_are_those_that_it_makes(version, nor
         assert not last.outcome.broken.any()
         each = member.passes(5, norm)
         assert victim.passes == Passes(3 * each.forward, 3 * each.backward), member
+
+
+def test_a_call_has_one_of_a_few_sizes(small, images):
+    model = Sizes(small)
+    victim = Victim(model, most=32, sizes=(8, 16, 32))
+    x = torch.cat((images[0], images[0]))[:60]
+    with torch.no_grad():
+        assert torch.allclose(victim.logits(x), small(x), atol=1e-5)
+    victim.logits(x[:5])
+    victim.logits(x[:9])
+    assert model.seen == [32, 32, 8, 16]
+    victim.most = 12  # halved for want of memory: never more than that
+    victim.logits(x[:10])
+    assert model.seen[-1] == 12
+
+
+def linear(x):
+    return x.flatten(1) @ torch.linspace(-1, 1, x[0].numel() * 3).view(-1, 3)
+
+
+def test_sizes_that_answer_otherwise_are_left_out():
+    def model(x):
+        return linear(x) * (1 + 1e-6 * (len(x) == 128))  # a kernel of its own for this size
+
+    x, y = torch.rand(20, 1, 4, 4), torch.arange(20) % 3
+    assert physical_sizes(Victim(model), x, y, 512) == (64, 256, 512)
+    assert physical_sizes(Victim(model), x, None, 64) == (64,)
+
+    def by_place(x):
+        return linear(x) * torch.linspace(1, 1 + 1e-5, len(x))[:, None]
+
+    assert physical_sizes(Victim(by_place), x, y, 256) == (256,)
+
+
+@pytest.mark.parametrize(("name", "norm"), [("apgd-ce", "linf"), ("apgd-ce", "l1"), ("fab-t", "linf"), ("pgd", "l2")])
+def test_a_look_falls_on_the_last_step_of_a_row(small, images, name, norm):
+    """With a report every 10 steps, APGD's rows of 101 evaluations used to make 110."""
+    x, y = images[0][:12], images[1][:12]
+    member, threat = Member(name, steps=21, targets=2), Threat(norm, 1e-4)  # nothing falls
+    passes = []
+    for stride in (1, 10):
+        victim = Victim(small)
+        attack = build(member, victim, threat, 0)
+        attack.stride = stride
+        rows = rows_of(member, torch.arange(12), small(x).detach())
+        reports = list(drive(attack, rows, x, y, threat, noise=Noise(), verify=never, batch_size=12))
+        assert reports[-1].outcome.finished.all()
+        passes.append((victim.passes.forward, victim.passes.backward))
+    assert passes[0] == passes[1]
+
+
+def never(x, y):
+    return torch.zeros(len(x), dtype=torch.bool)

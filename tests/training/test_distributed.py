@@ -123,7 +123,8 @@ SCENARIOS = textwrap.dedent(
     from collections import Counter
     from pathlib import Path
     import torch
-    from robudget import data
+    from robudget import data, stop
+    from robudget.training import loop
     from robudget.backend.precision import Precision
     from robudget.execution import Site
     from robudget.models.build import build_for
@@ -133,6 +134,23 @@ SCENARIOS = textwrap.dedent(
     from robudget.training.distributed import current
     from robudget.training.step import Adversary
     from robudget.training.validation import Validator
+
+    def stopping(trainer):
+        "The last process alone is asked to stop at step 2 of 8; all save the same step."
+        loop.LOOK_STEPS = 2
+        step = trainer._train_step
+        def asked():
+            if trainer.step == 2 and current().rank == current().size - 1:
+                stop.request("SIGTERM")
+            step()
+        trainer._train_step = asked
+        try:
+            list(trainer)
+        except stop.Stopped:
+            assert trainer.step == (3 if current().size == 1 else 4), trainer.step
+            stop.withdraw()
+            return
+        raise AssertionError("not stopped")
 
     def scenarios(folder):
         recipe, digits = Recipe.load(Path(folder) / "recipe.yaml"), data.load("digits")
@@ -147,6 +165,11 @@ SCENARIOS = textwrap.dedent(
             found[name] = {**trainer.model.state_dict(), **trainer.ema.state()}
             found[name] |= {"calls." + k: v for k, v in trainer.records[-1].calls.items()}
             found[name] = {k: torch.as_tensor(v) for k, v in found[name].items()}
+        trainer = Trainer(recipe.with_({"epoch_images": 512}), digits, folder=Path(folder) / f"stop-{current().size}")
+        stopping(trainer)
+        trainer = Trainer(recipe.with_({"epoch_images": 512}), digits, folder=Path(folder) / f"stop-{current().size}")
+        list(trainer)
+        found["stopped"] = {k: torch.as_tensor(v) for k, v in trainer.model.state_dict().items()}
         calls, images = Counter(), digits.test.first(44)
         model = build_for(recipe, digits)
         validator = Validator(images.images, model(images.unit()).argmax(1), 0, 8, Precision("float32",

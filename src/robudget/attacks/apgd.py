@@ -71,6 +71,10 @@ class Apgd:
         self._objective = objective(self.loss)
         self._geometry = GEOMETRY[self.threat.norm]
 
+    @property
+    def calls(self) -> int:
+        return sum(steps + 1 for _, steps in self.phases)
+
     def _first_period(self, steps: int) -> int:
         return max(int((0.04 if self._l1 else 0.22) * steps), 1)
 

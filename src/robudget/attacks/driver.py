@@ -126,10 +126,14 @@ S = TypeVar("S", bound=State)
 
 
 class Attack(Protocol[S]):
-    """A state machine over rows. `name` keys the noise; `stride`: how many `step`s to make between two reports."""
+    """A state machine over rows. `name` keys the noise; `stride`: how many `step`s to make between two reports;
+    `calls`: the `step`s that a row takes at most, 0 where that depends on the row."""
 
     name: str
     stride: int
+
+    @property
+    def calls(self) -> int: ...
 
     def init(self, rows: Rows, x: Tensor, y: Tensor, stream: Stream) -> S: ...
 
@@ -201,7 +205,7 @@ def drive(
     out = Outcome.blank(len(x), rows.image.device)
     left = torch.bincount(rows.image, minlength=len(x))
     state: S | None = None
-    first = 0
+    first, steps, ends = 0, 0, list[int]()  # `ends`: the steps after which rows are done, known without looking
     while True:
         # Refill, skipping rows whose image has meanwhile been broken by another row.
         while (live := 0 if state is None else len(state)) < batch_size and first < len(rows):
@@ -211,6 +215,7 @@ def drive(
             if not exhaust:
                 more.keep(~out.broken[more.image])
             if len(more):
+                ends.append(steps + attack.calls)
                 stream = noise.stream(attack.name, more.image, more.rank, more.restart)
                 new = attack.init(more, x, y, stream)
                 if state is None:
@@ -219,8 +224,12 @@ def drive(
                     state.extend(new)
         if state is None or not len(state):
             return
-        for _ in range(attack.stride):
+        # Rows that are done work on for nothing until the next report.
+        ends = [end for end in ends if end > steps]
+        stride = min([attack.stride, *(end - steps for end in ends)])
+        for _ in range(stride):
             attack.step(state)
+        steps += stride
         image, x_adv = _verify_claims(state, out, threat, verify, exhaust)
         done = state.done
         if bool(done.any()):

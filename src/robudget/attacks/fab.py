@@ -50,6 +50,10 @@ class Fab:
     def __post_init__(self) -> None:
         self._geometry = GEOMETRY[self.threat.norm]
 
+    @property
+    def calls(self) -> int:
+        return self.steps
+
     def init(self, rows: Rows, x: Tensor, y: Tensor, stream: Stream) -> FabState:
         base = initial(rows, x, y, stream.index)
         x0, shape = base["x0"], tuple(x.shape[1:])

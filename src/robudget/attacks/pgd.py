@@ -34,6 +34,10 @@ class Pgd:
         self._objective = objective(self.loss)
         self._geometry = GEOMETRY[self.threat.norm]
 
+    @property
+    def calls(self) -> int:
+        return self.steps + 1
+
     def init(self, rows: Rows, x: Tensor, y: Tensor, stream: Stream) -> State:
         base = initial(rows, x, y, stream.index)
         x0, eps, shape = base["x0"], self.threat.eps, tuple(x.shape[1:])

@@ -119,8 +119,9 @@ class _BackwardOf(torch.autograd.Function):
 class Victim:
     """Calls a model in batches of `least` to `most` images and counts the passes.
 
-    A smaller call is padded with zeros (the padding counts as passes, since it is computed), a larger one is cut
-    (`most` 0: never). Out of memory, `most` is halved and the call is made again; `halved` lists the new sizes.
+    With `sizes` (ascending) a call has one of these, the next larger one. A smaller call is padded with zeros (the
+    padding counts as passes, since it is computed), a larger one is cut (`most` 0: never). Out of memory, `most` is
+    halved and the call is made again; `halved` lists the new sizes.
 
     With a `surrogate` (images → logits, as the model) gradients are those of BPDA (Athalye et al. 2018): an objective L
     has its value, and its gradient with respect to the logits, at the model's logits z(x); from there the gradient goes
@@ -133,6 +134,7 @@ class Victim:
     surrogate: Model | None = None
     passes: Passes = field(default_factory=Passes)
     halved: list[int] = field(default_factory=list)
+    sizes: tuple[int, ...] = ()
 
     def logits(self, x: Tensor) -> Tensor:
         """(N, classes) float32 logits, without a graph."""
@@ -212,7 +214,8 @@ class Victim:
         return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _padded(self, x: Tensor) -> Tensor:
-        short = min(self.least, self.most or self.least) - len(x)
+        least = next((size for size in self.sizes if size >= len(x)), self.least)
+        short = min(least, self.most or least) - len(x)
         return x if short <= 0 else torch.cat((x, x.new_zeros(short, *x.shape[1:])))
 
     def _halve(self, limit: int) -> None:

@@ -37,6 +37,28 @@ def least_size(victim: Victim, x: Tensor, y: Tensor | None, batch_size: int) -> 
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1024)
 
 
+SIZES = (64, 128, 256, 512)  # of a call on an accelerator: few, so that few kernels are chosen and few graphs made
+
+
+def physical_sizes(victim: Victim, x: Tensor, y: Tensor | None, most: int) -> tuple[int, ...]:
+    """The sizes that calls on an accelerator are padded up to, ascending, the last one being `most`.
+
+    They are those of `SIZES` whose answers are those of `most` images at once, bit for bit. None but `most` where an
+    image's answer there depends on its place in the batch. x, y as in `least_size`.
+    """
+    where = torch.arange(most, device=x.device) % len(x)
+    x, y, period = x[where], None if y is None else y[where], len(x)
+    full = _answers(victim, x, y)
+    if not all(torch.equal(answer[period:], answer[:-period]) for answer in full if len(answer) > period):
+        return (most,)
+
+    def agrees(size: int) -> bool:
+        part = _answers(victim, x[:size], None if y is None else y[:size])
+        return all(torch.equal(a, b[:size]) for a, b in zip(part, full, strict=True))
+
+    return (*(size for size in SIZES if size < most and agrees(size)), most)
+
+
 def _answers(victim: Victim, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
     if y is None:
         return (victim.logits(x),)
@@ -65,9 +87,12 @@ def call_size(model: Model, x: Tensor, batch_size: int, bytes_each: int) -> int:
     """Images a call of an attack: `batch_size`, on a CPU no more than keep a layer's output within its caches.
 
     A convolution whose output leaves the last cache is read back from memory by the next one: cut so, the reference's
-    WideResNet-16-2 was 1.2 times as fast as with 500 images a call. `bytes_each`: of one number.
+    WideResNet-16-2 was 1.2 times as fast as with 500 images a call. `bytes_each`: of one number. On an accelerator the
+    next of `SIZES`.
     """
-    if x.device.type != "cpu" or not isinstance(model, nn.Module):
+    if x.device.type != "cpu":
+        return next((size for size in SIZES if size >= batch_size), batch_size)
+    if not isinstance(model, nn.Module):
         return batch_size
     largest = bytes_each * max((shape.numel() for _, shape in layer_outputs(model, x)), default=0)
     return min(batch_size, max(_CACHE // largest, _FEW)) if largest else batch_size

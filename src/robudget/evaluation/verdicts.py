@@ -328,7 +328,7 @@ def page(verdicts: Verdicts) -> str:
         f"{'in all':<20}{v.n:>8}{int((~v.robust).sum()):>8}{100 * v.robust_accuracy:>8.2f}{v.seconds:>10.1f}"
         f"{forward:>12}{backward:>12}{_flops(v.flops):>10}{_wh(v.energy_kwh):>9}",
         f"Passes are of images, padding included; FLOP {'unknown' if v.flops is None else 'counted'}; "
-        f"energy at the plug, without PUE: {v.energy_how or 'not metered'}",
+        f"energy of GPU, CPU and memory, without PUE: {v.energy_how or 'not metered'}",
         *(
             [f"Of these passes, {total.surrogate_forward} forward and {total.surrogate_backward} backward: surrogate"]
             if total.surrogate_forward

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robudget.attacks.ensemble import Passes
 from robudget.attacks.victim import Model, Victim, to_float
-from robudget.backend.batch_size import call_size, least_size, tile
+from robudget.backend.batch_size import call_size, least_size, physical_sizes, tile
 from robudget.backend.folding import crafting_copy
 from robudget.backend.precision import gains_in_attacks, resolve
 from robudget.evaluation.checks import carries_gradient, check_logits, check_surrogate
@@ -107,7 +107,11 @@ class Victims:
             copy = crafting_copy(self.graded, x, precision) if self.differentiable else self.model
             victim = Victim(copy) if self.surrogate is None else Victim(self.model, surrogate=copy)
             victim.most = call_size(self.graded, x, self.batch_size, 2 if precision == "bfloat16" else 4)
-            victim.least = least_size(victim, x, y if self.differentiable else None, victim.most)
+            truth = y if self.differentiable else None
+            if x.device.type == "cpu":  # where the padding costs as much as images
+                victim.least = least_size(victim, x, truth, victim.most)
+            else:
+                victim.sizes = physical_sizes(victim, x, truth, victim.most)
             victim.passes = Passes()
             self._copies[precise] = victim
             self.all.append(victim)

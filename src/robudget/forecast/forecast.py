@@ -26,7 +26,7 @@ from robudget.recipe import Recipe
 # Shares of the test images that are classified correctly and that are robust: the evaluation's length depends on them.
 _CLEAN_SHARES, _ROBUST_SHARES = (0.5, 0.85, 1.0), (0.1, 0.5, 0.85)
 _RIGHT_SHARES = (0.4, RIGHT_SHARE, 1.0)  # of the validation images, over a training
-# Power at the plug ÷ board power: a GPU at work draws less than that, and its host adds to it.
+# Power of GPU, CPU and memory ÷ board power: a GPU at work draws less than that, and its host adds to it.
 _POWER_FACTORS = (0.5, 0.8, 1.2)
 # Time ÷ calibrated time: other work on the machine, heat and the contents of the caches are not calibrated.
 _TIME_FACTORS = (0.85, 1.0, 1.25)
@@ -53,7 +53,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Forecast:
-    """One recipe's bill before it runs. Seconds are wall time, energy is at the plug of the machine without PUE;
+    """One recipe's bill before it runs. Seconds are wall time, energy is that of GPU, CPU and memory without PUE;
     `synthetic_images`: None = as many as a file holds; `not_counted`: op without a FLOP formula → its share; `basis`
     says what the times are computed from, `notes` what limits them."""
 

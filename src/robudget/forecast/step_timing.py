@@ -271,6 +271,7 @@ def _time_checkpoint(trainer: Trainer) -> float:
         trainer.folder = Path(folder)
         start = time.perf_counter()
         trainer.save()
+        trainer._writer.wait()
         return time.perf_counter() - start
 
 

@@ -88,7 +88,7 @@ class Bill:
 def bill(
     kwh: float, seconds: float, prices: Prices = PAPER, *, gpus: int = 0, synthetic_images: int | None = 0
 ) -> Bill:
-    """What `kwh` at the plug and `seconds` of `gpus` rented GPUs cost; `synthetic_images` generated for it (None: some,
+    """What `kwh` and `seconds` of `gpus` rented GPUs cost; `synthetic_images` generated for it (None: some,
     nobody knows how many)."""
     rent = None
     if prices.usd_per_gpu_hour is not None:

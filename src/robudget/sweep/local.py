@@ -206,14 +206,14 @@ class _Worker:
 
 
 def _places(site: Site, workers: int, runs: int) -> tuple[list[str], int]:
-    """The device of each worker, and the threads of each (0: not limited): the GPUs in turn, or this process's share of
+    """The device of each worker, the GPUs in turn where there are any, and the threads of each: this process's share of
     the cores, shared evenly."""
     gpus = _gpus() if site.device in ("auto", "cuda") else 0
     if gpus:
-        count = min(workers or gpus, runs)
-        return [f"cuda:{i % gpus}" for i in range(count)], site.threads
-    count = min(workers or cores(), runs)
-    return [site.device] * count, site.threads or max(1, share(held_by_others(), cores()) // count)
+        devices = [f"cuda:{i % gpus}" for i in range(min(workers or gpus, runs))]
+    else:
+        devices = [site.device] * min(workers or cores(), runs)
+    return devices, site.threads or max(1, share(held_by_others(), cores()) // len(devices))
 
 
 def _gpus() -> int:

@@ -70,8 +70,8 @@ def read_table(source: str | Path) -> pd.DataFrame:
 def load_runs(root: Path | str, *, prices: Prices | None = None) -> pd.DataFrame:
     """The finished runs of a store as a table, one row a run.
 
-    Accuracies are percent; `train_flops_*` are FLOP of the whole run on all devices; `train_energy_kwh` is at the plug
-    of the machine, without PUE; `cost_usd` and `co2_kg` are the training's, by `prices` (the paper's by default).
+    Accuracies are percent; `train_flops_*` are FLOP of the whole run on all devices; `train_energy_kwh` is that
+    of GPU, CPU and memory, without PUE; `cost_usd` and `co2_kg` are the training's, by `prices` (default: the paper's).
     Unknown is NaN. `root` may be a URL. Raises InputError where it is no folder or a record is of another version.
     """
     prices = prices or Prices()

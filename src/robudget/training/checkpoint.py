@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import struct
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,40 @@ def _feed(sha: Any, value: Any) -> None:
         sha.update(f"{type(value).__name__}{value!r}".encode())
     else:
         raise TypeError(f"a checkpoint can't hold {type(value).__name__}")
+
+
+class Writer:
+    """Does one writing after the other, in a thread of its own where asked, so that training goes on meanwhile.
+
+    What a writing raised is raised by the next call or by `wait`. The interpreter waits for the thread at its end.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __call__(self, write: Callable[[], None], *, background: bool) -> None:
+        self.wait()
+        if not background:
+            write()
+            return
+        self._thread = threading.Thread(target=self._run, args=(write,), name="robudget-checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when everything is on the disk."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _run(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except Exception as error:
+            self._error = error
 
 
 def save_last(folder: Path, state: State) -> None:

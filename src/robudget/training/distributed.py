@@ -8,7 +8,7 @@ perturbation and replays work alike, and one process and many do the same arithm
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,6 +53,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(value)
         return value
+
+    def largest(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """Each value's maximum over the processes."""
+        if self.size == 1:
+            return list(values)
+        shared = torch.tensor([float(value) for value in values], device=device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return [float(value) for value in shared.tolist()]
 
     def whole(self, rows: Tensor) -> Tensor:
         """The global batch whose rows each process has its own of."""

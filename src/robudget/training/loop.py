@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from robudget import stop
 from robudget.backend.batch_size import keep_freed_memory, validation_size
 from robudget.backend.precision import check_training, float32_as, gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
@@ -34,7 +35,10 @@ from robudget.training.records import PHASES, Best, EpochRecord, Stopwatch
 from robudget.training.step import Step
 from robudget.training.validation import Validation, Validator, check_collapse, check_losses, validation_adversary
 
-LOOK_STEPS = 50  # between two looks at the loss and the clock, since each waits for the device
+LOOK_STEPS = 50  # at most, between two looks at the loss and the clock, since each waits for the device
+LOOK_SECONDS = 5.0  # about, between two looks where steps are long
+LARGE_BYTES = 64 << 20  # of a checkpoint from which on it is written beside the training
+SAVE_SECONDS = 60.0  # at least, between two such checkpoints, but for a better validation
 Window = Callable[[str], AbstractContextManager[object]]
 
 
@@ -46,8 +50,11 @@ class Trainer:
         model = trainer.best_model()
 
     With a `folder` it writes `last.pt` after every epoch (and within one, every `save_seconds`) and `best.safetensors`
-    whenever validation improves; a new Trainer on the same folder goes on from there to the same bits. `records` holds
-    all epochs, those before a resume too. Of the `site`, which does not change what is trained: `synthetic_root` and
+    whenever validation improves; a new Trainer on the same folder goes on from there to the same bits. Large
+    checkpoints are copied to the CPU's memory and written while the training goes on, a minute apart or more: a kill
+    loses at most `save_seconds` and the time of one writing. Asked to stop (`robudget.stop`), it saves after the step
+    at hand and raises stop.Stopped, in all processes at the same step. `records` holds all epochs, those before a
+    resume too. Of the `site`, which does not change what is trained: `synthetic_root` and
     `teacher` (weights as safetensors with their recipe) for recipes that ask for them; `checkpointing` recomputes
     activations in the backward pass to save memory. `window(name)` is entered around each epoch's "train" and
     "validation". `notify` gets one-line notices.
@@ -56,7 +63,8 @@ class Trainer:
     records: the batch is shared out, only the first one writes. With `site.sync_batchnorm` (default) BatchNorm's
     statistics are those of the whole batch, so that the result does not depend on the number of processes.
 
-    Raises InputError for a recipe, data or checkpoint that can't be used, RunFailed when the loss diverges.
+    Raises InputError for a recipe, data or checkpoint that can't be used, RunFailed when the loss diverges,
+    stop.Stopped.
     """
 
     def __init__(
@@ -145,7 +153,13 @@ class Trainer:
         self._lr_scale = 1.0  # halved by every restore after a collapse
         self._good: checkpoint.State | None = None  # the last epoch before a collapse, where the recipe restores it
         self._best_weights: dict[str, Tensor] = {}
-        self._saved = time.monotonic()
+        self._best_about: dict[str, str] = {}  # of best weights that are still to be written
+        self._writer = checkpoint.Writer()
+        copies = 2 + (self.ema is not None)
+        self._large = copies * sum(4 * p.numel() for p in self.model.parameters()) >= LARGE_BYTES
+        self._saved = self._looked = time.monotonic()
+        self._saved_step = self._looked_step = -1
+        self._next_look = LOOK_STEPS
         self._start_epoch()
         if folder is not None:
             if self.world.leads:
@@ -174,18 +188,25 @@ class Trainer:
         return [record.epoch for record in self.records if record.collapsed]
 
     def __iter__(self) -> Iterator[EpochRecord]:
-        while not self.done:
-            with self._window("train"), float32_as(tf32=self.site.tf32):
-                self._train_epoch()
-            yield self._end_epoch()
+        try:
+            while not self.done:
+                if self.step > 0:
+                    self._stop_where_asked()
+                with self._window("train"), float32_as(tf32=self.site.tf32):
+                    self._train_epoch()
+                yield self._end_epoch()
+        finally:
+            self._writer.wait()
 
     def _train_epoch(self) -> None:
         self.model.train()
         last = (len(self.records) + 1) * self.steps_per_epoch
         self._watch.start()
+        self._looked, self._looked_step = time.monotonic(), self.step
+        self._next_look = min(self._next_look, self.step + LOOK_STEPS)
         while self.step < last:
             self._train_step()
-            if self.step % LOOK_STEPS == 0 and self.step < last:
+            if self.step < last and self._time_to_look():
                 self._look()
 
     def _train_step(self) -> None:
@@ -211,13 +232,36 @@ class Trainer:
             self._calls["recompute_forward"] += backwards - self._backwards
         self._backwards = backwards
 
+    def _time_to_look(self) -> bool:
+        """Alone, a request to stop is seen after every step; many processes agree on it at their looks."""
+        return self.step >= self._next_look or (self.world.size == 1 and stop.requested())
+
     def _look(self) -> None:
-        """Now and then within an epoch: is the loss finite, and is it time to save?"""
+        """Now and then within an epoch: is the loss finite, is it time to save, was a stop asked for?"""
         self._mean_losses()
-        due = torch.tensor(float(time.monotonic() - self._saved > self._save_seconds), device=self.device)
-        if self.folder is not None and float(self.world.total(due)) > 0:
+        now = time.monotonic()
+        late = now - self._saved > self._save_seconds
+        per_step = (now - self._looked) / max(self.step - self._looked_step, 1)
+        steps = min(max(int(LOOK_SECONDS / max(per_step, 1e-9)), 1), LOOK_STEPS)
+        save, asked, ahead = self.world.largest((late, stop.requested(), steps), self.device)
+        self._looked, self._looked_step, self._next_look = now, self.step, self.step + int(ahead)
+        if save and not asked:
             self.save()
             self._watch.lap("checkpoint")
+        self._stop(bool(asked))
+
+    def _stop_where_asked(self) -> None:
+        """Between epochs: to be called by all processes."""
+        self._stop(bool(self.world.largest((stop.requested(),), self.device)[0]))
+
+    def _stop(self, asked: bool) -> None:
+        """Save, wait until that is on the disk, and raise stop.Stopped, where one of the processes was `asked` to."""
+        if asked:
+            if self._saved_step != self.step:
+                self.save()
+            self._writer.wait()
+            stop.request("another process was asked to stop")
+            stop.check()
 
     # -- the end of an epoch ---------------------------------------------------------------------------------------
 
@@ -258,8 +302,15 @@ class Trainer:
         self.records.append(record)
         self._react(record)
         self._start_epoch()
-        self.save()
+        if not self._large or self.done or best or self._long_ago(SAVE_SECONDS):
+            self.save()
+        if self.done:
+            self._writer.wait()
         return record
+
+    def _long_ago(self, seconds: float) -> bool:
+        """Was the last checkpoint so long ago, by the clock of any process?"""
+        return bool(self.world.largest((time.monotonic() - self._saved > seconds,), self.device)[0])
 
     def _start_epoch(self) -> None:
         self._watch.clear()
@@ -321,7 +372,10 @@ class Trainer:
             self._best_weights = checkpoint.copied(weights)
         elif self.world.leads:
             about = {key: str(value) for key, value in asdict(best).items()}
-            checkpoint.save_weights(self.folder / checkpoint.BEST, weights, self.recipe, about)
+            if self._large:  # written with the checkpoint that ends this epoch
+                self._best_weights, self._best_about = checkpoint.copied(weights), about
+            else:
+                checkpoint.save_weights(self.folder / checkpoint.BEST, weights, self.recipe, about)
         return True
 
     def best_model(self) -> nn.Module:
@@ -329,6 +383,7 @@ class Trainer:
         if self.best is None:
             raise InputError("no epoch has been validated yet, so there is no best checkpoint")
         if self.folder is not None:
+            self._writer.wait()
             return best_model(self.recipe, self.dataset, self.folder / checkpoint.BEST).to(self.device)
         model = build_for(self.recipe, self.dataset)
         model.load_state_dict(self._best_weights)
@@ -337,9 +392,11 @@ class Trainer:
     # -- going on --------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write `last.pt` (nothing without a folder). Every process calls it, the first one writes."""
+        """Write `last.pt` (nothing without a folder), a large one in the background. Every process calls it, the first
+        one writes."""
         if self.folder is None:
             return
+        folder = self.folder
         delta, calls = self._step.delta, self.world.totals(self._calls, self.device)
         state: checkpoint.State = {
             "recipe_id": self.recipe.id,
@@ -358,9 +415,21 @@ class Trainer:
             "losses": self.world.total(self._losses.clone()) / self.world.size,
             "correct": {name: self.world.total(count.clone()) for name, count in self._correct.items()},
         }
-        if self.world.leads:
-            checkpoint.save_last(self.folder, state)
-        self._saved = time.monotonic()
+        self._saved, self._saved_step = time.monotonic(), self.step
+        if not self.world.leads:
+            return
+        if self._large:
+            self._writer.wait()  # one snapshot at a time
+            state = checkpoint.copied(state)
+        weights, about = self._best_weights, self._best_about
+        self._best_weights, self._best_about = ({}, {}) if about else (weights, {})
+
+        def write() -> None:
+            if about:
+                checkpoint.save_weights(folder / checkpoint.BEST, weights, self.recipe, about)
+            checkpoint.save_last(folder, state)
+
+        self._writer(write, background=self._large)
 
     def _weights(self) -> checkpoint.State:
         """Everything that an update changes."""

@@ -189,7 +189,7 @@ def bill(rows: pd.DataFrame) -> dict[str, Any]:
         small, origin = ("; ".join(parts), how(rows, cost.name)) if n else ("", UNKNOWN)
         facts.append(Fact(capital(cost.short), cost.write(value), small, origin))
     note = (
-        "Energy is at the plug of the machine. Runs that worked at the same time count in full, so their times add up "
+        "Energy is that of GPU, CPU and memory. Runs that worked at the same time count in full, so their times add up "
         "to more than the time that passed."
     )
     return {"facts": facts, "note": note}
