@@ -25,8 +25,8 @@ class Spent:
     """What one attack took. `images` entered it, it broke `broken` of them; passes are of images, padding included.
 
     `forward` and `backward` go through the model, the others through its surrogate, where gradients are taken from one.
-    `refuted` claims were made in the attack's own arithmetic and not confirmed in float32. `energy_kwh` (GPU, CPU, memory,
-    without PUE, `energy_how` obtained) is known where the evaluation ran inside a meter, `flops` where the model's were
+    `refuted` claims were made in the attack's own arithmetic and not confirmed in float32. `energy_kwh` (without PUE,
+    `energy_how` obtained) is known where the evaluation ran inside a meter, `flops` where the model's were
     counted: None is unknown.
     """
 
