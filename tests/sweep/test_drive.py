@@ -14,7 +14,7 @@ from robudget.recipe import Recipe
 from robudget.store import Store
 from robudget.sweep import drive as driver
 from robudget.sweep.drive import drive
-from robudget.sweep.executor import Event, Job, attempt, open_executor, run_job
+from robudget.sweep.executor import Event, Job, attempt, open_executor, run_job, split_options
 from robudget.sweep.queue import SweepState
 
 
@@ -163,3 +163,17 @@ def test_an_executor_that_is_not_there_is_one_line() -> None:
         open_executor("locl", site=Site())
     with pytest.raises(InputError, match="no address"):
         open_executor("local:1", site=Site())
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides", "options"),
+    [
+        ("seed=1 --time 2:00:00 loss=at", ["seed=1", "loss=at"], {"time": "2:00:00"}),
+        ("--exclusive seed=1 -p gpu", ["seed=1"], {"exclusive": "", "p": "gpu"}),
+        ("--export=ALL,A=1 --requeue", [], {"export": "ALL,A=1", "requeue": ""}),
+    ],
+)
+def test_the_words_of_a_command_are_overrides_or_an_executors_options(
+    words: str, overrides: list[str], options: dict[str, str]
+) -> None:
+    assert split_options(words.split()) == (overrides, options)

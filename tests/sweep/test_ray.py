@@ -1,26 +1,155 @@
+"""The Ray executor on a real Ray cluster of several nodes, each some processes of this machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.sweep.ray import sweep_on_ray
+from robudget.sweep.executor import Event, Executor, Job, open_executor
+from robudget.sweep.ray import SPARE_SLOTS, RayExecutor, sweep_on_ray
 from robudget.tables.read import load_runs
 
+SITE = Site(device="cpu", threads=1)
 
-def test_a_cluster_of_this_machine_runs_what_is_not_done(tiny: Recipe, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+
+def test_a_study_end_to_end(tiny: Recipe, tmp_path: Path, ray_cluster: Any) -> None:
     recipes = [tiny, tiny.with_({"seed": 1}), tiny.with_({"model.name": "wrn-11-1"})]
-    state = sweep_on_ray(recipes, store=tmp_path, site=Site(device="cpu", threads=1), gpus_per_run=0)
+    seen = set()
+    state = sweep_on_ray(
+        recipes,
+        store=tmp_path,
+        site=SITE,
+        address=ray_cluster.address,
+        watch=lambda state: seen.update(status.phase for status in state.running.values()),
+    )
     assert sorted(state.finished) == [0, 1]
     assert "depth must be 6n + 4" in state.failed[2]
     assert len(load_runs(tmp_path)) == 2
-    again = sweep_on_ray(recipes[:2], store=tmp_path, gpus_per_run=0)
+    assert seen & {"train", "evaluate"}, "progress is told"
+    again = sweep_on_ray(recipes[:2], store=tmp_path, site=SITE, address=ray_cluster.address)
     assert (again.done, again.to_do) == (2, [])
 
 
 def test_without_ray_it_says_how_to_get_it(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"robudget\[ray\]"):
         sweep_on_ray([tiny], store=tmp_path)
+
+
+def test_an_address_where_nothing_answers() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=r"no Ray cluster at '127\.0\.0\.1:9': Connection refused"):
+        open_executor("ray:127.0.0.1:9", site=SITE)
+
+
+def stub(number: int, job: Mapping[str, Any], tell: Callable[[Event], None]) -> Event:
+    """In place of a run: says where it is, and waits to be stopped where it shall."""
+    import os
+    import time
+
+    import ray
+
+    from robudget import __file__ as source
+    from robudget import stop
+
+    if job["recipe"].get("wait"):
+        tell(Event(number, "progress", ray.get_runtime_context().get_node_id(), "train", 0.5))
+        while not stop.requested():
+            time.sleep(0.05)
+        return Event(number, "stopped")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "ROBUDGET_REMEMBER")
+    return Event(number, "done", " ".join([source, job["site"]["device"], *(os.environ.get(n, "-") for n in names)]))
+
+
+def job(device: str = "cpu", **needs: Any) -> Job:
+    wait = {"wait": True} if needs.pop("wait", False) else {}
+    return Job(wait, "nowhere", Site(device=device).model_dump(), **needs)
+
+
+def until_ended(executor: Executor, numbers: set[int]) -> dict[int, Event]:
+    ended: dict[int, Event] = {}
+    deadline = time.monotonic() + 300
+    while numbers - set(ended) and time.monotonic() < deadline:
+        ended |= {event.number: event for event in executor.events(0.5) if event.kind != "progress"}
+    return ended
+
+
+@pytest.fixture(scope="module")
+def executor(ray_cluster: Any) -> Iterator[RayExecutor]:
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes have no tests
+    executor = RayExecutor(ray_cluster.address, work=stub)
+    yield executor
+    executor.close()
+
+
+def test_code_and_settings_go_along(executor: RayExecutor) -> None:
+    assert executor.slots == 2 + SPARE_SLOTS
+    executor.submit(7, job("auto", gpus=1))
+    source, device, rank, *_, setting = until_ended(executor, {7})[7].note.split()
+    assert "py_modules" in source
+    assert (device, rank, setting) == ("auto", "-", "no")
+
+
+def test_an_attempt_is_stopped_and_saves(executor: RayExecutor) -> None:
+    executor.submit(1, job(wait=True))
+    phases, deadline = [], time.monotonic() + 120
+    while not phases and time.monotonic() < deadline:
+        phases = [event.phase for event in executor.events(0.5)]
+    assert phases == ["train"]
+    executor.cancel(1)
+    assert until_ended(executor, {1})[1].kind == "stopped"
+
+
+def test_several_processes_of_one_run(executor: RayExecutor) -> None:
+    """Each is told what torchrun would tell it."""
+    executor._options["processes"] = 2
+    executor.submit(3, job())
+    del executor._options["processes"]
+    _, device, rank, size, local, address, _ = until_ended(executor, {3})[3].note.split()
+    assert (device, rank, size, local) == ("cpu", "0", "2", "0")
+    assert address.count(".") == 3
+
+
+@pytest.mark.parametrize(
+    ("needs", "said"),
+    [
+        ({"device": "cuda:1", "gpus": 1}, r"a run asks for 1 GPUs, and no node .* has more than 0 .*device=cpu"),
+        ({"cpus": 3}, r"a run asks for 3 CPUs, .* more than 1 \(allowed: at most 1\)"),
+        ({"memory_bytes": 10**15}, "a run asks for 1e.15 bytes of memory"),
+    ],
+)
+def test_what_no_node_has(executor: RayExecutor, needs: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        executor.submit(4, job(**needs))
+
+
+def test_a_lost_node(executor: RayExecutor, ray_cluster: Any) -> None:
+    """Its attempt is lost, and the other one goes on; a node that comes is used."""
+    executor.submit(5, job(wait=True))
+    executor.submit(6, job(wait=True))
+    places: dict[int, str] = {}
+    deadline = time.monotonic() + 120
+    while len(places) < 2 and time.monotonic() < deadline:
+        places |= {event.number: event.note for event in executor.events(0.5)}
+    node = next(node for node in ray_cluster.worker_nodes if node.node_id == places[5])
+    ray_cluster.remove_node(node, allow_graceful=False)
+    try:
+        assert until_ended(executor, {5})[5].kind == "lost"
+        executor.cancel(6)
+        assert until_ended(executor, {6})[6].kind == "stopped"
+    finally:
+        ray_cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    executor._looked = 0.0
+    executor.submit(8, job())
+    executor.submit(9, job())
+    assert {event.kind for event in until_ended(executor, {8, 9}).values()} == {"done"}

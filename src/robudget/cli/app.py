@@ -94,6 +94,11 @@ def resumable(command: Callable[P, R]) -> Callable[P, R]:
     return interruptible(wrapped)
 
 
+def option_names(context: typer.Context) -> list[str]:
+    """The options of the command, `--workers` among them."""
+    return [name for option in context.command.params for name in option.opts if name.startswith("-")]
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"robudget {__version__}")

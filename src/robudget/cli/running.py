@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from robudget.cli.app import AsJson, Overrides, StoreOption, app, resumable
-from robudget.errors import InputError
+from robudget.cli.app import AsJson, Overrides, StoreOption, app, option_names, resumable
+from robudget.errors import InputError, unknown
 from robudget.files import local
 
 
@@ -45,14 +45,17 @@ def run(
         out.print(f"\n{result.summary}\n{result.folder.path}")
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 @resumable
 def sweep(
+    context: typer.Context,
     study: Annotated[str, typer.Argument(help="a named study (robudget study lists them) or a YAML file")],
     overrides: Overrides = None,
     store: StoreOption = "runs",
     workers: Annotated[int, typer.Option(min=0, help="processes side by side; 0 = one per GPU, else one per core")] = 0,
-    on: Annotated[str, typer.Option(help="where: local, ray, ray:ADDRESS or slurm")] = "local",
+    on: Annotated[
+        str, typer.Option(help="local, ray, ray:ADDRESS or slurm; further options are its own: --time …")
+    ] = "local",
     max_failures: Annotated[
         int | None, typer.Option(min=1, help="end when so many runs have failed; default: when 5 fail for one cause")
     ] = None,
@@ -65,10 +68,13 @@ def sweep(
     from robudget.execution import Site
     from robudget.store import Store
     from robudget.sweep.drive import drive
-    from robudget.sweep.executor import open_executor
+    from robudget.sweep.executor import open_executor, split_options
     from robudget.sweep.study import Study
 
-    site, changes = Site.take(parse_overrides(overrides or []))
+    words, options = split_options(overrides or [])
+    if options and on == "local":
+        raise unknown("option of robudget sweep", f"--{next(iter(options))}", option_names(context))
+    site, changes = Site.take(parse_overrides(words))
     chosen = Study.load(study, changes)
     home = Store(store)
     if dry_run:
@@ -80,7 +86,7 @@ def sweep(
     with SweepDisplay(chosen.name) as display:
         state = drive(
             chosen.recipes,
-            lambda runs: open_executor(on, site=site, workers=workers, runs=runs),
+            lambda runs: open_executor(on, site=site, workers=workers, runs=runs, options=options),
             store=store,
             site=site,
             max_failures=max_failures,

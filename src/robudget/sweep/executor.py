@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -50,6 +50,14 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def elsewhere(self) -> Job:
+        """This job for a scheduler that gives it a node and a GPU: paths from the root, the GPU that it then sees."""
+        paths = {name: self.site.get(name) for name in ("data_root", "synthetic_root", "teacher")}
+        site = self.site | {name: str(Path(path).absolute()) for name, path in paths.items() if path}
+        if str(site["device"]).startswith("cuda"):
+            site |= {"device": "cuda"}
+        return replace(self, store=str(Path(self.store).absolute()), site=site)
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,25 @@ def open_executor(
         address, site=site, workers=workers, runs=runs, options=options or {}
     )
     return executor
+
+
+def split_options(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The words of a command line that are no options of `robudget sweep`: overrides of recipes (KEY=VALUE), and the
+    options of an executor by name. A word after `--name` is its value unless it has an equals sign or is an option."""
+    overrides: list[str] = []
+    options: dict[str, str] = {}
+    waiting = ""  # the option that the next word may be the value of
+    for word in words:
+        if word.startswith("-") and word.strip("-"):
+            name, _, value = word.lstrip("-").partition("=")
+            options[name] = value
+            waiting = "" if "=" in word else name
+        elif waiting and "=" not in word:
+            options[waiting], waiting = word, ""
+        else:
+            overrides.append(word)
+            waiting = ""
+    return overrides, options
 
 
 def run_job(job: Mapping[str, Any], progress: Callable[[Progress], None] = lambda progress: None) -> str:

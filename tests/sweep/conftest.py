@@ -1,0 +1,182 @@
+"""Clusters for tests, on this machine alone: a Ray cluster and a Slurm of two nodes each, all of them processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+
+@pytest.fixture(scope="package")
+def ray_cluster() -> Iterator[Any]:
+    """A Ray cluster of a head without CPUs and two nodes of one CPU; `address`, `add_node`, `remove_node`."""
+    pytest.importorskip("ray")
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a socket's path has 107 characters at most
+    settings = {
+        "RAY_TMPDIR": folder,  # nothing that another Ray on this machine would find
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # Ray's workers wait behind everything else by default
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ |= settings
+    from ray.cluster_utils import Cluster
+
+    small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, **small)
+        yield cluster
+    finally:
+        cluster.shutdown()
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- Slurm -------------------------------------------------------------------------------------------------------------
+
+SLURM_CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port0}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
+CredType=cred/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/ctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/ctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=100000
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MaxArraySize=2
+JobRequeue=1
+PreemptType=preempt/none
+SlurmdTimeout=10
+InactiveLimit=0
+KillWait=5
+MinJobAge=300
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=1 RealMemory=2000 State=UNKNOWN
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=1 RealMemory=2000 State=UNKNOWN
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Slurm:
+    """munged, slurmctld and two slurmd under one folder. No accounting, arrays of two tasks at most."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.conf = folder, folder / "slurm.conf"
+        for name in ("state", "spool-n1", "spool-n2", "munge"):
+            (folder / name).mkdir()
+        folder.chmod(0o755)
+        (folder / "munge").chmod(0o700)
+        (folder / "munge" / "key").write_bytes(os.urandom(1024))
+        (folder / "munge" / "key").chmod(0o600)
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            ports = {f"port{i}": each.getsockname()[1] for i, each in enumerate(sockets)}
+        host = socket.gethostname().partition(".")[0]
+        self.conf.write_text(SLURM_CONF.format(folder=folder, host=host, **ports))
+
+    def start(self) -> None:
+        munge = self.folder / "munge"
+        files = {"key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        self._daemon("munged", "--force", f"--socket={self.folder}/munge.sock",
+                     *(f"--{name}={munge / file}" for name, file in files.items()))  # fmt: skip
+        self._daemon("slurmctld", "-f", str(self.conf))
+        for node in ("n1", "n2"):
+            self.start_node(node)
+        deadline = time.monotonic() + 60
+        while self.nodes() != "0/2":  # allocated/idle
+            assert time.monotonic() < deadline, (self.folder / "ctld.log").read_text()[-2000:]
+            time.sleep(0.2)
+
+    def start_node(self, node: str) -> None:
+        self._daemon("slurmd", "-f", str(self.conf), "-N", node)
+
+    def nodes(self) -> str:
+        return subprocess.run(["sinfo", "-h", "-o", "%A"], capture_output=True, text=True, check=False).stdout.strip()
+
+    def kill_node(self, node: str) -> None:
+        """kill -9 of its slurmd and of all that it has started, as when a machine is lost."""
+        listed = subprocess.run(
+            ["squeue", "-h", "-r", "-w", node, "-o", "%A"], capture_output=True, text=True, check=True
+        )
+        steps = {f"[{job}.batch]" for job in listed.stdout.split()}
+        processes = [psutil.Process(int((self.folder / f"slurmd-{node}.pid").read_text()))]
+        processes += [p for p in psutil.process_iter(["cmdline"]) if steps & set(p.info["cmdline"] or ())]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                for each in (process, *process.children(recursive=True)):
+                    with suppress(psutil.NoSuchProcess):
+                        each.kill()
+
+    def stop(self) -> None:
+        subprocess.run(["scancel", "--me", "--signal=KILL"], capture_output=True, check=False)
+        for name in ("slurmd-n1.pid", "slurmd-n2.pid", "ctld.pid", "munge/pid"):
+            with suppress(OSError, ValueError):
+                os.kill(int((self.folder / name).read_text()), signal.SIGTERM)
+
+    def _daemon(self, *words: str) -> None:
+        subprocess.run(words, check=True, capture_output=True, env=os.environ | {"SLURM_CONF": str(self.conf)})
+
+
+@contextmanager
+def slurm_in(folder: Path) -> Iterator[Slurm]:
+    """A Slurm that SLURM_CONF names while it runs; skips where there can be none."""
+    if os.geteuid() != 0:
+        pytest.skip("a Slurm of our own needs root")
+    if shutil.which("slurmctld") is None and shutil.which("apt-get") is not None:
+        with suppress(subprocess.TimeoutExpired):
+            words = ["apt-get", "install", "-y", "-qq", "slurm-wlm", "munge"]
+            subprocess.run(words, capture_output=True, timeout=180, check=False)
+    if missing := [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]:
+        pytest.skip(f"no {missing[0]} here (Debian: apt-get install slurm-wlm munge)")
+    slurm = Slurm(folder)
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(slurm.conf)
+    try:
+        slurm.start()
+        yield slurm
+    finally:
+        slurm.stop()
+        os.environ.pop("SLURM_CONF") if before is None else os.environ.__setitem__("SLURM_CONF", before)
+
+
+@pytest.fixture(scope="package")
+def slurm() -> Iterator[Slurm]:
+    folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))
+    try:
+        with slurm_in(folder) as slurm:
+            yield slurm
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
