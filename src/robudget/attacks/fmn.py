@@ -49,6 +49,10 @@ class Fmn:
     def __post_init__(self) -> None:
         self._geometry = GEOMETRY[self.threat.norm]
 
+    @property
+    def calls(self) -> int:
+        return self.steps
+
     def init(self, rows: Rows, x: Tensor, y: Tensor, stream: Stream) -> FmnState:
         base = initial(rows, x, y, stream.index)
         x0, number = base["x0"], base["worst"]
