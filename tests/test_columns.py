@@ -22,7 +22,7 @@ RECIPE = Recipe()
 def test_a_store_fills_every_column_and_no_other(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.finish({"recipe": RECIPE.to_dict(), "status": "done"})
-    facts = _facts(folder)
+    facts = _facts(folder.record(), str(tmp_path))
     row = facts | _bills(facts, Prices()) | {"path": ""}
     assert sorted(row.keys() - {_GPUS, _SYNTHETIC}) == sorted(stored())
 

@@ -1,4 +1,4 @@
-"""Evaluations beyond one threat, composed: several threats, the robustness curve; their data, the meter, a folder."""
+"""Evaluations beyond one threat, composed: several threats, the robustness curve, corruptions, unseen attacks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from robudget.benchmark import Candidate, benchmark, folder_of, merged_name, rows_of, work_folder
+from robudget.data.corruptions import computed
+from robudget.data.corruptions import read as read_corruptions
 from robudget.energy_log import EnergyLog
 from robudget.errors import InputError
+from robudget.evaluation.corruptions import Corruptions, corruptions, merge_corruptions
 from robudget.evaluation.curve import ATTACKS, Curve, curve, merge_curves
 from robudget.evaluation.measurement import Measured, Setting
 from robudget.evaluation.specification import Precision, Specification
 from robudget.evaluation.state import Progress
 from robudget.evaluation.union import Union, check_threats, merge_unions, told_of
+from robudget.evaluation.unseen import ATTACKS as UNSEEN
+from robudget.evaluation.unseen import UnseenAccuracy, merge_unseen, unseen
 from robudget.evaluation.verdicts import Verdicts
 from robudget.execution import Site
 from robudget.meter.machine import open_meter
@@ -212,6 +217,64 @@ def _enter(candidate: Candidate) -> None:
         os.utime(candidate.run.path / "evals")
 
 
+def under_corruptions(
+    candidate: Candidate,
+    asked: Asked,
+    *,
+    kinds: Sequence[str] = (),
+    root: Path | None = None,
+    reference: Path | None = None,
+) -> tuple[Path, Corruptions]:
+    """The accuracy under common corruptions: computed by a library, or read from `root` in CIFAR-10-C's layout.
+    `reference`: the folder of another model's, to which errors are relative (mCE)."""
+    test = candidate.dataset.test
+    source = computed(test, kinds, seed=asked.seed) if root is None else read_corruptions(root, test, kinds)
+    other = None if reference is None else Corruptions.load(reference)
+
+    def measured(setting: Setting, rows: range) -> Corruptions:
+        part, start = test[rows.start : rows.stop], rows.start
+        return corruptions(
+            candidate.model,
+            part.images,
+            part.labels,
+            lambda kind, severity, some: source.images(kind, severity, range(start + some.start, start + some.stop)),
+            source.kinds,
+            setting=setting,
+            index=_index(rows),
+            classes=candidate.dataset.classes,
+            about={"source": source.source, "made": source.made},
+        )
+
+    what = "corruptions" + (f"-{source.source}" if root is not None else "") + ("-" + "+".join(kinds) if kinds else "")
+    folder, result = _measured(candidate, asked, what, measured)
+    if other is not None:
+        relative = {"reference": str(reference), "mce": result.relative_to(other)}
+        result = replace(result, about={**result.about, "relative": relative})
+        with writing(folder):
+            result.save(folder)
+    return folder, result
+
+
+def unseen_attacks(
+    candidate: Candidate, asked: Asked, *, attacks: Sequence[str] = UNSEEN
+) -> tuple[Path, UnseenAccuracy]:
+    """The accuracy under attacks outside the norms, which no recipe here trains against."""
+
+    def measured(setting: Setting, rows: range) -> UnseenAccuracy:
+        part = candidate.dataset.test[rows.start : rows.stop]
+        return unseen(
+            candidate.model,
+            part.images,
+            part.labels,
+            attacks=attacks,
+            setting=setting,
+            index=_index(rows),
+            classes=candidate.dataset.classes,
+        )
+
+    return _measured(candidate, asked, f"unseen-{'+'.join(attacks)}", measured)
+
+
 # -- shards ------------------------------------------------------------------------------------------------------------
 
 
@@ -233,4 +296,6 @@ def merge_folders(folders: Sequence[Path], out: Path | None) -> tuple[Path, Unio
 MERGE: dict[str, Callable[[Sequence[Path]], Union | Measured]] = {
     "union": lambda folders: merge_unions([Union.load(folder) for folder in folders]),
     "curve": lambda folders: merge_curves([Curve.load(folder) for folder in folders]),
+    "corruptions": lambda folders: merge_corruptions([Corruptions.load(folder) for folder in folders]),
+    "unseen": lambda folders: merge_unseen([UnseenAccuracy.load(folder) for folder in folders]),
 }

@@ -1,4 +1,4 @@
-"""Verbs that evaluate a classifier beyond one threat: the robustness curve."""
+"""Verbs that evaluate a classifier beyond one threat: the robustness curve, corruptions, unseen attacks."""
 
 from __future__ import annotations
 
@@ -71,6 +71,81 @@ def curve(
         (data, data_root, architecture),
         (samples, shard, resume, batch_size, seed, device, threads, out),
         json,
+    )
+
+
+@app.command()
+@resumable
+def corruptions(
+    model: Model,
+    kinds: Annotated[
+        list[str] | None, typer.Argument(metavar="[KIND]...", help="e.g. fog gaussian_noise; default: the usual 15")
+    ] = None,
+    corruption_root: Annotated[
+        Path | None, typer.Option(help="read them from here, in CIFAR-10-C's layout; default: computed")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="folder of another model's result, to which errors are relative (mCE)")
+    ] = None,
+    data: Data = None,
+    data_root: DataRoot = None,
+    architecture: Architecture = None,
+    samples: Samples = None,
+    shard: Shard = "1/1",
+    resume: Resume = True,
+    batch_size: BatchSize = 500,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
+    out: Out = None,
+    json: AsJson = False,
+) -> None:
+    """Accuracy under common corruptions: 15 kinds at 5 severities, with intervals, and their mean. Resumes."""
+    from robudget.beyond import under_corruptions
+
+    _evaluated(
+        model,
+        lambda candidate, asked: under_corruptions(
+            candidate, asked, kinds=kinds or (), root=corruption_root, reference=reference
+        ),
+        (data, data_root, architecture),
+        (samples, shard, resume, batch_size, seed, device, threads, out),
+        json,
+    )
+
+
+@app.command()
+@resumable
+def unseen(
+    model: Model,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="once or more: elastic:eps=1,steps=50, jpeg, gabor; default: all three")
+    ] = None,
+    data: Data = None,
+    data_root: DataRoot = None,
+    architecture: Architecture = None,
+    samples: Samples = None,
+    shard: Shard = "1/1",
+    resume: Resume = True,
+    batch_size: BatchSize = 500,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16, of the attacks")] = "auto",
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
+    out: Out = None,
+    json: AsJson = False,
+) -> None:
+    """Accuracy under attacks outside the norms, that nothing here trains against: elastic, JPEG, Gabor. Resumes."""
+    from robudget.beyond import unseen_attacks
+    from robudget.evaluation.unseen import ATTACKS
+
+    _evaluated(
+        model,
+        lambda candidate, asked: unseen_attacks(candidate, asked, attacks=attack or ATTACKS),
+        (data, data_root, architecture),
+        (samples, shard, resume, batch_size, seed, device, threads, out),
+        json,
+        precision,
     )
 
 

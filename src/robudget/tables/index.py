@@ -1,7 +1,8 @@
 """An index of a store: what its finished runs say, in one file, so that a table of thousands of them opens at once.
 
 The folders are the truth. A line of the index counts only while the run's `run.json` has the inode, size and time of
-change that it had when it was read, and the whole index only for the code that wrote it; it may be deleted at any time.
+change that it had when it was read (or `evals`, where later evaluations of the run are, its time), and the whole index
+only for the code that wrote it; it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ def facts_of(
 
 def _stamp(folder: RunFolder) -> Stamp:
     status = (folder.path / "run.json").stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    try:  # evaluations of the run that came later touch this folder
+        evaluations = (folder.path / "evals").stat().st_mtime_ns
+    except OSError:
+        evaluations = 0
+    return status.st_ino, status.st_size, max(status.st_mtime_ns, evaluations)
 
 
 @cache

@@ -7,7 +7,9 @@ Each but RobustBench's folder may also lie behind a URL (`remote.py`). What was 
 from __future__ import annotations
 
 import io
+import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from robudget.errors import InputError
 from robudget.files import is_url
 from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
-from robudget.store import Store
+from robudget.store import RunFolder, Store
 from robudget.tables import published, remote
 from robudget.tables.index import facts_of
 from robudget.tables.usable import is_accuracy, to_percent
@@ -82,13 +84,18 @@ def load_runs(root: Path | str, *, prices: Prices | None = None) -> pd.DataFrame
         store = Store(root)
         finished = [folder for folder in store.folders() if folder.done]
         paths = [str(folder.path) for folder in finished]
-        facts = facts_of(store.root, finished, lambda folder: _facts(folder.record(), str(folder.path)), Path(__file__))
+        facts = facts_of(store.root, finished, _of_folder, Path(__file__))
     rows = [{**row, **_bills(row, prices), "path": path} for row, path in zip(facts, paths, strict=True)]
     return pd.DataFrame(rows, columns=list(stored()))
 
 
-def _facts(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a run's record says, by column; what depends on prices is not in it."""
+def _of_folder(folder: RunFolder) -> dict[str, Any]:
+    return _facts(folder.record(), str(folder.path), folder.path / "evals")
+
+
+def _facts(record: Mapping[str, Any], where: str, evals: Path | None = None) -> dict[str, Any]:
+    """What a run's record, and evaluations beyond one threat in `evals`, say, by column; what depends on prices is not
+    in it."""
     recipe = Recipe.from_dict(record["recipe"], where=where)
     training, evaluation, data, environment, model = (
         record.get(part) or {} for part in ("training", "evaluation", "dataset", "environment", "model")
@@ -111,6 +118,7 @@ def _facts(record: Mapping[str, Any], where: str) -> dict[str, Any]:
         "n_eval": _number(evaluation.get("n")),
         "clean_acc": clean,
         "val_acc": 100 * _number(training.get("val_robust")),
+        **_beyond(evals),
         "collapsed": recipe.adversarial and collapsed(robust, clean),
         "images_seen": _number(training.get("images_seen")),
         "train_flops_exact": _number(training.get("flops_exact")),
@@ -133,6 +141,33 @@ def _facts(record: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 _GPUS, _SYNTHETIC = "gpus", "synthetic_images"  # what a bill needs beside the columns
+
+
+def _beyond(evals: Path | None) -> dict[str, Any]:
+    """What evaluations of a run beyond one threat say (`beyond.py`), the last of each kind; shards are none."""
+    row: dict[str, Any] = {}
+    for kind in BEYOND:
+        row |= {f"{kind}_acc": math.nan, f"{kind}_acc_how": None}
+        there = () if evals is None else evals.glob(f"*/{BEYOND[kind]}.json")
+        paths = [path for path in there if not _is_shard(path.parent.name)]
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)[-1:]:
+            data = json.loads(path.read_text("utf-8"))
+            n = data["n"]
+            if kind == "union":
+                how = ", ".join(item["threat"] for item in data["threats"])
+            elif kind == "unseen":
+                how = ", ".join(f"{name} {item['eps']:g}" for name, item in data["attacks"].items())
+            else:
+                how = f"{data['source']}, {len(data['kinds'])} kinds"
+            row |= {f"{kind}_acc": 100 * data[f"{kind}_accuracy"], f"{kind}_acc_how": f"{how}; {n} images"}
+    return row
+
+
+BEYOND = {"union": "union", "corruption": "corruptions", "unseen": "unseen"}  # column, file
+
+
+def _is_shard(name: str) -> bool:
+    return re.search(r"-\d+of\d+$", name) is not None
 
 
 def _bills(row: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
