@@ -209,9 +209,9 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def _default_folder(candidate: Candidate, specification: Specification, n: int, shard: tuple[int, int]) -> Path:
-    attacks = specification.version
+    attacks = specification.ensemble_name
     if specification.attacks is not None:
-        attacks = "+".join(str(member) for member in specification.members)
+        attacks = "+".join(member.name if member.files else str(member) for member in specification.members)
     through = f"-through-{Path(candidate.backward).name}" if candidate.surrogate is not None else ""
     what = f"{specification.threat}-{attacks}{through}-{specification.seed}"
     return folder_of(candidate, what, n, shard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,14 +17,28 @@ from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.noise import Noise
 from robudget.attacks.pgd import Pgd
 from robudget.attacks.square import Square
+from robudget.attacks.transfer import Transfer
 from robudget.attacks.victim import Model, Victim, frozen
 from robudget.errors import InputError
 from robudget.threat import Threat
 
 
-def build(member: Member, victim: Victim, threat: Threat, seed: int, *, first: bool = True) -> Attack[Any]:
-    """The state machine of a member. `first`: FAB stops at its first point within ε, as in an ensemble."""
+def build(
+    member: Member,
+    victim: Victim,
+    threat: Threat,
+    seed: int,
+    *,
+    first: bool = True,
+    sources: Sequence[Mapping[int, Tensor]] = (),
+) -> Attack[Any]:
+    """The state machine of a member. `first`: FAB stops at its first point within ε, as in an ensemble. `sources`: what
+    transfer shows. Raises InputError for a transfer without them."""
     n = member.length
+    if member.name == "transfer":
+        if len(sources) != len(member.files):
+            raise InputError("transfer is a member of an evaluation, and no attack alone (see examples.replay)")
+        return Transfer(victim, threat, sources)
     if member.name == "square":
         return Square(victim, threat, seed, steps=n, p=member.p)
     if member.name in ("fab", "fab-t"):

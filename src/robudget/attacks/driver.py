@@ -144,6 +144,10 @@ Verify = Callable[[Tensor, Tensor], Tensor]
 """(x_adv, y) → (N,) bool: does the model as given, in full precision, misclassify?"""
 
 
+Tried = Callable[[State, Tensor, Tensor], None]
+"""(state, rows, x_adv): told of the claims of these rows (indices) after they were verified as x_adv."""
+
+
 @dataclass
 class Outcome:
     """What an attack did to each of the caller's N images.
@@ -195,6 +199,7 @@ def drive(
     verify: Verify,
     batch_size: int,
     exhaust: bool = False,
+    tried: Tried | None = None,
 ) -> Iterator[Report]:
     """Run `attack` over `rows` of images x (N, C, H, W; float32 or uint8), labels y (N,), at most `batch_size` rows at
     a time; the last report has the whole outcome (there is none where there are no rows).
@@ -230,7 +235,7 @@ def drive(
         for _ in range(stride):
             attack.step(state)
         steps += stride
-        image, x_adv = _verify_claims(state, out, threat, verify, exhaust)
+        image, x_adv = _verify_claims(state, out, threat, verify, exhaust, tried)
         done = state.done
         if bool(done.any()):
             at = state.image[done]
@@ -241,7 +246,9 @@ def drive(
         yield Report(out, first - len(state), len(rows), int(state.it.sum()), image, x_adv)
 
 
-def _verify_claims(state: State, out: Outcome, threat: Threat, verify: Verify, exhaust: bool) -> tuple[Tensor, Tensor]:
+def _verify_claims(
+    state: State, out: Outcome, threat: Threat, verify: Verify, exhaust: bool, tried: Tried | None
+) -> tuple[Tensor, Tensor]:
     """Record the claims that hold, and end every row of a broken image; the examples as (positions, x_adv)."""
     claims = state.fooled.nonzero().squeeze(1)
     image = state.image[claims]
@@ -249,6 +256,8 @@ def _verify_claims(state: State, out: Outcome, threat: Threat, verify: Verify, e
         return image, state.adv[claims]
     x_adv = enforce(state.adv[claims], state.x0[claims], threat.eps, threat.norm)
     true = verify(x_adv, state.y[claims])
+    if tried is not None:
+        tried(state, claims, x_adv)
     out.refuted += int((~true).sum())
     state.refute(claims[~true])
     if exhaust:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
@@ -11,7 +11,9 @@ from robudget.threat import Norm, parse_number
 
 VERSIONS = ("standard", "plus", "rand", "quick")
 # Every attack, with the number of its noise: an attack keeps its number for ever.
-ATTACKS = {"pgd": 1, "apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 5, "fab-t": 6, "square": 7, "fmn": 16}
+ATTACKS = {
+    "pgd": 1, "apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 5, "fab-t": 6, "square": 7, "transfer": 8, "fmn": 16,
+}  # fmt: skip
 
 MINIMUM_NORM = ("fab", "fab-t", "fmn")  # attacks that look for the nearest adversarial point
 
@@ -51,11 +53,18 @@ class Member:
     """PGD only; None: 2.5·ε/steps."""
     p: float = 0.8
     """Square only: the share of the image that the first window covers."""
+    files: tuple[str, ...] = ()
+    """Transfer only: where the examples are (examples.npz, or the folder of the evaluation that kept it)."""
 
     @classmethod
     def parse(cls, text: str) -> Member:
-        """`square` or `pgd:steps=50,restarts=5,loss=cw`: a name, then any fields of this class. Raises InputError."""
+        """`square` or `pgd:steps=50,restarts=5,loss=cw`: a name, then any fields of this class; or `transfer:FILE`.
+
+        Raises InputError.
+        """
         name, _, rest = text.partition(":")
+        if name == "transfer":
+            return cls(name, files=(rest,) if rest else ())
         settings: dict[str, Any] = {}
         for item in rest.split(",") if rest else ():
             key, _, value = item.partition("=")
@@ -69,6 +78,8 @@ class Member:
 
     def __str__(self) -> str:
         """What `parse` reads: the name, and what differs from the defaults."""
+        if self.files:
+            return f"{self.name}:{' '.join(self.files)}"
         changed = [
             f"{f.name}={str(value).lower() if isinstance(value, bool) else value}"
             for f in fields(self)
@@ -79,6 +90,8 @@ class Member:
     def __post_init__(self) -> None:
         if self.name not in ATTACKS:
             raise unknown("attack", self.name, ATTACKS)
+        if (self.name == "transfer") != bool(self.files):
+            raise InputError(f"{self.name}: files = {self.files} (allowed: transfer:FILE; no other attack has files)")
         losses = _LOSSES.get(self.name, ())
         if self.loss is not None and self.loss not in losses:
             raise unknown(f"loss of {self.name}", self.loss, losses or ("its own",))
@@ -101,7 +114,7 @@ class Member:
         """Iterations of a row (queries for square)."""
         if self.steps is not None:
             return self.steps
-        return {"square": 5000, "pgd": 40}.get(self.name, 100)
+        return {"square": 5000, "pgd": 40, "transfer": 0}.get(self.name, 100)
 
     def passes(self, classes: int, norm: Norm) -> Passes:
         """The passes for an image that survives this attack, against a model with so many classes.
@@ -113,6 +126,8 @@ class Member:
         member, _ = fit_to_classes(self, classes)
         rows = member.restarts * (member.targets if member.targeted else 1)
         n = member.length
+        if self.name == "transfer":
+            return Passes(len(self.files), 0)
         if self.name == "square":
             return Passes(rows * (n + 1), 0)
         if self.name == "fab-t":
@@ -176,6 +191,14 @@ def ensemble(version: str, norm: Norm) -> list[Member]:
         Member("fab-t"),
         Member("square"),
     ]
+
+
+def one_transfer(members: Sequence[Member]) -> list[Member]:
+    """The same with all transfers as one, where the first of them is: its rows are those of the files in order."""
+    files = tuple(file for member in members for file in member.files)
+    whole = Member("transfer", restarts=len(files), files=files) if files else None
+    first = next((n for n, member in enumerate(members) if member.files), None)
+    return [whole if n == first and whole else m for n, m in enumerate(members) if n == first or not m.files]
 
 
 def fit_to_classes(member: Member, classes: int) -> tuple[Member, str | None]:

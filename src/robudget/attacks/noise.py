@@ -20,7 +20,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
 # What else draws noise has a number that no attack has.
-STREAMS = ATTACKS | {"elastic": 17, "jpeg": 18, "gabor": 19} | {"transfer": 8, "check": 9, "audit": 10}
+STREAMS = ATTACKS | {"elastic": 17, "jpeg": 18, "gabor": 19} | {"check": 9, "audit": 10}
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

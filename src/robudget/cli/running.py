@@ -154,6 +154,14 @@ def evaluate(
         list[str] | None,
         typer.Option(help="instead of a version, once or more: pgd:steps=50,restarts=5,loss=cw or square:steps=20000"),
     ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(help="one more attack, after the others, once or more: transfer:FILE (another's examples.npz)"),
+    ] = None,
+    votes: Annotated[
+        int | None,
+        typer.Option(min=1, help="a randomised model errs where it does in most of so many passes (rand: 100, else 1)"),
+    ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="the first n test images; default: all")] = None,
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n contiguous parts; put together with --merge")] = "1/1",
     merge: Annotated[bool, typer.Option("--merge", help="put the results of shards (their folders) together")] = False,
@@ -242,6 +250,8 @@ def evaluate(
         examples=examples,
         confirm=confirm,  # type: ignore[arg-type]
         until=until,
+        add=add or (),
+        votes=votes,
     )
     with EvaluationDisplay(Path(source).name) as display:
         if len(chosen) > 1:

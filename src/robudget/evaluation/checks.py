@@ -19,9 +19,7 @@ from robudget.attacks.geometry import GEOMETRY, per_row
 from robudget.attacks.noise import Noise
 from robudget.attacks.victim import Model, Victim, ce, cw, dlr, margin
 from robudget.errors import InputError
-from robudget.evaluation.audit import HITS
 from robudget.evaluation.spent import Finding
-from robudget.evaluation.verdicts import Verdicts
 from robudget.threat import Threat
 
 PROBE = 64  # images, at most, that a check looks at
@@ -32,7 +30,10 @@ ADAPTIVE = (
     "FILE.py:FUNCTION), use a loss that does not saturate (CW or DLR), more steps and restarts, and Square with "
     "several times the queries."
 )
-RANDOM = "Use version='rand' (expectation over 20 passes) or fix the randomness per image; see what more passes give."
+RANDOM = (
+    "Use version='rand' (expectation over 20 passes, verdicts by 100) or fix the randomness per image; see what "
+    "more passes give."
+)
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,16 @@ def no_gradient() -> Finding:
     )
 
 
+def no_examples(file: str) -> Finding:
+    """For a file of examples none of which is of the images evaluated."""
+    return Finding(
+        "no-examples",
+        "a file of examples to transfer has none of these images",
+        {"file": file},
+        "Give the examples of an evaluation of the same rows of the split.",
+    )
+
+
 def few_classes(classes: int, note: str) -> Finding:
     return Finding(
         "few-classes",
@@ -162,14 +173,17 @@ def few_classes(classes: int, note: str) -> Finding:
 # -- on the clean images -----------------------------------------------------------------------------------------------
 
 
-def check_model(subject: Subject, clean_margin: np.ndarray[Any, Any], *, random_expected: bool) -> list[Finding]:
+def check_model(
+    subject: Subject, clean_margin: np.ndarray[Any, Any], *, random_expected: bool, voted: bool = False
+) -> list[Finding]:
     """The checks that need no attack's verdicts. `clean_margin` (n,) of all images; `random_expected`: the attacks take
-    expectations over several passes, so a randomised model is no news."""
+    expectations over several passes, so a randomised model is no news; `voted`: several passes decide on an image."""
     findings = [*_finite(clean_margin)]
     if not len(subject.x):
         return findings
     random = list(_randomised(subject))
-    findings += [] if random_expected else random
+    findings += [] if random_expected or voted else random
+    findings += [deterministic(len(subject.x))] if voted and not random else []
     subject = replace(subject, randomised=bool(random))
     findings += [*_dynamic(subject), *_probabilities(subject)]
     if not random:
@@ -208,6 +222,15 @@ def _randomised(s: Subject) -> Iterator[Finding]:
             {"largest_difference": spread, "classes_changed": flips, "images": len(s.x)},
             RANDOM,
         )
+
+
+def deterministic(images: int) -> Finding:
+    return Finding(
+        "deterministic",
+        "verdicts are by repeated passes, and repeated passes over the same images give the same answers",
+        {"passes": 5, "images": images},
+        "Use version='standard': its attacks are stronger on a deterministic model, at fewer passes.",
+    )
 
 
 def _dynamic(s: Subject) -> Iterator[Finding]:
@@ -383,77 +406,3 @@ def _monotone(s: Subject) -> Iterator[Finding]:
 
 def _unit(z: Tensor) -> Tensor:
     return z / (z.square().sum(1, keepdim=True).sqrt() + 1e-10)
-
-
-# -- on the verdicts ---------------------------------------------------------------------------------------------------
-
-
-def check_verdicts(verdicts: Verdicts) -> list[Finding]:
-    """The checks on what the attacks did."""
-    findings = []
-    by = verdicts.broken_by
-    white = [item.attack for item in verdicts.spent if item.attack.startswith(("apgd", "fab", "pgd"))]
-    square = int((by == "square").sum())
-    if white and square / len(by) > 0.002:
-        findings.append(
-            Finding(
-                "masked-gradients",
-                "Square, which needs no gradients, breaks images that no white-box attack broke",
-                {"images": square, "points": 100 * square / len(by)},
-                ADAPTIVE,
-            )
-        )
-    confirmation = verdicts.confirmation
-    if confirmation is not None and confirmation.fell:
-        findings.append(
-            Finding(
-                "float32-changed",
-                f"of {confirmation.attacked} survivors that were attacked again in float32, "
-                f"{confirmation.fell} fell after all",
-                {
-                    "verdicts_changed": confirmation.fell,
-                    "attacked_again": confirmation.attacked,
-                    "not_attacked_again": confirmation.rest,
-                    "would_fall_at_most": confirmation.at_most,
-                },
-                "Evaluate this model with precision='float32', or attack all survivors again (confirm='all').",
-            )
-        )
-    if verdicts.about.get("halved"):
-        findings.append(
-            Finding(
-                "batch-halved",
-                "memory ran out, and the evaluation went on with smaller batches",
-                {"sizes": str(verdicts.about["halved"])},
-                "Verdicts may differ in the last bits from those at the batch size asked for.",
-            )
-        )
-    return findings
-
-
-# Findings after which short attacks with gradients say nothing.
-MASKING = (
-    "dynamic", "finite-differences", "masked-gradients", "no-gradient", "not-finite", "not-monotone", "probabilities",
-    "randomised", "survives-large-eps", "zero-gradients",
-)  # fmt: skip
-
-
-def check_audit(verdicts: Verdicts) -> list[Finding]:
-    """Of version quick: is the full ensemble due? Where the audit hit too often, or gradients seem masked."""
-    audit = verdicts.audit
-    if audit is None:
-        return []
-    masked = [finding.name for finding in verdicts.findings if finding.name in MASKING]
-    weak = audit.hit_rate > HITS
-    if not weak and not masked:
-        return []
-    why = [f"the full ensemble broke {audit.fell} of {audit.attacked} audited images"] if weak else []
-    why += [f"the checks found {', '.join(masked)}"] if masked else []
-    return [
-        Finding(
-            "run-standard",
-            f"short attacks are not enough for this model: {'; '.join(why)}",
-            {"audited": audit.attacked, "fell": audit.fell, "threshold": HITS},
-            "Run the full ensemble: version='standard'.",
-        )
-    ]

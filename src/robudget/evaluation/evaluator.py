@@ -27,19 +27,21 @@ from robudget.evaluation.audit import Audit, audit_more
 from robudget.evaluation.checks import (
     PROBE,
     Subject,
-    check_audit,
     check_mode,
     check_model,
-    check_verdicts,
     few_classes,
+    no_examples,
     no_gradient,
 )
 from robudget.evaluation.confirmation import Confirmation, Part, block_size, enough, images_if_none_falls
+from robudget.evaluation.examples import Source
 from robudget.evaluation.specification import Confirm, Precision, Specification, Stage, line_of, stages
 from robudget.evaluation.spent import Finding, Spent, by_attack
 from robudget.evaluation.state import Account, Estimate, Progress, State, Window, fingerprint, weights_of
+from robudget.evaluation.verdict_checks import check_audit, check_verdicts
 from robudget.evaluation.verdicts import Verdicts
 from robudget.evaluation.victims import Backward, Images, Victims, misclassified, on_device, surrogate_of
+from robudget.evaluation.votes import Votes
 from robudget.threat import Threat
 
 REPORT_EVERY_STEPS = 10  # on an accelerator
@@ -69,16 +71,18 @@ def evaluate(
     until: float | None = None,
     backward: Backward = "own",
     known: Verdicts | None = None,
+    add: Sequence[str | Member] = (),
+    votes: int | None = None,
 ) -> Verdicts:
     """A verdict for each image x (N, C, H, W) float32 in [0, 1] with label y (N,) int64.
 
-    `Specification` describes what is asked (version … precision, checks … until), `Evaluator` how it executes
-    (backward, device, state, progress, window, known), `Evaluator.run` index and classes. Raises InputError for what
-    can be mended.
+    `Specification` describes what is asked (version … precision, checks … until, add, votes), `Evaluator` how it
+    executes (backward, device, state, progress, window, known), `Evaluator.run` index and classes. Raises InputError
+    for what can be mended.
     """
     check_images(x, y)
     specification = Specification(
-        threat, version, attacks, seed, batch_size, precision, checks, examples, confirm, until
+        threat, version, attacks, seed, batch_size, precision, checks, examples, confirm, until, add, votes
     )
     evaluator = Evaluator(model, specification, device, state, progress, window, backward, known)
     return evaluator.run(x, y, index=index, classes=classes)
@@ -146,13 +150,15 @@ class _Evaluation:
         self.folder = None if evaluator.state is None else Path(evaluator.state)
         self.window, self.known = evaluator.window or (lambda name: nullcontext()), evaluator.known
         members = self.specification.members
-        blind = [member.name for member in members if member.name != "square"]
+        blind = [member.name for member in members if member.name not in ("square", "transfer")]
         if blind and not victims.differentiable:
             raise InputError(
                 f"{blind[0]} needs a gradient, and the model's logits carry none to the image (is it wrapped in "
                 "torch.no_grad, or does it round or compare?; allowed: backward=, a differentiable stand-in for it, or "
                 "attacks=['square'], which needs no gradient and proves little)"
             )
+        x, y, index, threat = images.x, images.y, images.index, self.specification.threat
+        self.sources = [Source.load(file, x, y, index, threat) for member in members for file in member.files]
         fitted = [fit_to_classes(member, victims.classes) for member in members]
         self.members, self.notes = [member for member, _ in fitted], [note for _, note in fitted if note]
         self.stages = stages(self.members, precise=victims.precision == "float32")
@@ -167,7 +173,11 @@ class _Evaluation:
         )
         self.about = self._identity()
         state = None if self.folder is None else State.load(self.folder, self.about)
-        self.state = state or State.blank(len(images), keep_examples=self.specification.examples)
+        self.state = state or State.blank(
+            len(images), keep_examples=self.specification.examples or self.specification.passes > 1
+        )
+        judge = Votes(self.specification.passes, self.specification.seed, images, victims, self.state)
+        self.votes = judge if self.specification.passes > 1 else None
         self.saved = time.monotonic()
 
     def _again(self, survivors: int) -> int:
@@ -193,7 +203,11 @@ class _Evaluation:
             "threat": str(specification.threat),
             "version": specification.ensemble_name,
             "attacks": [member.name for member in self.members],
-            "members": [str(member) for member in self.members],
+            # Of transferred examples their content: the file may lie elsewhere when an evaluation goes on.
+            "members": [
+                f"{member.name}:{' '.join(source.digest for source in self.sources)}" if member.files else str(member)
+                for member in self.members
+            ],
             "seed": specification.seed,
             "batch_size": specification.batch_size,
             "precision": victims.precision,
@@ -201,6 +215,7 @@ class _Evaluation:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "examples": specification.examples,
+            "votes": specification.passes if specification.passes > 1 else None,
         }
 
     # -- the whole ----------------------------------------------------------------------------------------------------
@@ -214,11 +229,14 @@ class _Evaluation:
         if "findings" not in state.notes:
             findings += [few_classes(self.victims.classes, note) for note in self.notes]
             findings += [] if self.victims.differentiable else [no_gradient()]
+            findings += [no_examples(source.file) for source in self.sources if not source.of]
             if self.specification.checks:
                 with self._stage("checks", 0):
                     findings += self._checks()
             state.notes["findings"] = [finding.to_dict() for finding in findings]
         self._run(self.stages)
+        if self.votes is not None:
+            self._judge(self.votes)
         again: Confirmation | Audit | None = None
         if self.specification.audited:
             again = self._audit()
@@ -291,7 +309,8 @@ class _Evaluation:
     @contextmanager
     def _stage(self, name: str, images: int) -> Iterator[Account]:
         """Meters a stage; saves what it found and took when it is over."""
-        with self.window(f"evaluation/{name}") as meter:
+        keyed = nullcontext() if self.votes is None else self.votes.keyed("stage", name)
+        with self.window(f"evaluation/{name}") as meter, keyed:
             before = self.state.spent.get(name) or Spent(name, images=images)
             account = Account(before, lambda: self.victims.passes, meter)
             yield account
@@ -316,6 +335,9 @@ class _Evaluation:
     def _clean_pass(self) -> int:
         """How many images the model misclassifies unattacked."""
         state, known = self.state, self.known
+        if self.votes is not None:
+            self.votes.clean_pass(self.specification.batch_size)
+            return int((~state.robust).sum())
         if known is not None and all(known.about.get(key) == self.about[key] for key in _SAME_CLEAN_PASS):
             state.clean_margin[:] = known.frame["clean_margin"]
             state.broken_by = np.where(known.clean, state.broken_by, "clean").astype(state.broken_by.dtype)
@@ -341,7 +363,9 @@ class _Evaluation:
             self.victims.differentiable,
         )
         random_expected = any(member.eot > 1 for member in self.members)
-        return check_model(subject, self.state.clean_margin, random_expected=random_expected)
+        return check_model(
+            subject, self.state.clean_margin, random_expected=random_expected, voted=self.votes is not None
+        )
 
     def _attack(self, stage: Stage, images: Tensor, later: Sequence[Stage], account: Account) -> None:
         state = self.state
@@ -375,13 +399,16 @@ class _Evaluation:
     def _reports(self, stage: Stage, images: Tensor) -> Iterator[Report]:
         """Attack the images at these positions."""
         victims, specification = self.victims, self.specification
-        attack = build(stage.member, victims.copy(precise=stage.precise), specification.threat, specification.seed)
+        # Examples of others are shown to the model as given: there is nothing to gain from a copy.
+        victim = victims.given if stage.member.files else victims.copy(precise=stage.precise)
+        sources = [source.of for source in self.sources]
+        attack = build(stage.member, victim, specification.threat, specification.seed, sources=sources)
         if self.images.device.type != "cpu":
             # A report waits for the device, and rows that are done work on for nothing until the next one.
             attack.stride = REPORT_EVERY_STEPS
         # Clean logits, for the targets, are computed again rather than kept, since a resumed run needs them too.
-        batches = self.images.batches(specification.batch_size)
-        logits = torch.cat([victims.given.logits(x) for _, x, _ in batches])
+        batches = () if stage.member.files else self.images.batches(specification.batch_size)
+        logits = torch.cat([torch.empty(0, device=images.device), *(victims.given.logits(x) for _, x, _ in batches)])
         return drive(
             attack,
             rows_of(stage.member, images, logits),
@@ -389,9 +416,20 @@ class _Evaluation:
             self.images.y,
             specification.threat,
             noise=Noise(specification.seed, self.images.index),
-            verify=victims.misclassified,
+            verify=victims.misclassified if self.votes is None else self.votes.verify,
             batch_size=specification.batch_size,
+            tried=None if self.votes is None else functools.partial(self.votes.tried, stage.member.name),
         )
+
+    def _judge(self, votes: Votes) -> None:
+        """The last word on a randomised model; what it says of an attack is entered in that attack's account."""
+        state, candidates = self.state, self.state.notes["candidates"]
+        if not state.done("votes"):
+            with self._stage("votes", len(candidates)):
+                votes.judge(self.specification.batch_size)
+                for stage in self.stages:
+                    broken = int((state.broken_by == stage.member.name).sum())
+                    state.spent[stage.name] = replace(state.spent[stage.name], broken=broken)
 
     def _collect(self, again: Confirmation | Audit | None) -> Verdicts:
         state, index, y = self.state, self.images.index.numpy(), self.images.y.cpu().numpy()
@@ -399,15 +437,18 @@ class _Evaluation:
         halved = [size for victim in self.victims.all for size in victim.halved]
         threat, notes = self.specification.threat, state.notes
         audited = notes["order"][: sum(notes["blocks"])] if isinstance(again, Audit) else None
+        table, votes = state.table(index, y, audited), self.votes
         return Verdicts(
-            state.table(index, y, audited),
+            table if votes is None else table.assign(**votes.shares()),
             threat,
             by_attack(replace(item, attack=line_of(item.attack)) for item in state.spent.values()),
             [Finding(**item) for item in notes["findings"]],
             self.about
             | {"halved": halved, "confirm": self.specification.confirm}
-            | {"arithmetic": {"verdicts": "IEEE float32", "attacks": attacks}},
-            state.examples_of(index, y, self.images.x.shape[1:], threat),
+            | {"arithmetic": {"verdicts": "IEEE float32", "attacks": attacks}}
+            | ({"transfer": [source.to_dict() for source in self.sources]} if self.sources else {}),
+            state.examples_of(index, y, self.images.x.shape[1:], threat) if self.specification.examples else None,
             confirmation=again if isinstance(again, Confirmation) else None,
             audit=again if isinstance(again, Audit) else None,
+            votes=None if votes is None else votes.summary(),
         )

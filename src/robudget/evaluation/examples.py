@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from robudget import files
 from robudget.accuracy import wilson
-from robudget.attacks.victim import Victim, frozen
+from robudget.attacks.geometry import GEOMETRY
+from robudget.attacks.victim import Victim, frozen, to_float
 from robudget.backend.precision import float32_as
 from robudget.errors import InputError
 from robudget.threat import Threat
@@ -55,6 +57,57 @@ class Examples:
                 return cls(data["index"], data["label"], x_adv, Threat(str(data["norm"]), float(data["eps"])))  # type: ignore[arg-type]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"cannot read adversarial examples from {str(path)!r}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The examples of a file that belong to the images of an evaluation: an image's row in the split → its example.
+
+    `outside` of them lie outside the evaluation's ball, and are moved into it when they are shown.
+    """
+
+    file: str
+    made: Threat
+    of: dict[int, Tensor]
+    outside: int
+    digest: str
+
+    @classmethod
+    def load(cls, file: str, x: Tensor, y: Tensor, index: Tensor, threat: Threat) -> Source:
+        """For images x (N, C, H, W) with labels y, rows `index` of the split. Raises InputError where an example has
+        another shape or label than the image of its row, or lies farther from it than it was made."""
+        path = Path(file)
+        kept = Examples.load(path / "examples.npz" if path.is_dir() else path)
+        if kept.x_adv.shape[1:] != x.shape[1:]:
+            raise InputError(f"{file!r} holds images {kept.x_adv.shape[1:]} (allowed: {tuple(x.shape[1:])})")
+        place = {row: n for n, row in enumerate(index.tolist())}
+        here = [(n, place[row]) for n, row in enumerate(kept.index.tolist()) if row in place]
+        mine, at = torch.tensor(here, dtype=torch.int64).view(-1, 2).T
+        x_adv, x0, rows = torch.from_numpy(kept.x_adv)[mine], to_float(x.cpu()[at]), kept.index[mine.numpy()]
+        other = (torch.from_numpy(kept.label)[mine] != y.cpu()[at]).nonzero()
+        if len(other):
+            n = int(other[0])
+            raise InputError(
+                f"{file!r} is of other images: its example of row {rows[n]} has label {kept.label[mine[n]]}, and the "
+                f"image {int(y[at[n]])}"
+            )
+        far = GEOMETRY[kept.threat.norm].distance(x_adv, x0)
+        wrong = (~(far <= kept.threat.eps * (1 + 1e-3) + 1e-6)).nonzero()
+        if len(wrong):
+            n = int(wrong[0])
+            raise InputError(
+                f"{file!r} is of other images: its example of row {rows[n]} is {float(far[n]):.4g} "
+                f"({kept.threat.norm}) away from the image, and was made within {kept.threat.eps:.4g}"
+            )
+        outside = int((GEOMETRY[threat.norm].distance(x_adv, x0) > threat.eps * (1 + 1e-5)).sum())
+        of = {int(row): example for row, example in zip(rows, x_adv, strict=True)}
+        digest = hashlib.sha256()
+        for array in (kept.index, kept.label, kept.x_adv):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return cls(file, kept.threat, of, outside, digest.hexdigest()[:12])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"file": self.file, "threat": str(self.made), "examples": len(self.of), "outside": self.outside}
 
 
 @dataclass(frozen=True)

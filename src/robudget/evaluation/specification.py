@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from robudget.attacks.ensemble import Member, ensemble
+from robudget.attacks.ensemble import Member, ensemble, one_transfer
 from robudget.errors import InputError, unknown
 from robudget.threat import Threat
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Confirm = Literal["auto", "all", "none"]
+VOTES = 100  # passes that decide on an image of version rand
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Specification:
     """One evaluation, whatever the model, the images and the machine.
 
     `version` names the ensemble (standard, plus, rand); `attacks` replaces it by a list of `Member`s, or of their text
-    (`pgd:steps=50,restarts=5,loss=cw`). `seed` keys the noise. At most `batch_size` images are in a call of the model.
+    (`pgd:steps=50,restarts=5,loss=cw`), and `add` has more of them, to come last: so `transfer:FILE`, examples that
+    another evaluation kept. `seed` keys the noise. At most `batch_size` images are in a call of the model.
     `precision`: what the attacks compute in; every success is confirmed in float32 on the model as given. `checks`:
     look for what would make the robust accuracy meaningless; `examples`: keep the adversarial examples. `confirm`: how
     many survivors of a low precision are attacked again in float32: some (`auto`: `confirmation.py` says which), all or
@@ -28,6 +30,8 @@ class Specification:
 
     Version quick: short attacks on every image, then the standard ensemble in float32 on a random sample of what they
     leave (`audit.py`); `until`: the sample grows until the interval of the accuracy is so many points to either side.
+    `votes`: an image counts as misclassified where a randomised model errs in more than half of so many passes
+    (`votes.py`); None: 100 with version rand, else 1.
     Raises InputError.
     """
 
@@ -41,6 +45,8 @@ class Specification:
     examples: bool = False
     confirm: Confirm = "auto"
     until: float | None = None
+    add: Sequence[str | Member] = ()
+    votes: int | None = None
 
     def __post_init__(self) -> None:
         names = [member.name for member in self.members]
@@ -59,25 +65,38 @@ class Specification:
             raise InputError(
                 f"confirm = {self.confirm} with version quick, whose audit is in float32 (allowed: auto; see until)"
             )
+        if self.votes is not None and self.votes < 1:
+            raise InputError(f"votes = {self.votes} (allowed: at least 1)")
+        if self.passes > 1 and self.audited:
+            raise InputError(f"votes = {self.passes} with version quick (allowed: with version rand, or named attacks)")
         if self.batch_size < 1:
             raise InputError(f"batch_size = {self.batch_size} (allowed: at least 1)")
 
     @property
     def members(self) -> list[Member]:
-        """The attacks in order, not yet fitted to the model's number of classes."""
-        if self.attacks is None:
-            return ensemble(self.version, self.threat.norm)
-        return [item if isinstance(item, Member) else Member.parse(item) for item in self.attacks]
+        """The attacks in order, not yet fitted to the model's number of classes; all transfers are one of them."""
+        first = ensemble(self.version, self.threat.norm) if self.attacks is None else self.attacks
+        return one_transfer([item if isinstance(item, Member) else Member.parse(item) for item in (*first, *self.add)])
+
+    @property
+    def passes(self) -> int:
+        """Of the model as given, that decide on an image; 1: it is taken to be deterministic."""
+        if self.votes is not None:
+            return self.votes
+        return VOTES if self.attacks is None and self.version == "rand" else 1
 
     @property
     def audited(self) -> bool:
         """Is a sample of the survivors put through the standard ensemble?"""
-        return self.ensemble_name == "quick"
+        return self.attacks is None and self.version == "quick"
 
     @property
     def ensemble_name(self) -> str:
-        """The version, or `custom`."""
-        return self.version if self.attacks is None else "custom"
+        """The version, or `custom`; `standard+transfer` where attacks are added."""
+        if self.attacks is not None:
+            return "custom"
+        added = self.members[len(ensemble(self.version, self.threat.norm)) :]
+        return "+".join([self.version, *(member.name for member in added)])
 
 
 Again = Literal["", "float32", "audit"]
@@ -109,5 +128,5 @@ def line_of(stage: str) -> str:
 
 
 def stages(members: Sequence[Member], *, precise: bool, again: Again = "", block: int = 1) -> list[Stage]:
-    """A stage for each attack."""
-    return [Stage(member, precise, again, block) for member in members]
+    """A stage for each attack. Transfer is always in float32, on the model as given, and so never made again."""
+    return [Stage(member, precise, again, block) for member in members if not (again and member.name == "transfer")]

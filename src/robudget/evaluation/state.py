@@ -195,6 +195,7 @@ def _adopt_confirmation(notes: dict[str, Any], spent: dict[str, Spent], arrays: 
 _ARRAYS = ("broken_by", "when", "restart", "target", "clean_margin", "worst_margin", "finished")
 _WORDS = {
     "weights": "the model (its weights)",
+    "votes": "the number of passes that decide (votes)",
     "backward": "the surrogate (its weights)",
     "images": "the data (images)",
     "labels": "the data (labels)",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import operator
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,8 +20,9 @@ from robudget.errors import InputError
 from robudget.evaluation.audit import Audit
 from robudget.evaluation.confirmation import Blocks, Confirmation
 from robudget.evaluation.examples import Examples
+from robudget.evaluation.page import page as page
 from robudget.evaluation.spent import PASSES, Finding, Spent, by_attack
-from robudget.threat import CUSTOMARY, Threat
+from robudget.threat import Threat
 
 FORMAT = 1
 COLUMNS = ("index", "label", "broken_by", "when", "restart", "target", "clean_margin", "worst_margin")
@@ -49,6 +49,9 @@ class Verdicts:
     """What attacking survivors again in float32 showed; None where all attacks were in float32, or it was not kept."""
     audit: Audit | None = None
     """Of version quick: what the full ensemble did to a sample; `frame` has a column `audited` then."""
+    votes: Mapping[str, int] | None = None
+    """Of a randomised model: how many passes decided on an image, and on how many examples; `frame` has then the
+    columns `clean_error` and `worst_error`, shares of those passes in which the model errs (`votes.py`)."""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -109,6 +112,14 @@ class Verdicts:
         return wilson(int(self.clean.sum()), self.n)
 
     @property
+    def right_in_passes(self) -> tuple[float, float] | None:
+        """Of a randomised model, the share of single passes that are right: on the images, and on the strongest
+        examples found. The second is an upper bound: images misclassified by most passes are not attacked."""
+        if self.votes is None:
+            return None
+        return 1 - float(self.frame["clean_error"].mean()), 1 - float(self.frame["worst_error"].mean())
+
+    @property
     def calls(self) -> dict[str, int]:
         """Image passes as `<attack>_forward` and `<attack>_backward`, times the FLOPs of a pass of the model."""
         return {f"{item.attack}_{way}": getattr(item, way) for item in self.spent for way in PASSES[:2]}
@@ -155,7 +166,7 @@ class Verdicts:
         for item in self.spent:
             name = item.attack
             # What the confirmation in float32 broke is booked under the attack's own name; an audit's hits are apart.
-            if name != "checks" and "@" not in name:
+            if name not in ("checks", "votes") and "@" not in name:
                 left = left & ((self.broken_by != name) | audited)
                 out[name] = float(left.mean())
         return out
@@ -182,6 +193,7 @@ class Verdicts:
             "spent": [asdict(item) for item in self.spent],
             "findings": [finding.to_dict() for finding in self.findings],
             "about": dict(self.about),
+            "votes": None if self.votes is None else {**self.votes, "right_in_passes": self.right_in_passes},
             "confirmation": None if self.confirmation is None else self.confirmation.to_dict(),
             "audit": None
             if self.audit is None
@@ -221,6 +233,7 @@ class Verdicts:
             about=data["about"],
             confirmation=Confirmation.from_dict(data["confirmation"]) if data.get("confirmation") else None,
             audit=Audit.from_dict(data["audit"]) if data.get("audit") else None,
+            votes={k: v for k, v in data["votes"].items() if k != "right_in_passes"} if data.get("votes") else None,
             examples=Examples.load(path / "examples.npz") if (path / "examples.npz").exists() else None,
         )
 
@@ -228,7 +241,7 @@ class Verdicts:
 # -- shards -----------------------------------------------------------------------------------------------------------
 
 # What has to be equal for two shards to be parts of one evaluation.
-SAME = ("weights", "backward", "version", "attacks", "members", "seed", "precision", "batch_size")
+SAME = ("weights", "backward", "votes", "version", "attacks", "members", "seed", "precision", "batch_size")
 
 
 def merge(parts: Sequence[Verdicts]) -> Verdicts:
@@ -257,6 +270,12 @@ def merge(parts: Sequence[Verdicts]) -> Verdicts:
     # Each finding once, as the first shard that has it gives it.
     findings = {finding.name: finding for part in reversed(parts) for finding in part.findings}
     about = {**first.about, "shards": len(parts)}
+    if "transfer" in about:
+        counts = [part.about["transfer"] for part in parts]
+        about["transfer"] = [
+            items[0] | {name: sum(item[name] for item in items) for name in ("examples", "outside")}
+            for items in zip(*counts, strict=True)
+        ]
     return Verdicts(
         frame,
         first.threat,
@@ -266,7 +285,15 @@ def merge(parts: Sequence[Verdicts]) -> Verdicts:
         _examples(parts),
         confirmation=_together([part.confirmation for part in parts]),
         audit=_together([part.audit for part in parts]),
+        votes=_votes([part.votes for part in parts]),
     )
+
+
+def _votes(parts: Sequence[Mapping[str, int] | None]) -> Mapping[str, int] | None:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return {name: n if name == "passes" else sum(part[name] for part in known) for name, n in known[0].items()}
 
 
 B = TypeVar("B", bound=Blocks)
@@ -286,100 +313,3 @@ def _examples(parts: Sequence[Verdicts]) -> Examples | None:
     index, label, x_adv = (np.concatenate([getattr(e, name) for e in examples]) for name in ("index", "label", "x_adv"))
     order = np.argsort(index, kind="stable")
     return Examples(index[order], label[order], x_adv[order], parts[0].threat)
-
-
-# -- in words ---------------------------------------------------------------------------------------------------------
-
-
-def page(verdicts: Verdicts) -> str:
-    """The verdict in words; ends with a newline."""
-    v, about = verdicts, verdicts.about
-    low, high = (100 * end for end in v.interval)
-    clean_low, clean_high = (100 * end for end in v.clean_interval)
-    dataset = str(about.get("dataset"))
-    customary = f" (customary for {dataset})" if v.threat == CUSTOMARY.get(dataset) else ""
-    interval = "95% Wilson interval" if v.audit is None else "an estimate; at least 95%, for the images and the audit"
-    lines = [
-        f"Robust accuracy {100 * v.robust_accuracy:.2f}% [{low:.2f}, {high:.2f}] "
-        f"against {v.threat}{customary}, on {v.n} images ({interval})",
-        *_audit_lines(v),
-        f"Clean accuracy  {100 * v.clean_accuracy:.2f}% [{clean_low:.2f}, {clean_high:.2f}]",
-        "",
-        f"Model     {about.get('weights', 'unknown')}",
-        f"Attacks   {about.get('version', 'unknown')}: {', '.join(about.get('members', ()))}; seed {about.get('seed')}",
-        *_gradient_lines(v),
-        f"Computed  in {about.get('precision')} on {about.get('device')}, {about.get('threads')} threads, "
-        f"batch {about.get('batch_size')}; every success confirmed in float32 on the model as given",
-        "",
-        f"{'attack':<20}{'images':>8}{'broken':>8}{'left %':>8}{'seconds':>10}{'forward':>12}{'backward':>12}"
-        f"{'FLOP':>10}{'Wh':>9}",
-    ]
-    left = v.after_each()
-    for item in v.spent:
-        share = f"{100 * left[item.attack]:.2f}" if item.attack in left else ""
-        lines.append(
-            f"{item.attack:<20}{item.images:>8}{item.broken:>8}{share:>8}{item.seconds:>10.1f}"
-            f"{item.forward + item.surrogate_forward:>12}{item.backward + item.surrogate_backward:>12}"
-            f"{_flops(item.flops):>10}{_wh(item.energy_kwh):>9}"
-        )
-    total = v.total
-    forward, backward = total.forward + total.surrogate_forward, total.backward + total.surrogate_backward
-    lines += [
-        f"{'in all':<20}{v.n:>8}{int((~v.robust).sum()):>8}{100 * v.robust_accuracy:>8.2f}{v.seconds:>10.1f}"
-        f"{forward:>12}{backward:>12}{_flops(v.flops):>10}{_wh(v.energy_kwh):>9}",
-        f"Passes are of images, padding included; FLOP {'unknown' if v.flops is None else 'counted'}; "
-        f"energy of GPU, CPU and memory, without PUE: {v.energy_how or 'not metered'}",
-        *(
-            [f"Of these passes, {total.surrogate_forward} forward and {total.surrogate_backward} backward: surrogate"]
-            if total.surrogate_forward
-            else []
-        ),
-        *(_wrap(f"Confirmation: {v.confirmation}", "") if v.confirmation is not None else ()),
-        "",
-    ]
-    if not v.findings:
-        lines.append("Checks: no finding.")
-    else:
-        lines.append(f"Checks: {len(v.findings)} finding{'s' if len(v.findings) > 1 else ''}")
-        for finding in v.findings:
-            lines += ["", *_wrap(f"[{finding.name}] {finding.message}", "  ")]
-            if finding.evidence:
-                lines += _wrap(
-                    "evidence: " + ", ".join(f"{k} = {_short(x)}" for k, x in finding.evidence.items()), "    "
-                )
-            if finding.advice:
-                lines += _wrap("advice: " + finding.advice, "    ")
-    return "\n".join(lines) + "\n"
-
-
-def _gradient_lines(v: Verdicts) -> list[str]:
-    backward = v.about.get("backward")
-    text = f"Gradients of the surrogate {backward} (BPDA); logits and successes are those of the model as given"
-    return [text] if backward else []
-
-
-def _audit_lines(v: Verdicts) -> list[str]:
-    if v.audit is None or v.audit_interval is None:
-        return []
-    low, high = (100 * end for end in v.audit_interval)
-    return _wrap(
-        f"The full ensemble would leave {low:.2f} to {high:.2f}% of these images (95%, exact; not more is certain): "
-        f"{v.audit}",
-        "",
-    )
-
-
-def _flops(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2e}"
-
-
-def _wh(kwh: float | None) -> str:
-    return "unknown" if kwh is None else f"{1000 * kwh:.3g}"
-
-
-def _wrap(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent)
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -89,7 +89,9 @@ class Victims:
             check_surrogate(surrogate, probe, logits)
         self.differentiable = carries_gradient(self.graded, probe[:1])
         gains = functools.partial(gains_in_attacks, self.graded, probe)
-        resolved = resolve(specification.precision, images.device, gains)
+        # Survivors of a low precision are attacked again; of a randomised model nobody knows yet which those are.
+        asked = "float32" if specification.passes > 1 else specification.precision
+        resolved = resolve(asked, images.device, gains)
         self.precision = resolved.name if self.differentiable else "float32"
         self.all = [self.given]
         self._copies: dict[bool, Victim] = {}
