@@ -10,6 +10,7 @@ import pytest
 
 import robudget as rb
 from robudget import stop
+from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.recipe import Recipe
 from robudget.runner import Progress
@@ -78,3 +79,27 @@ def test_the_command_saves_and_exits_with_a_code_of_its_own(tiny: Recipe, tmp_pa
     assert "Traceback" not in said
     assert 1 <= len(list(folder.events("epoch"))) < 400
     assert (folder.path / "last.pt").exists()
+
+
+def test_the_end_of_a_jobs_time_keeps_some_for_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, seconds in (("90", 90), ("90s", 90), ("30min", 1800), ("2h", 7200), ("1d", 86400), ("1-02:03:04", 93784)):
+        assert stop.seconds_of(text) == seconds
+    with pytest.raises(InputError, match="allowed: 90s"):
+        stop.seconds_of("soon")
+    with stop.on_signals():
+        stop.end_after(3600)
+        assert stop.seconds_left() == pytest.approx(3570, abs=5)
+        assert not stop.requested()
+        monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
+        stop.end_of_job()
+        assert stop.seconds_left() == pytest.approx(90, abs=5)
+        stop.end_after(0)
+        with pytest.raises(stop.Stopped, match="the time is up"):
+            stop.check()
+    assert stop.seconds_left() == float("inf")
+
+
+def test_an_epoch_that_cannot_end_in_time_is_not_begun(tiny: Recipe, tmp_path: Path) -> None:
+    with stop.on_signals(), pytest.raises(stop.Stopped, match="would not end in time"):
+        rb.run(tiny, store=tmp_path, site=SITE, progress=lambda now: stop.end_after(0.01) if "1/" in now.note else None)
+    assert [event["epoch"] for event in Store(tmp_path).folder(tiny).events("epoch")] == [1]

@@ -26,13 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robudget import files
+from robudget import files, stop
 from robudget.errors import RobudgetError
 
 # Longer than a file server is usually away or an attribute is cached; a pause longer than that costs an owner its run.
 STALE_SECONDS = float(os.environ.get("ROBUDGET_STALE_SECONDS", "60"))
 BEAT_SECONDS = STALE_SECONDS / 12
-_PREFIX = ".lease-"
+PREFIX = ".lease-"
 _WIDTH = 12  # bytes of the first line
 _RELEASED = "released"
 
@@ -60,7 +60,7 @@ class Entry:
     @property
     def free(self) -> bool:
         """May another process follow at once?"""
-        return self.released or (bool(self.owner) and _dead(self.owner))
+        return self.released or (bool(self.owner) and dead(self.owner))
 
     def __str__(self) -> str:
         return f"process {self.owner.get('pid', '?')} on {self.owner.get('host', 'an unknown host')}"
@@ -71,7 +71,7 @@ def read(folder: Path) -> Entry | None:
     while number := _newest(folder):
         try:
             # Opening the file makes a network file system ask its server, where a look at the folder may be cached.
-            beat, _, owner = (folder / f"{_PREFIX}{number}").read_text("utf-8").partition("\n")
+            beat, _, owner = (folder / f"{PREFIX}{number}").read_text("utf-8").partition("\n")
         except FileNotFoundError:
             continue  # somebody has followed just now
         try:
@@ -87,7 +87,7 @@ def _newest(folder: Path) -> int:
         names = os.listdir(folder)
     except FileNotFoundError:
         return 0
-    return max((int(name[len(_PREFIX) :]) for name in names if name.startswith(_PREFIX)), default=0)
+    return max((int(name[len(PREFIX) :]) for name in names if name.startswith(PREFIX)), default=0)
 
 
 class Lease:
@@ -98,7 +98,7 @@ class Lease:
 
     def __init__(self, folder: Path, guarding: Path, entry: Entry, *, beating: bool) -> None:
         self.folder, self.entry = folder, entry
-        self._path = folder / f"{_PREFIX}{entry.number}"
+        self._path = folder / f"{PREFIX}{entry.number}"
         self._ended = threading.Event()
         self._guarding = guarding
         files.guard(guarding, self.check)
@@ -129,6 +129,7 @@ class Lease:
         beats = 0
         while not self._ended.wait(BEAT_SECONDS):
             beats += 1
+            stop.look()
             with suppress(OSError):  # the store is away, or another process has followed: `check` will say so
                 self._write(f"{beats:0{_WIDTH}}")
 
@@ -143,8 +144,8 @@ def take(folder: Path, *, guarding: Path | None = None, over: int = 0) -> Lease:
     last = read(folder)
     if last is not None and not last.free and last.number != over:
         raise Busy(f"{str(folder)!r} is being worked on by another process ({last})")
-    entry = Entry((last.number if last is not None else 0) + 1, f"{0:0{_WIDTH}}", _this_process())
-    path = folder / f"{_PREFIX}{entry.number}"
+    entry = Entry((last.number if last is not None else 0) + 1, f"{0:0{_WIDTH}}", this_process())
+    path = folder / f"{PREFIX}{entry.number}"
     try:
         with path.open("xb") as file:
             file.write(f"{entry.beat}\n{json.dumps(entry.owner)}\n".encode())
@@ -154,7 +155,7 @@ def take(folder: Path, *, guarding: Path | None = None, over: int = 0) -> Lease:
         path.unlink(missing_ok=True)
         raise Busy(f"{str(folder)!r} is being worked on by another process")
     for name in os.listdir(folder):
-        if name.startswith(_PREFIX) and int(name[len(_PREFIX) :]) < entry.number:
+        if name.startswith(PREFIX) and int(name[len(PREFIX) :]) < entry.number:
             (folder / name).unlink(missing_ok=True)
     return Lease(folder, guarding or folder, entry, beating=True)
 
@@ -206,7 +207,7 @@ class Observer:
 # -- which process an owner is -----------------------------------------------------------------------------------------
 
 
-def _this_process() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
     pid = os.getpid()
     token = uuid.uuid4().hex
     return {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "where": _where(), "token": token}
@@ -236,7 +237,7 @@ def _started(pid: int) -> str | None:
     return "" if fields[0] in ("Z", "X") else fields[19]
 
 
-def _dead(owner: dict[str, Any]) -> bool:
+def dead(owner: dict[str, Any]) -> bool:
     """Is it known that the owner's process has ended? Of another host nothing is known."""
     if not here(owner):
         return False

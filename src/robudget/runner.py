@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from robudget import __version__, data
+from robudget import __version__, data, stop
 from robudget.attacks.victim import Model
 from robudget.data.dataset import sampled_fingerprint
 from robudget.energy_log import EnergyLog
@@ -88,13 +89,15 @@ def run(
     site: Site | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
     over: int | None = None,
+    stop_token: str | None = None,
 ) -> RunResult:
     """Train `recipe`, evaluate it, meter both, and write the record to `store`; what is done already is only read.
 
     A run that was stopped, however, goes on where it was; one trained for another evaluation is only evaluated.
     Under `torchrun` all processes call it: training and evaluation are shared out, the first one writes and reports.
     `over` is for who has watched the run's lease already: the number of a stale one to take over, 0 for none; otherwise
-    a lease of another host is watched here until it moves or has stood still for `lease.STALE_SECONDS`.
+    a lease of another host is watched here until it moves or has stood still for `lease.STALE_SECONDS`. `stop_token`:
+    what the store's file of requests said when the sweep began (`stop.on_file`); default: what it says now.
     Raises `store.Busy` where another process has the run, InputError for what the user can mend, RunFailed when
     training diverges, stop.Stopped where that was requested (`stop.py`).
     """
@@ -102,6 +105,7 @@ def run(
     if folder.has(recipe):
         return RunResult(folder, folder.record())
     with (
+        stop.on_file(Path(store), stop_token),
         claimed(site.threads, begun_with=folder.threads),
         _algorithms(site.deterministic),
         joined(str(resolve_device(site.device))) as (world, device),
@@ -160,9 +164,14 @@ class _Run:
             )
         self._report_epoch(len(trainer.records))
         epochs = iter(trainer)
+        slowest = 0.0
         while not trainer.done:
+            if slowest > stop.seconds_left():
+                stop.request("the next epoch would not end in time")  # the trainer looks before it begins one
+            began = time.monotonic()
             with self.energy.window("training"):
                 record = next(epochs)
+            slowest = max(slowest, time.monotonic() - began)
             if self.world.leads:
                 self.folder.log("epoch", **asdict(record))
             self._report_epoch(record.epoch, record.val_robust)

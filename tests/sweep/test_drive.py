@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +16,9 @@ from robudget.execution import Site
 from robudget.recipe import Recipe
 from robudget.store import Store
 from robudget.sweep import drive as driver
-from robudget.sweep.drive import drive
+from robudget.sweep.drive import Terms, drive
 from robudget.sweep.executor import Event, Job, attempt, open_executor, run_job, split_options
+from robudget.sweep.ledger import Budget, Ledger
 from robudget.sweep.queue import SweepState
 
 
@@ -54,8 +58,8 @@ def recipes() -> list[Recipe]:
     return [Recipe().with_({"seed": seed}) for seed in range(8)]
 
 
-def sweep(recipes: Sequence[Recipe], executor: Scripted, store: Path, **options: int) -> SweepState:
-    state = drive(recipes, lambda runs: executor, store=store, site=Site(device="cpu"), **options)
+def sweep(recipes: Sequence[Recipe], executor: Scripted, store: Path, **terms: Any) -> SweepState:
+    state = drive(recipes, lambda runs: executor, store=store, site=Site(device="cpu"), terms=Terms(**terms))
     assert executor.closed
     return state
 
@@ -177,3 +181,124 @@ def test_the_words_of_a_command_are_overrides_or_an_executors_options(
     words: str, overrides: list[str], options: dict[str, str]
 ) -> None:
     assert split_options(words.split()) == (overrides, options)
+
+
+# -- order, limits and money -------------------------------------------------------------------------------------------
+
+
+def sized(n: int = 4) -> list[Recipe]:
+    """Recipes whose work grows with their index."""
+    return [Recipe().with_({"seed": i, "epochs": 10 * (i + 1), "evaluation.images": 1}) for i in range(n)]
+
+
+def finish(store: Path, recipe: Recipe, kwh: float | None, device: str = "cpu") -> None:
+    folder = Store(store).folder(recipe)
+    folder.open(recipe)
+    stage = {"seconds": 50.0, "energy": {"kwh": kwh}}
+    folder.finish({"environment": {"device": device, "processes": 2}, "training": stage,
+                   "evaluation": stage | {"id": recipe.evaluation_id}})  # fmt: skip
+
+
+def well(number: int, i: int) -> Event:
+    return Event(number, "done")
+
+
+def test_the_order_is_as_asked(tmp_path: Path) -> None:
+    for terms, order in (
+        ({}, [3, 2, 1, 0]),
+        ({"order": "cheapest-first"}, [0, 1, 2, 3]),
+        ({"ranks": [2.0, 1.0, 3.0, 0.0]}, [3, 1, 0, 2]),
+        ({"order": "cheapest-first", "limit": 2}, [0, 1]),
+    ):
+        executor = Scripted(well, slots=1)
+        state = sweep(sized(), executor, tmp_path, **terms)
+        assert executor.attempts == order
+        assert state.done == len(order)
+    with pytest.raises(InputError, match="did you mean 'cheapest-first'"):
+        Terms("cheapest")
+
+
+def test_a_budget_is_what_was_measured_and_what_is_forecast(tmp_path: Path) -> None:
+    recipes = sized()
+    finish(tmp_path, recipes[0], 1.0)  # so that forecasts are about 2, 3 and 4 kWh, twice each: two stages
+
+    def script(number: int, i: int) -> Event:
+        finish(tmp_path, recipes[number], (number + 1.0))
+        return Event(number, "done")
+
+    def run(text: str) -> list[int]:
+        executor = Scripted(script)
+        state = sweep(recipes, executor, tmp_path, order="cheapest-first", budget=Budget.parse(text))
+        if len(state.finished) < len(state.to_do):
+            assert f"would pass the budget of {text}" in str(state.ended)
+        return sorted(executor.attempts)
+
+    assert run("5kWh") == []
+    assert run("7kWh") == [1]  # 2 + 4 spent
+    assert run("13kWh") == [2]
+    assert run("1000usd") == [3]
+
+
+def test_where_nothing_is_known_one_runs_at_a_time(tmp_path: Path) -> None:
+    recipes = sized()
+    ledger = Ledger(recipes, [1.0, 2.0, 3.0, 4.0], Store(tmp_path))
+    assert ledger.forecast(0) is None
+    assert ledger.fits(Budget.parse("1usd"), 0, [])
+    assert not ledger.fits(Budget.parse("1usd"), 1, [0])
+
+
+def test_hours_of_gpus_and_unknown_energy(tmp_path: Path) -> None:
+    recipes = sized()
+    finish(tmp_path, recipes[0], None, device="cuda")
+    ledger = Ledger(recipes, [1.0, 2.0, 3.0, 4.0], Store(tmp_path))
+    assert ledger.spent().gpu_hours == pytest.approx(2 * 100 / 3600)
+    assert math.isnan(ledger.spent().kwh)
+    forecast = ledger.forecast(3)
+    assert forecast is not None
+    assert forecast.seconds == pytest.approx(400)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("10", "a number above 0 and a unit"),
+        ("10eur", "unknown unit of a sweep's budget 'eur'"),
+        ("-3kWh", "above 0"),
+        ("0usd", "above 0"),
+    ],
+)
+def test_a_bad_budget_is_one_line(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Budget.parse(text)
+
+
+def test_out_of_memory_is_tried_again_with_more_room(recipes: list[Recipe], tmp_path: Path) -> None:
+    jobs: list[Job] = []
+
+    class Small(Scripted):
+        def submit(self, number: int, job: Job) -> None:
+            jobs.append(job)
+            super().submit(number, job)
+
+    def script(number: int, i: int) -> Event:
+        return Event(number, "done") if i == 2 else Event(number, "failed", "CUDA out of memory", cause="memory")
+
+    state = sweep(recipes[:1], Small(script), tmp_path)
+    assert list(state.finished) == [0]
+    assert [job.site["checkpointing"] for job in jobs] == [False, True, True]
+    assert [job.memory_bytes // 2**30 for job in jobs] == [0, 16, 32]
+
+
+def test_a_store_that_is_away_is_waited_for(recipes: list[Recipe], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+
+    def script(number: int, i: int) -> Event:
+        if i == 0:
+            store.rename(tmp_path / "away")
+            threading.Timer(0.3, lambda: (tmp_path / "away").rename(store)).start()
+        return Event(number, "done") if i == 1 else Event(number, "failed", "no such file", cause="crash")
+
+    state = sweep(recipes[:1], Scripted(script), store)
+    assert state.finished == {0: ""}
+    assert state.retries == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]

@@ -52,6 +52,11 @@ def test_overrides_reach_every_recipe() -> None:
             r"small: unknown key 'craft\.stpes'; did you mean 'craft\.steps'",
         ),
         ({"base": "digit"}, "did you mean 'digits'"),
+        (
+            {"axes": {"a": {"x": {"seed": 1}}, "b": {"y": {"seed": 2}}}},
+            "a: x sets seed = 1 and b: y sets 2 .allowed: one axis for a key",
+        ),
+        ({"axes": {str(i): {str(j): {"seed": j} for j in range(11)} for i in range(6)}}, "1,771,561 combinations"),
     ],
 )
 def test_a_bad_study_is_one_line(data: dict, said: str) -> None:

@@ -23,6 +23,7 @@ EXAMPLES = """
   robudget eval MODEL --data cifar10          attack any PyTorch model
   robudget sweep paper-320 --dry-run          what a study would run
   robudget cost paper-320                     what it would cost
+  robudget status runs                        how sweeps stand, from any shell
   robudget runs                               the leaderboard
   robudget fit runs                           laws, with intervals
   robudget predict digits --from runs         before it is trained
@@ -50,6 +51,7 @@ StoreOption = Annotated[str, typer.Option("--store", help="folder of runs")]
 Prices = Annotated[
     str | None, typer.Option("--prices", help="prices: a YAML file, a preset or a region (default: paper)")
 ]
+Time = Annotated[str | None, typer.Option(help="this job's time (90s, 30min, 2h): saves before it ends, exit code 75")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Brief = Annotated[bool, typer.Option("--brief", help="print only the answer and what it stands on")]
 TableFrom = Annotated[

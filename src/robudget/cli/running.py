@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from robudget.cli.app import AsJson, Overrides, StoreOption, app, option_names, resumable
+from robudget.cli.app import AsJson, Overrides, Prices, StoreOption, Time, app, option_names, resumable
 from robudget.errors import InputError, unknown
 from robudget.files import local
 
@@ -20,9 +20,11 @@ def run(
     recipe: Annotated[str, typer.Argument(help="a named recipe (digits, cifar10-smoke, paper, …) or a YAML file")],
     overrides: Overrides = None,
     store: StoreOption = "runs",
+    time: Time = None,
     json: AsJson = False,
 ) -> None:
     """Train a recipe, attack it with the standard ensemble, meter both, and keep the record. Resumes what was begun."""
+    from robudget.cli.sweep_terms import set_end
     from robudget.cli.view.console import RunDisplay, out, show
     from robudget.cli.view.runs import leaderboard
     from robudget.config import parse_overrides
@@ -35,6 +37,7 @@ def run(
     os.environ.update(adopt_slurm())
     site, changes = Site.take(parse_overrides(overrides or []))
     chosen = Recipe.load(recipe, changes)
+    set_end(time)
     with RunDisplay(chosen.slug) as display:
         result = run_recipe(chosen, store=store, site=site, progress=display.update)
     if not first_process():
@@ -53,61 +56,82 @@ def sweep(
     overrides: Overrides = None,
     store: StoreOption = "runs",
     workers: Annotated[int, typer.Option(min=0, help="processes side by side; 0 = one per GPU, else one per core")] = 0,
-    on: Annotated[
-        str, typer.Option(help="local, ray, ray:ADDRESS or slurm; further options are its own: --time …")
-    ] = "local",
+    on: Annotated[str, typer.Option(help="local, ray, ray:ADDRESS or slurm; further options are its own")] = "local",
+    order: Annotated[str, typer.Option(help="longest-first, cheapest-first or frontier-first")] = "longest-first",
+    budget: Annotated[
+        str | None, typer.Option(help="start no run that would pass it: 10usd, 50gpu-h, 5kWh, for the study in all")
+    ] = None,
+    prices: Prices = None,
+    only: Annotated[list[str] | None, typer.Option(help="only runs whose name or id has this, e.g. 'wrn-28-*'")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="start so many of the missing runs at most")] = None,
+    time: Time = None,
     max_failures: Annotated[
         int | None, typer.Option(min=1, help="end when so many runs have failed; default: when 5 fail for one cause")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="list what would run")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="go on without this terminal; see robudget status")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list what would run, and what it would cost")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="with --dry-run: forecast for a device of `robudget devices`")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="run a study of more than a million runs")] = False,
     json: AsJson = False,
 ) -> None:
     """Run every recipe of a study, several side by side; skips what is done and resumes what was begun."""
-    from robudget.cli.view.console import SweepDisplay, TextTable, show
+    from robudget.cli.sweep_terms import chosen_recipes, detached, dry_run_text, forecast_rows, set_end, terms_of
+    from robudget.cli.view.console import SweepDisplay, out, show
     from robudget.config import parse_overrides
     from robudget.execution import Site
     from robudget.store import Store
     from robudget.sweep.drive import drive
     from robudget.sweep.executor import open_executor, split_options
-    from robudget.sweep.study import Study
+    from robudget.sweep.study import MOST, Study
 
     words, options = split_options(overrides or [])
     if options and on == "local":
         raise unknown("option of robudget sweep", f"--{next(iter(options))}", option_names(context))
+    if on == "slurm" and time is not None:  # of each job, not of this process
+        options, time = options | {"time": time}, None
     site, changes = Site.take(parse_overrides(words))
-    chosen = Study.load(study, changes)
-    home = Store(store)
+    chosen = Study.load(study, changes, most=None if yes else MOST)
+    recipes = chosen_recipes(chosen, only)
+    terms = terms_of(
+        chosen, recipes, store, site, on,
+        order=order, budget=budget, prices=prices, limit=limit, max_failures=max_failures,
+    )  # fmt: skip
     if dry_run:
-        rows = [
-            {"run": r.slug, "id": r.id, "state": "done" if home.folder(r).has(r) else "to do"} for r in chosen.recipes
-        ]
-        show(json, lambda: rows, lambda: TextTable(rows, title=chosen.question, left=("run", "id", "state")))
+        rows = forecast_rows(recipes, Store(store), terms, device)
+        show(json, lambda: rows, lambda: dry_run_text(rows, chosen.question))
+        return
+    set_end(time)
+    if detach:
+        out.print(detached(Store(store), chosen.name))
         return
     with SweepDisplay(chosen.name) as display:
         state = drive(
-            chosen.recipes,
+            recipes,
             lambda runs: open_executor(on, site=site, workers=workers, runs=runs, options=options),
             store=store,
             site=site,
-            max_failures=max_failures,
+            terms=terms,
             watch=display.update,
         )
     # pandas is imported after the first runs are under way
     from robudget.cli.view.runs import leaderboard
     from robudget.tables.read import load_runs
 
-    mine = {r.id for r in chosen.recipes}
-    table = load_runs(store) if home.root.is_dir() else None
+    mine = {r.id for r in recipes}
+    table = load_runs(store) if Store(store).root.is_dir() else None
     table = table[table.run_id.isin(mine)] if table is not None else None
     if table is not None:
         show(json, lambda: table, lambda: leaderboard(table))
-    if state.failed:
-        for index, why in state.failed.items():
-            print(f"error: {chosen.recipes[index].slug}: {why}", file=sys.stderr)
+    for index, why in state.failed.items():
+        print(f"error: {recipes[index].slug}: {why}", file=sys.stderr)
+    left = len(recipes) - state.done - len(state.failed)
     if state.ended:
-        left = len(chosen.recipes) - state.done - len(state.failed)
-        print(f"ended with {left} runs not begun: {state.ended}", file=sys.stderr)
-    if state.failed or state.ended:
+        print(f"ended with {left} runs not done: {state.ended}", file=sys.stderr)
+    elif left:
+        print(f"{left} more runs of the study are not done (--limit {limit})", file=sys.stderr)
+    if state.failed:
         raise typer.Exit(1)
 
 

@@ -10,16 +10,21 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from robudget import stop
+from robudget.errors import unknown
 from robudget.execution import Site
 from robudget.files import local
 from robudget.lease import Observer
+from robudget.meter.prices import PAPER, Prices
 from robudget.recipe import Recipe
 from robudget.store import RunFolder, Store, writing
 from robudget.sweep.executor import Event, Executor, Job
+from robudget.sweep.journal import Journal
+from robudget.sweep.ledger import Budget, Ledger
 from robudget.sweep.queue import Status, SweepState
 
 BUSY_SECONDS = 2.0  # before a run that another process has is looked at again
@@ -30,7 +35,35 @@ LOST = 10  # attempts without progress whose process was killed from outside, wh
 SAME_CAUSE_RUNS = 5  # runs set aside for the same cause, none done meanwhile: the others would fail too
 STOP_SECONDS = 120.0  # for what is in work to save when a stop is requested
 _WATCH_SECONDS = 0.5  # at most, between two calls of `watch`
+MEMORY_BYTES = 8 * 2**30  # asked of the executor, times two, after an attempt that ran out of memory
+ORDERS = {"longest-first": -1, "cheapest-first": 1}
 _QUICK_SECONDS = 0.1  # at least, between two calls of `watch` in the middle
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a sweep is driven. `order`: "longest-first", so that no worker waits long for the end of the others;
+    "cheapest-first"; or by `ranks`, one a recipe, lowest first. `limit`: start so many of the missing runs at most.
+    `budget`: start none that would pass it, what the study's runs in the store have taken before included.
+    `max_failures`: end when so many runs have failed. `title` and `on` are for `robudget status`."""
+
+    order: str = "longest-first"
+    ranks: Sequence[float] | None = None
+    limit: int | None = None
+    budget: Budget | None = None
+    max_failures: int | None = None
+    title: str = "sweep"
+    on: str = "local"
+
+    def __post_init__(self) -> None:
+        if self.ranks is None and self.order not in ORDERS:
+            raise unknown("order", self.order, ORDERS)
+
+    def sorted(self, to_do: Sequence[int], weights: Sequence[float]) -> list[int]:
+        if self.ranks is not None:
+            ranks = self.ranks
+            return sorted(to_do, key=lambda i: ranks[i])
+        return sorted(to_do, key=lambda i: ORDERS[self.order] * weights[i])
 
 
 def drive(
@@ -39,28 +72,32 @@ def drive(
     *,
     store: str | Path,
     site: Site | None = None,
-    max_failures: int | None = None,
+    terms: Terms | None = None,
     watch: Callable[[SweepState], None] = lambda state: None,
 ) -> SweepState:
     """Run what is not done yet on the executor that `open_executor(number of runs)` gives; it is closed at the end.
 
-    A failed run is noted and the others go on, until `max_failures` of them have failed or `SAME_CAUSE_RUNS` for the
-    same cause: then what is in work is completed, and `state.ended` says why. `watch` gets the state after events and
-    twice a second. Raises stop.Stopped where a stop is requested, after what is in work has saved. On any other
+    A failed run is noted and the others go on, until `terms.max_failures` of them have failed or `SAME_CAUSE_RUNS` for
+    the same cause: then what is in work is completed, and `state.ended` says why. `watch` gets the state after events
+    and twice a second. Raises stop.Stopped where a stop is requested, after what is in work has saved. On any other
     exception (Ctrl-C among them) the executor is closed at once; every run keeps what it had saved.
     """
-    home = Store(store)
+    home, terms = Store(store), terms or Terms()
     state = SweepState.begin(recipes, home)
+    state.to_do = terms.sorted(state.to_do, state.weights)
+    state.left_out = state.to_do[terms.limit :] if terms.limit is not None else []
+    state.to_do = state.to_do[: terms.limit]
     watch(state)
     if not state.to_do:
         return state
     with writing(local(home.root)):
         home.root.mkdir(parents=True, exist_ok=True)
-    executor = open_executor(len(state.to_do))
-    try:
-        _Drive(state, home, site or Site(), executor, max_failures, watch).run()
-    finally:
-        executor.close()
+    with stop.on_file(home.root) as token:
+        executor = open_executor(len(state.to_do))
+        try:
+            _Drive(state, home, site or Site(), executor, terms, token, watch).run()
+        finally:
+            executor.close()
     return state
 
 
@@ -71,6 +108,7 @@ class _Tries:
     mark: object = None
     failures: list[str] = field(default_factory=list)
     lost: int = 0
+    room: int = 0  # times that more memory was made
 
 
 class _Drive:
@@ -80,20 +118,37 @@ class _Drive:
         home: Store,
         site: Site,
         executor: Executor,
-        max_failures: int | None,
+        terms: Terms,
+        token: str,
         watch: Callable[[SweepState], None],
     ) -> None:
         self.state, self.home, self.site, self.executor = state, home, site, executor
-        self.max_failures, self.watch = max_failures, watch
+        self.terms, self.token, self.watch = terms, token, watch
         self.waiting = deque(state.to_do)
         self.observer = Observer()
         self.later: list[tuple[float, int]] = []  # (when to try it again, run)
+        self.too_dear: list[int] = []
         self.tries: dict[int, _Tries] = {}
         self.causes: dict[str, int] = {}  # runs set aside since one was last done, by cause
         self.watched = time.monotonic()
+        self.ledger = Ledger(state.recipes, state.weights, home)
+        self.journal = Journal(home, terms.title, terms.on)
 
     def run(self) -> None:
+        try:
+            self.loop()
+            if self.too_dear and self.state.ended is None:
+                assert self.terms.budget is not None
+                self.state.ended = f"{len(self.too_dear)} runs would pass the budget of {self.terms.budget.text}"
+        except BaseException as error:
+            self.note(last=str(error) or type(error).__name__)
+            raise
+        self.note(last=self.state.ended or "all runs are done" if not self.state.failed else "some runs failed")
+        self.watch(self.state)
+
+    def loop(self) -> None:
         while self.state.running or (self.state.ended is None and (self.waiting or self.later)):
+            stop.look()
             if stop.requested():
                 self.stop()
             if self.state.ended is None:
@@ -104,7 +159,37 @@ class _Drive:
             if not events or time.monotonic() - self.watched > _QUICK_SECONDS:
                 self.watched = time.monotonic()
                 self.watch(self.state)
-        self.watch(self.state)
+                self.note()
+
+    def note(self, last: str | None = None) -> None:
+        """Tell the journal how it stands."""
+        if last is None and not self.journal.due:
+            return
+        state = self.state
+        ended = state.finished.keys() | state.failed.keys()
+        left = [index for index in state.to_do if index not in ended]
+        spent, still = self.ledger.spent(), self.ledger.left(left)
+        self.journal.write(
+            {
+                "runs": len(state.recipes),
+                "done": state.done,
+                "left": len(left),
+                "left_out": len(state.left_out) + len(self.too_dear),
+                "retries": state.retries,
+                "running": {self.folder(index).path.name: asdict(run) for index, run in state.running.items()},
+                "failed": {self.folder(index).path.name: error for index, error in state.failed.items()},
+                "seconds_left": state.seconds_left,
+                "spent": asdict(spent) | {"usd": spent.usd(self.prices)},
+                "forecast": None if still is None else asdict(still) | {"usd": still.usd(self.prices)},
+                "budget": self.terms.budget.text if self.terms.budget is not None else None,
+                "last": last,
+            },
+            last=last is not None,
+        )
+
+    @property
+    def prices(self) -> Prices:
+        return self.terms.budget.prices if self.terms.budget is not None else PAPER
 
     def submit(self) -> None:
         """Start as many attempts as the executor has slots for; none while the store is away."""
@@ -123,19 +208,29 @@ class _Drive:
             if not free:
                 self.try_again(index, BUSY_SECONDS)
                 continue
+            budget = self.terms.budget
+            if budget is not None and not self.ledger.fits(budget, index, self.state.running):
+                self.too_dear.append(index)
+                continue
             if index not in self.tries:
                 self.tries[index] = _Tries(progress_mark(folder))
             self.state.running[index] = Status()
-            self.executor.submit(index, self.job(recipe, over))
+            self.executor.submit(index, self.job(index, over))
 
-    def job(self, recipe: Recipe, over: int) -> Job:
+    def job(self, index: int, over: int) -> Job:
+        room = self.tries[index].room
+        site = more_room(self.site, self.state.recipes[index], room)
+        known = self.ledger.forecast(index)
         return Job(
-            recipe.to_dict(),
+            self.state.recipes[index].to_dict(),
             str(self.home.root),
-            self.site.model_dump(),
+            site.model_dump(),
             gpus=0.0 if self.site.device == "cpu" else 1.0,
             cpus=max(1, self.site.threads),
+            memory_bytes=MEMORY_BYTES * 2**room if room else 0,
+            seconds=known.seconds if known is not None else 0.0,
             over=over,
+            stop_token=self.token,
         )
 
     def folder(self, index: int) -> RunFolder:
@@ -149,7 +244,10 @@ class _Drive:
         state.running.pop(index, None)
         if event.kind == "done":
             state.finish(index, event.note)
+            self.ledger.finished(index)
             self.causes.clear()
+            self.waiting.extend(self.too_dear)  # what is forecast has changed
+            self.too_dear.clear()
         elif event.kind == "busy":
             self.try_again(index, BUSY_SECONDS)
         elif event.kind == "stopped":  # by a scheduler, for what is no fault of the run
@@ -163,8 +261,9 @@ class _Drive:
             self.try_again(index, RETRY_SECONDS)
             return
         tries = self.tries[index]
+        self.ledger.look(index)
         if (mark := progress_mark(self.folder(index))) != tries.mark:
-            self.tries[index] = tries = _Tries(mark)
+            self.tries[index] = tries = _Tries(mark, room=tries.room)
         how = re.sub(r"\d+", "0", event.note)
         if event.kind == "lost":
             tries.lost += 1
@@ -173,6 +272,7 @@ class _Drive:
             tries.failures.append(how)
             again = event.cause not in ("input", "failed") and len(tries.failures) < ANY_WAY
             again = again and tries.failures.count(how) < SAME_WAY
+            tries.room += event.cause == "memory"
         if again:
             self.state.retries += 1
             self.try_again(index, RETRY_SECONDS)
@@ -181,8 +281,9 @@ class _Drive:
         times = f" ({count} attempts without progress)" if count > 1 else ""
         self.state.fail(index, f"{event.note}{times}" + (f"\n{event.tail}" if event.tail else ""))
         self.causes[how] = self.causes.get(how, 0) + 1
-        if self.max_failures is not None and len(self.state.failed) >= self.max_failures:
-            self.state.ended = f"{len(self.state.failed)} runs have failed (--max-failures {self.max_failures})"
+        most = self.terms.max_failures
+        if most is not None and len(self.state.failed) >= most:
+            self.state.ended = f"{len(self.state.failed)} runs have failed (--max-failures {most})"
         elif self.causes[how] >= SAME_CAUSE_RUNS:
             self.state.ended = f"{SAME_CAUSE_RUNS} runs have failed for the same cause: {event.note}"
 
@@ -202,6 +303,17 @@ class _Drive:
                     self.state.running.pop(event.number, None)
             self.watch(self.state)
         stop.check()
+
+
+def more_room(site: Site, recipe: Recipe, times: int) -> Site:
+    """The site for an attempt after so many that ran out of memory: activations computed again, then physical batches
+    of half the size each time, where the site has such a setting. Neither changes what is trained."""
+    if not times:
+        return site
+    changes: dict[str, Any] = {"checkpointing": True}
+    if "physical_batch" in Site.model_fields and times > 1:
+        changes["physical_batch"] = max(1, recipe.batch_size // 2 ** (times - 1))
+    return site.model_copy(update=changes)
 
 
 def progress_mark(folder: RunFolder) -> object:

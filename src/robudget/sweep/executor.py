@@ -34,7 +34,8 @@ class Job:
     worker sees too.
 
     `gpus`, `cpus` and `memory_bytes` are what it needs (0 bytes: nothing is known), `seconds` its forecast (0 unknown).
-    `over` is the number of a stale lease of the run that the driver has watched (`lease.Observer`), 0 for none.
+    `over` is the number of a stale lease of the run that the driver has watched (`lease.Observer`), 0 for none;
+    `stop_token` is what the store's file of requests said when the driver began (`stop.on_file`).
     `version` is the driver's: a worker of another one refuses.
     """
 
@@ -46,6 +47,7 @@ class Job:
     memory_bytes: int = 0
     seconds: float = 0.0
     over: int = 0
+    stop_token: str = ""
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,7 +150,8 @@ def run_job(job: Mapping[str, Any], progress: Callable[[Progress], None] = lambd
     if not Path(job["store"]).is_dir():  # the driver has made it: it is not to be begun anew where it is away
         raise FileNotFoundError(f"the store {job['store']!r} is not there")
     recipe, site = Recipe.from_dict(job["recipe"]), Site(**job["site"])
-    return run(recipe, store=job["store"], site=site, progress=progress, over=job["over"]).summary
+    claim = {"over": job["over"], "stop_token": job["stop_token"]}
+    return run(recipe, store=job["store"], site=site, progress=progress, **claim).summary
 
 
 def attempt(number: int, job: Mapping[str, Any], tell: Callable[[Event], None] = lambda event: None) -> Event:

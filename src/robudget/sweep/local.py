@@ -252,6 +252,7 @@ def _work() -> None:
         except BrokenPipeError:
             os._exit(1)  # nobody reads the events any more; everything worth keeping is on the disk
 
+    stop.end_of_job()
     with stop.on_signals():
         import robudget.runner  # noqa: F401  (torch, which takes seconds)
 

@@ -34,11 +34,11 @@ class SweepState:
     started: float = field(default_factory=time.monotonic)
     retries: int = 0  # attempts that were made again
     ended: str | None = None  # why no further runs are started although some are left
+    left_out: list[int] = field(default_factory=list)  # not done and, by a limit, not to be done now
 
     @classmethod
     def begin(cls, recipes: Sequence[Recipe], store: Store) -> SweepState:
-        """Looks in the store for what is done. Longest first: the last runs are then short, and no worker waits long
-        for the end of the others."""
+        """Looks in the store for what is done; longest first."""
         weights = [weight(recipe) for recipe in recipes]
         to_do = [i for i, recipe in enumerate(recipes) if not store.folder(recipe).has(recipe)]
         return cls(recipes, weights, sorted(to_do, key=lambda i: -weights[i]))
@@ -46,7 +46,7 @@ class SweepState:
     @property
     def done(self) -> int:
         """Runs that need no more work, those done before the start included."""
-        return len(self.recipes) - len(self.to_do) + len(self.finished)
+        return len(self.recipes) - len(self.to_do) - len(self.left_out) + len(self.finished)
 
     def finish(self, index: int, summary: str) -> None:
         self.running.pop(index, None)

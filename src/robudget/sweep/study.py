@@ -31,6 +31,7 @@ from robudget.recipe import Recipe
 
 KEYS = ("question", "base", "axes", "model_flops", "flops")
 LARGEST_BASE = 4096  # 256 times as wide as published
+MOST = 1_000_000  # runs of a study that nobody has confirmed
 NEAR = 1.25  # a model may miss the FLOPs that are asked of it by this factor
 
 
@@ -44,21 +45,34 @@ class Study:
     recipes: tuple[Recipe, ...]
 
     @classmethod
-    def load(cls, source: str | Path, overrides: Mapping[str, Any] | None = None) -> Study:
+    def load(cls, source: str | Path, overrides: Mapping[str, Any] | None = None, *, most: int | None = MOST) -> Study:
         """A named study (`studies/<name>.yaml` of the package) or a YAML file; `overrides` change every recipe."""
         text, where = read_named("studies", "study", source)
-        return cls.from_dict(load_yaml(text, where), name=Path(source).stem, where=where, overrides=overrides)
+        return cls.from_dict(
+            load_yaml(text, where), name=Path(source).stem, where=where, overrides=overrides, most=most
+        )
 
     @classmethod
     def from_dict(
-        cls, data: Mapping[str, Any], *, name: str, where: str = "study", overrides: Mapping[str, Any] | None = None
+        cls,
+        data: Mapping[str, Any],
+        *,
+        name: str,
+        where: str = "study",
+        overrides: Mapping[str, Any] | None = None,
+        most: int | None = MOST,
     ) -> Study:
+        """Raises InputError for more than `most` runs, before any is made; None: for no number of them."""
         for key in data:
             if key not in KEYS:
                 raise unknown(f"key in study {where}", key, KEYS)
         axes = data.get("axes") or {}
         if not isinstance(axes, Mapping) or not all(isinstance(a, Mapping) and a for a in axes.values()):
             raise InputError(f"{where}: axes must map each axis to its named alternatives, e.g. size: {{small: {{…}}}}")
+        size = math.prod(len(alternatives) for alternatives in axes.values())
+        if most is not None and size > most:
+            raise InputError(f"{where}: the axes have {size:,} combinations (allowed: {most:,}; more with --yes)")
+        _refuse_contradictions(axes, where)
         base = data.get("base", {})
         start = Recipe.load(base) if isinstance(base, str) else Recipe.from_dict(base, where=f"{where}: base")
         recipes: dict[str, Recipe] = {}
@@ -72,6 +86,22 @@ class Study:
                 recipe = _at_flops(recipe, data["flops"], f"{where}: {label}")
             recipes.setdefault(recipe.id, recipe)
         return cls(name, str(data.get("question", "")), axes, tuple(recipes.values()))
+
+
+def _refuse_contradictions(axes: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """Two axes that set one key differently: which of them counts would depend on their order."""
+    said: dict[str, tuple[str, Any]] = {}  # by key: an alternative that sets it, and its value
+    for axis, alternatives in axes.items():
+        mine: dict[str, tuple[str, Any]] = {}
+        for name, change in alternatives.items():
+            for key, value in (change or {}).items():
+                here = f"{axis}: {name}"
+                there, other = said.get(key, (here, value))
+                if other != value:
+                    both = f"{there} sets {key} = {other!r} and {here} sets {value!r}"
+                    raise InputError(f"{where}: {both} (allowed: one axis for a key)")
+                mine.setdefault(key, (here, value))
+        said |= mine
 
 
 def _of_size(recipe: Recipe, flops: Any, where: str) -> Recipe:

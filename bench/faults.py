@@ -1,0 +1,319 @@
+"""Sweeps under faults: killed, paused, cut off, and still the table of an undisturbed sweep: python bench/faults.py
+
+A study of a few tiny recipes is swept once undisturbed. Then, in each round, one fault in turn strikes at random times
+(by a seed) while one or two drivers run; whatever ended is started again, until the study is done. What must hold: the
+same table, bit for bit; the weights too; no run trained to its end twice; nothing hangs; all energy that any attempt
+logged is in run.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors.torch import load_file
+
+from robudget.recipe import Recipe
+from robudget.store import RunFolder, Store
+from robudget.sweep.study import Study
+from robudget.tables.read import load_runs
+
+EXACT = ["slug", "aa_acc", "clean_acc", "val_acc", "train_flops_exact", "train_flops_paper", "eval_flops_exact"]
+TINY = {
+    "model.name": "wrn-10-1", "model.base": 2, "epochs": 4, "epoch_images": 512, "batch_size": 64, "craft.steps": 1,
+    "validation.images": 20, "validation.steps": 2, "evaluation.images": 24,
+}  # fmt: skip
+STALE_SECONDS = 6.0
+ROUND_SECONDS = 600.0
+# Imported by every interpreter at its start: what a fault needs inside a process.
+INSIDE = """
+import builtins, os, random, signal, sys, time
+fault, original, real = os.environ.get("FAULT"), builtins.__import__, time.time
+if fault == "clock":
+    time.time = lambda: real() + random.choice((-3600, 0, 60, 86400))
+if fault == "segfault":
+    def load(name, *rest, **more):
+        module = original(name, *rest, **more)
+        runner = sys.modules.get("robudget.runner")
+        if runner is not None and hasattr(runner, "run") and not hasattr(runner, "patched"):
+            run, runner.patched = runner.run, True
+            def broken(recipe, **options):
+                if recipe.seed == int(os.environ["FAULT_SEED"]):
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                return run(recipe, **options)
+            runner.run = broken
+        return module
+    builtins.__import__ = load
+"""
+
+
+@dataclass
+class Round:
+    """One sweep under one fault: drivers are started, and `count` says what happened."""
+
+    fault: str
+    store: Path
+    study: Path
+    inside: Path
+    seed: int
+    count: dict[str, int] = field(default_factory=lambda: {"starts": 0, "kills": 0})
+    drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "robudget",
+            "sweep",
+            str(self.study),
+            "device=cpu",
+            "threads=1",
+            "--workers",
+            "1",
+        ]
+        path = f"{self.inside}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        where = {
+            "PYTHONPATH": path,
+            "ROBUDGET_STALE_SECONDS": str(STALE_SECONDS),
+            "FAULT": self.fault,
+            "FAULT_SEED": "0",
+        }
+        log = (self.inside / f"{self.fault}-{self.seed}.log").open("ab")
+        self.drivers.append(
+            subprocess.Popen([*command, "--store", str(self.store)], env=os.environ | where, stdout=log, stderr=log)
+        )
+        self.count["starts"] += 1
+
+    def workers(self) -> list[psutil.Process]:
+        found = []
+        for driver in self.drivers:
+            with contextlib.suppress(psutil.Error):
+                found += [p for p in psutil.Process(driver.pid).children() if "robudget.sweep.local" in p.cmdline()]
+        return found
+
+    def kill(self, process: psutil.Process | subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+            self.count["kills"] += 1
+
+    def lines(self) -> int:
+        with contextlib.suppress(OSError):
+            return sum(len(path.read_bytes().splitlines()) for path in self.store.glob("*/log.jsonl"))
+        return 0
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + ROUND_SECONDS
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.fault}: nothing happened for {ROUND_SECONDS:.0f} s")
+            time.sleep(0.05)
+
+    def some_work(self, chance: random.Random) -> None:
+        """Until a few more lines are in the logs, or all drivers have ended."""
+        wanted = self.lines() + chance.randint(1, 8)
+        self.wait(lambda: self.lines() >= wanted or all(d.poll() is not None for d in self.drivers))
+        time.sleep(chance.uniform(0, 0.3))
+
+    def complete(self) -> None:
+        """Start a driver where none lives, until one ends well."""
+        for _ in range(5):
+            if all(driver.poll() is not None for driver in self.drivers):
+                self.start()
+            self.wait(lambda: all(driver.poll() is not None for driver in self.drivers))
+            if any(driver.returncode == 0 for driver in self.drivers):
+                return
+        raise RuntimeError(f"{self.fault}: no driver ends well")
+
+
+def worker_killed(now: Round, chance: random.Random) -> None:
+    now.start()
+    for _ in range(2):
+        now.some_work(chance)
+        for worker in now.workers():
+            now.kill(worker)
+
+
+def driver_killed(now: Round, chance: random.Random) -> None:
+    for _ in range(2):
+        now.start()
+        now.some_work(chance)
+        now.kill(now.drivers[-1])
+        now.drivers[-1].wait()
+
+
+def two_drivers(now: Round, chance: random.Random) -> None:
+    now.start()
+    now.start()
+    now.some_work(chance)
+    now.kill(now.drivers[chance.randrange(2)])
+
+
+def paused_owner(now: Round, chance: random.Random) -> None:
+    """Another driver follows the silent owner, which comes back when the run is done, or nearly."""
+    now.start()
+    now.some_work(chance)
+    paused = [*now.workers(), psutil.Process(now.drivers[0].pid)]
+    for process in paused:
+        process.suspend()
+    held = newest_leases(now.store)
+    now.start()
+    now.wait(lambda: newest_leases(now.store) != held or now.drivers[-1].poll() is not None)
+    now.some_work(chance)
+    for process in paused:
+        with contextlib.suppress(psutil.Error):
+            process.resume()
+    now.count["paused"] = len(paused) - 1
+
+
+def newest_leases(store: Path) -> set[str]:
+    return {str(path) for path in store.glob("*/.lease-*")}
+
+
+def store_away(now: Round, chance: random.Random) -> None:
+    now.start()
+    now.some_work(chance)
+    away = now.store.with_name("away")
+    now.store.rename(away)
+    time.sleep(chance.uniform(2, 2 * STALE_SECONDS))
+    if now.store.exists():
+        raise RuntimeError("the store was begun anew while it was away")
+    away.rename(now.store)
+
+
+def disk_full(now: Round, chance: random.Random) -> None:
+    """In a small file system of its own, where this user may mount one."""
+    now.store.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(now.store)], check=True, capture_output=True)
+    now.start()
+    now.some_work(chance)
+    with contextlib.suppress(OSError), (now.store / "ballast").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    now.wait(lambda: now.drivers[0].poll() is not None)
+    now.count["ended"] = now.drivers[0].returncode
+    (now.store / "ballast").unlink()
+
+
+def segfault(now: Round, chance: random.Random) -> None:
+    """One recipe ends its process each time: it is set aside, the others are done, and without the fault it is too."""
+    now.start()
+    now.wait(lambda: now.drivers[0].poll() is not None)
+    done = sum(folder.done for folder in Store(now.store).folders())
+    now.count |= {"set aside": len(Study.load(now.study).recipes) - done, "ended": now.drivers[0].returncode}
+    now.fault = ""
+
+
+def clock_jumps(now: Round, chance: random.Random) -> None:
+    now.start()
+    now.some_work(chance)
+    now.kill(now.drivers[0])
+
+
+FAULTS = {
+    "worker killed": worker_killed, "driver killed": driver_killed, "two drivers": two_drivers,
+    "paused owner": paused_owner, "store away": store_away, "disk full": disk_full, "segfault": segfault,
+    "clock": clock_jumps,
+}  # fmt: skip
+
+
+def differences(store: Path, reference: Path, recipes: list[Recipe]) -> list[str]:
+    """What is not as in the undisturbed store; empty where all is."""
+    found = []
+    mine, theirs = (load_runs(each).set_index("run_id").sort_index()[EXACT] for each in (store, reference))
+    if not mine.equals(theirs):
+        found.append(f"the tables differ: {mine.compare(theirs)}")
+    for recipe in recipes:
+        folder, other = Store(store).folder(recipe), Store(reference).folder(recipe)
+        weights, others = load_file(folder.best), load_file(other.best)
+        if any(not torch.equal(weights[key], others[key]) for key in weights.keys() | others.keys()):
+            found.append(f"{recipe.slug}: other weights")
+        if (ends := sum(event["epoch"] == recipe.epochs for event in folder.events("epoch"))) > 1:
+            found.append(f"{recipe.slug}: trained to its end {ends} times")
+        found += unbilled(folder)
+    return found
+
+
+def unbilled(folder: RunFolder) -> list[str]:
+    record = folder.record()
+    for window in ("training", "evaluation"):
+        logged = sum(event["kwh"] for event in folder.events("energy") if event["window"] == window)
+        if abs(logged - record[window]["energy"]["kwh"]) > 1e-12:
+            return [f"{folder.path.name}: {window} logged {logged} kWh, billed {record[window]['energy']['kwh']}"]
+    return []
+
+
+def repeated_epochs(store: Path) -> int:
+    epochs = [[event["epoch"] for event in folder.events("epoch")] for folder in Store(store).folders()]
+    return sum(len(each) - len(set(each)) for each in epochs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipes", type=int, default=3)
+    parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=FAULTS)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        (home / "inside").mkdir()
+        (home / "inside" / "sitecustomize.py").write_text(INSIDE)
+        study = home / "study.yaml"
+        seeds = ", ".join(f"s{seed}: {{seed: {seed}}}" for seed in range(asked.recipes))
+        base = json.dumps(Recipe.load("digits", TINY).to_dict())
+        study.write_text(f"base: {base}\naxes:\n  seed: {{{seeds}}}\n")
+        recipes = list(Study.load(study).recipes)
+        plain = Round("", home / "undisturbed", study, home / "inside", 0)
+        began = time.monotonic()
+        plain.complete()
+        print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
+        failed = 0
+        for number in range(asked.rounds):
+            fault, chance = asked.faults[number % len(asked.faults)], random.Random(asked.seed + number)
+            now = Round(fault, home / f"round-{number}", study, home / "inside", number)
+            began = time.monotonic()
+            try:
+                FAULTS[fault](now, chance)
+                now.complete()
+                wrong = differences(now.store, plain.store, recipes)
+                now.count["repeated epochs"] = repeated_epochs(now.store)
+            except subprocess.CalledProcessError as error:
+                print(f"{number:>3} {fault:<14} not possible here: {error.stderr.decode().strip()}", flush=True)
+                continue
+            except (TimeoutError, RuntimeError, OSError) as error:
+                wrong = [str(error)]
+            finally:
+                for process in (*now.workers(), *now.drivers):
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
+            failed += bool(wrong)
+            what = ", ".join(f"{value} {name}" for name, value in now.count.items())
+            print(
+                f"{number:>3} {fault:<14} {time.monotonic() - began:>4.0f} s  {what}  {wrong or 'as undisturbed'}",
+                flush=True,
+            )
+            if fault == "disk full":
+                subprocess.run(["umount", str(now.store)], check=False)
+            elif not wrong:
+                shutil.rmtree(now.store)
+        print(f"{asked.rounds} rounds, {failed} not as undisturbed")
+        sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    main()
