@@ -17,11 +17,12 @@ from typing import Any
 import psutil
 import pytest
 
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 
-@pytest.fixture(scope="package")
-def ray_cluster() -> Iterator[Any]:
+
+@contextmanager
+def ray_of_two_nodes() -> Iterator[Any]:
     """A Ray cluster of a head without CPUs and two nodes of one CPU; `address`, `add_node`, `remove_node`."""
-    pytest.importorskip("ray")
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a socket's path has 107 characters at most
     settings = {
         "RAY_TMPDIR": folder,  # nothing that another Ray on this machine would find
@@ -34,17 +35,23 @@ def ray_cluster() -> Iterator[Any]:
     os.environ |= settings
     from ray.cluster_utils import Cluster
 
-    small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
     try:
         for _ in range(2):
-            cluster.add_node(num_cpus=1, **small)
+            cluster.add_node(**NODE)
         yield cluster
     finally:
         cluster.shutdown()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="package")
+def ray_cluster() -> Iterator[Any]:
+    pytest.importorskip("ray")
+    with ray_of_two_nodes() as cluster:
+        yield cluster
 
 
 # -- Slurm -------------------------------------------------------------------------------------------------------------

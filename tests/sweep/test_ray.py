@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +15,10 @@ import pytest
 from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.recipe import Recipe
+from robudget.store import Store
 from robudget.sweep.executor import Event, Executor, Job, open_executor
-from robudget.sweep.ray import SPARE_SLOTS, RayExecutor, sweep_on_ray
+from robudget.sweep.ray import REPORT_SECONDS, SPARE_SLOTS, RayExecutor, sweep_on_ray
+from robudget.sweep.study import Study
 from robudget.tables.read import load_runs
 
 SITE = Site(device="cpu", threads=1)
@@ -38,16 +42,40 @@ def test_a_study_end_to_end(tiny: Recipe, tmp_path: Path, ray_cluster: Any) -> N
     assert (again.done, again.to_do) == (2, [])
 
 
+def test_this_machine_and_a_cluster_at_once(tiny: Recipe, tmp_path: Path, ray_cluster: Any) -> None:
+    """The same study by two drivers, each with its executor, into one store: every run is trained once."""
+    study, store = tmp_path / "study.yaml", tmp_path / "runs"
+    seeds = {str(seed): {"seed": seed} for seed in range(4)}
+    study.write_text(json.dumps({"base": tiny.to_dict(), "axes": {"seed": seeds}}))
+    words = [str(study), "--store", str(store), "--workers", "1", "device=cpu", "threads=1"]
+    local = subprocess.Popen([sys.executable, "-m", "robudget", "sweep", *words], stdout=subprocess.DEVNULL)
+    recipes = Study.load(study).recipes
+    state = sweep_on_ray(recipes, store=store, site=SITE, address=ray_cluster.address)
+    assert local.wait(240) == 0
+    assert (state.done, state.failed) == (4, {})
+    assert len(load_runs(store)) == 4
+    for folder in Store(store).folders():
+        assert [event["epoch"] for event in folder.events("epoch")] == [1, 2]
+
+
 def test_without_ray_it_says_how_to_get_it(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"robudget\[ray\]"):
         sweep_on_ray([tiny], store=tmp_path)
 
 
-def test_an_address_where_nothing_answers() -> None:
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:9", r"no Ray cluster at '127\.0\.0\.1:9': Connection refused"),
+        ("nowhere", r"no Ray cluster at 'nowhere': .*allowed: ray:HOST:6379, ray\)"),
+        ("ray://127.0.0.1:10001", r"--on ray:ray://127\.0\.0\.1:10001 \(allowed: ray:HOST:6379"),
+    ],
+)
+def test_an_address_where_nothing_answers(address: str, said: str) -> None:
     pytest.importorskip("ray")
-    with pytest.raises(InputError, match=r"no Ray cluster at '127\.0\.0\.1:9': Connection refused"):
-        open_executor("ray:127.0.0.1:9", site=SITE)
+    with pytest.raises(InputError, match=said):
+        open_executor(f"ray:{address}", site=SITE)
 
 
 def stub(number: int, job: Mapping[str, Any], tell: Callable[[Event], None]) -> Event:
@@ -100,14 +128,21 @@ def test_code_and_settings_go_along(executor: RayExecutor) -> None:
     assert (device, rank, setting) == ("auto", "-", "no")
 
 
-def test_an_attempt_is_stopped_and_saves(executor: RayExecutor) -> None:
-    executor.submit(1, job(wait=True))
-    phases, deadline = [], time.monotonic() + 120
-    while not phases and time.monotonic() < deadline:
-        phases = [event.phase for event in executor.events(0.5)]
-    assert phases == ["train"]
-    executor.cancel(1)
-    assert until_ended(executor, {1})[1].kind == "stopped"
+def test_attempts_are_stopped_and_save(executor: RayExecutor) -> None:
+    """Two of three, since no more run at once than there are CPUs, however they report; the third does not start."""
+    for number in (1, 2, 3):
+        executor.submit(number, job(wait=True))
+    phases: dict[int, str] = {}
+    deadline = time.monotonic() + 120
+    while len(phases) < 2 and time.monotonic() < deadline:
+        phases |= {event.number: event.phase for event in executor.events(0.5)}
+    until = time.monotonic() + 2 * REPORT_SECONDS
+    while time.monotonic() < until:
+        phases |= {event.number: event.phase for event in executor.events(0.5)}
+    assert list(phases.values()) == ["train", "train"]
+    for number in (1, 2, 3):
+        executor.cancel(number)
+    assert {event.kind for event in until_ended(executor, {1, 2, 3}).values()} == {"stopped"}
 
 
 def test_several_processes_of_one_run(executor: RayExecutor) -> None:

@@ -31,7 +31,7 @@ from robudget.sweep.queue import SweepState
 
 OPTIONS = ("processes", "gpus", "cpus", "memory")
 SPARE_SLOTS = 2  # attempts submitted beyond what the cluster can run at once, so that no worker waits for the driver
-_REPORT_SECONDS = 2.0  # between two reports of an attempt
+REPORT_SECONDS = 2.0  # between two reports of an attempt
 _LOOK_SECONDS = 5.0  # between two looks at the size of the cluster
 _CONNECT_SECONDS = 5.0
 _MEET_SECONDS = 300.0  # for the first process of several to be on its node
@@ -200,7 +200,7 @@ class RayExecutor:
 
     def _reports(self) -> list[Event]:
         """The progress that came since the last call; asked for as often as attempts report."""
-        if time.monotonic() - self._asked < _REPORT_SECONDS:
+        if time.monotonic() - self._asked < REPORT_SECONDS:
             return []
         self._asked = time.monotonic()
         try:
@@ -254,13 +254,15 @@ def _connect(address: str) -> Any:
 
     if ray.is_initialized():
         raise InputError("this process has a connection to Ray already (allowed: ray.shutdown() before the sweep)")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address not in ("", "auto"):
+    host, _, port = address.rpartition(":")
+    if "://" in address:
+        raise InputError(f"--on ray:{address} (allowed: ray:HOST:6379, from a machine of the cluster)")
+    if address:
         try:
             socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise InputError(f"no Ray cluster at {address!r}: {why} (allowed: HOST:6379, ray://HOST:10001)") from None
+            raise InputError(f"no Ray cluster at {address!r}: {why} (allowed: ray:HOST:6379, ray)") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     settings = {name: value for name, value in os.environ.items() if name.startswith("ROBUDGET_")}
     source = Path(robudget.__file__).parent
@@ -322,17 +324,17 @@ def _task(work: Work, number: int, job: Mapping[str, Any], name: str, mailbox: A
     """One process of an attempt."""
     import ray
 
-    if ray.get(mailbox.put.remote(name, None)):
+    if _answer(mailbox.put.remote(name, None)):
         return Event(number, "stopped")
     last: list[Event] = []
     ended = threading.Event()
 
     def report() -> None:
-        while not ended.wait(_REPORT_SECONDS):
+        while not ended.wait(REPORT_SECONDS):
             latest = last.pop() if last else None
             last.clear()
-            with contextlib.suppress(ray.exceptions.RayError):
-                if ray.get(mailbox.put.remote(name, latest)):
+            with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+                if _answer(mailbox.put.remote(name, latest)):
                     stop.request("the sweep was stopped")
 
     threading.Thread(target=report, daemon=True).start()
@@ -342,6 +344,11 @@ def _task(work: Work, number: int, job: Mapping[str, Any], name: str, mailbox: A
     finally:
         ended.set()
         stop.withdraw()
+
+
+def _answer(reference: Any) -> Any:
+    """What an actor answers a task. Not by `ray.get`, in which a task gives up its CPUs, so that another one starts."""
+    return reference.future().result(timeout=_MEET_SECONDS)
 
 
 @contextlib.contextmanager
@@ -357,9 +364,9 @@ def _process(rank: int, processes: int, name: str, mailbox: Any) -> Iterator[Non
             free.bind(("", 0))
             port = free.getsockname()[1]
         here: Any = ray.util.get_node_ip_address  # untyped
-        ray.get(mailbox.meet.remote(name, (str(here()), port)))
+        _answer(mailbox.meet.remote(name, (str(here()), port)))
     deadline = time.monotonic() + _MEET_SECONDS
-    while (place := ray.get(mailbox.meet.remote(name))) is None:
+    while (place := _answer(mailbox.meet.remote(name))) is None:
         if time.monotonic() > deadline:
             raise RunFailed(f"the first of {processes} processes did not start within {_MEET_SECONDS:.0f} s")
         time.sleep(0.1)
