@@ -3,7 +3,7 @@
 coverage   intervals against known truth, per form and per way in which recipes fall short of it
 effects    intervals of matched pairs, 3 to 100 of them, and of effects by regime, against planted ones
 costs      intervals of what a recipe that was not run would cost
-frontier   the frontier without bins and quantile regression, 20 to 1,000 runs at 4 to 100 levels of compute
+frontier   the frontier without bins (and quantile regression), 20 to 1,000 runs at 4 to 100 levels of compute
 next       the runs that `plan --next` chooses, beside random and cheapest-first ones for as much money
 seeds      coverage of 90% intervals for recipes not in the table, where each in it has 1, 2 or 4 seeds
 predictor  20 random 70:30 splits of the paper's runs, every choice of model made inside the training part
@@ -223,13 +223,15 @@ def costs(repeats: int) -> None:
         print(f"  {n:3} runs: covered {share}, an interval for {told / 40 / repeats:.2f} of the recipes", flush=True)
 
 
-# Inefficiencies in points: four kinds as the issue names them, and one whose density is 0 at the frontier.
+# Inefficiencies in points: four kinds as the issue names them, and three whose density at the frontier is 0 or small.
 INEFFICIENCY = {
     "half-normal": lambda rng, n: abs(rng.normal(0, 5, n)),
     "exponential": lambda rng, n: rng.exponential(4, n),
     "clusters": lambda rng, n: np.where(rng.random(n) < 0.5, 0, 10) + rng.exponential(0.7, n),
     "uniform": lambda rng, n: rng.uniform(0, 15, n),
     "gamma 2": lambda rng, n: rng.gamma(2, 2, n),
+    "gamma 3": lambda rng, n: rng.gamma(3, 1.5, n),
+    "normal": lambda rng, n: abs(rng.normal(5, 2.5, n)),
 }
 SIZES = ((20, 4), (60, 8), (320, 19), (1_000, 100))  # runs, levels of x
 BEYOND_DECADES = 0.5  # where the price is asked for
@@ -247,25 +249,31 @@ def frontier_table(kind: str, runs: int, levels: int, seed: int) -> pd.DataFrame
     )  # fmt: skip
 
 
-def frontier_covered(kind: str, runs: int, levels: int, seed: int, level: float = 0.95) -> dict[str, float]:
+def frontier_covered(
+    kind: str, runs: int, levels: int, seed: int, level: float = 0.95, beside: bool = False
+) -> dict[str, float]:
     """For one table: whether the true exponent, frontier at the costliest run and price beyond it lie in their
-    intervals, and the width of the exponent's; the same for α by quantile regression."""
+    intervals, whether the band has no upper end, and widths; the same for α by quantile regression `beside` it."""
     frame = frontier_table(kind, runs, levels, seed)
     law = fit_frontier(frame, level=level, test=False)
     top = law.x_range[1]
     (low,), (high,) = (law.band(np.array([top]))[i] for i in (0, 1))
     cost = top * 10**BEYOND_DECADES
     ends = law.interval(law.costs(float(true_accuracy("power", np.array([cost]))[0])))[::2]
-    lower, upper = quantile_regression(np.log(frame.train_flops_exact), np.log(frame.aa_acc.clip(1)), seed)
+    least = law.x_range[0] if law.open else ends[0]  # as `price`
     alpha = TRUTH["power"]["alpha"]
-    return {
+    out = {
         "α": law.alpha_interval[0] <= alpha <= law.alpha_interval[1],
         "band at the top": low <= float(true_accuracy("power", np.array([top]))[0]) <= high,
-        "price": ends[0] <= cost * (1 + 1e-9) and cost <= ends[1] * (1 + 1e-9),
-        "α by quantile regression": lower <= alpha <= upper,
+        "price": least <= cost * (1 + 1e-9) and cost <= ends[1] * (1 + 1e-9),
+        "open": law.open,
         "width of α": float(np.subtract(*law.alpha_interval[::-1])),
-        "its width": upper - lower,
+        "width of a closed band": np.nan if law.open else high - low,
     }
+    if beside:
+        lower, upper = quantile_regression(np.log(frame.train_flops_exact), np.log(frame.aa_acc.clip(1)), seed)
+        out |= {"α by quantile regression": lower <= alpha <= upper, "its width": upper - lower}
+    return out
 
 
 def quantile_regression(u: np.ndarray, v: np.ndarray, seed: int, resamples: int = 200) -> tuple[float, float]:
@@ -284,18 +292,17 @@ def quantile_regression(u: np.ndarray, v: np.ndarray, seed: int, resamples: int 
     return float(low), float(high)
 
 
-def frontier(repeats: int, kinds: list[str], most_runs: int, fewest_runs: int) -> None:
+def frontier(repeats: int, kinds: list[str], most_runs: int, fewest_runs: int, beside: bool) -> None:
     print(f"coverage of nominal 95% intervals, {repeats} tables each; quantile regression at {QUANTILE}")
     for runs, levels in SIZES:
         if not fewest_runs <= runs <= most_runs:
             continue
         for kind in kinds or INEFFICIENCY:
-            rows = pd.DataFrame([frontier_covered(kind, runs, levels, seed) for seed in range(repeats)])
-            means = rows.mean().drop(["width of α", "its width"])
-            shares = ", ".join(f"{name} {share:.3f}" for name, share in means.items())
-            widths = rows[["width of α", "its width"]].median()
-            print(f"  {runs:5} runs {levels:3} levels {kind:11} {shares}; median width of α {widths.iloc[0]:.4f}, by "
-                  f"quantile regression {widths.iloc[1]:.4f}", flush=True)  # fmt: skip
+            hits = [frontier_covered(kind, runs, levels, seed, beside=beside) for seed in range(repeats)]
+            rows = pd.DataFrame(hits).astype(float)
+            shares = ", ".join(f"{name} {rows[name].mean():.3f}" for name in rows if "width" not in name)
+            widths = ", ".join(f"{name} {rows[name].median():.4f}" for name in rows if "width" in name)
+            print(f"  {runs:5} runs {levels:3} levels {kind:11} {shares}; median {widths}", flush=True)
 
 
 def recipes() -> pd.DataFrame:
@@ -512,6 +519,7 @@ def main() -> None:
     parser.add_argument("--form", action="append", default=[], choices=list(TRUTH))
     parser.add_argument("--short", action="append", default=[], choices=list(SHORT))
     parser.add_argument("--kind", action="append", default=[], choices=list(INEFFICIENCY))
+    parser.add_argument("--quantile-regression", action="store_true")
     parser.add_argument("--most-runs", type=int, default=1_000)
     parser.add_argument("--fewest-runs", type=int, default=20)
     options = parser.parse_args()
@@ -522,7 +530,7 @@ def main() -> None:
     elif options.what == "costs":
         costs(options.repeats)
     elif options.what == "frontier":
-        frontier(options.repeats, options.kind, options.most_runs, options.fewest_runs)
+        frontier(options.repeats, options.kind, options.most_runs, options.fewest_runs, options.quantile_regression)
     elif options.what == "next":
         next_ones(options.repeats)
     elif options.what == "predictor":

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robudget.analysis import analyse
+from robudget.analysis import PRICED_FORMS, analyse
 from robudget.errors import InputError
+from robudget.laws import average, envelope, fit_forms
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +118,10 @@ def test_prices_under_other_bins_are_shown_beside_the_frontiers(found):
     assert max(b.next_point for b in found.sensitivity if np.isfinite(b.next_point)) <= found.prices[0].limit
 
 
-@pytest.mark.parametrize("bins", [10, 25])
+@pytest.mark.parametrize("bins", [10, 15, 19, 25])
 def test_the_price_does_not_hang_on_the_number_of_bins(paper, found, bins):
     """61.1% once cost 2×10³², never, 1.1×10²⁰ or 1.2×10²⁰ FLOP with 10, 15, 19 or 25 bins."""
-    other = analyse(paper, bins=bins, resamples=10, predict=False)
+    other = analyse(paper, bins=bins, resamples=10, predict=False, splits=False)
     assert [p.value for p in other.prices] == [p.value for p in found.prices]
     assert other.answer == found.answer
 
@@ -212,3 +213,11 @@ def test_fitting_needs_no_torch(tmp_path, grid):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "runs.csv")], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("bins", [10, 15, 19, 25])
+def test_what_the_binned_forms_say_of_the_price_is_near_the_frontiers(paper, found, bins):
+    """Within a factor of 3 of one another and of the frontier's, or refused as beyond what was tested."""
+    forms = fit_forms(envelope(paper, bins=bins), PRICED_FORMS, resamples=0)
+    cost, one = average(forms).cost_at(found.prices[0].target).value, found.prices[0]
+    assert cost > one.limit or 1 / 3 < cost / one.value < 3

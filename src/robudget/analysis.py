@@ -22,7 +22,7 @@ from robudget.laws.forms import FormName, form_named
 from robudget.laws.frontier import CURVES, FEWEST_RUNS, Frontier, fit_frontier
 from robudget.laws.law import Law
 from robudget.laws.price import Price, cost_laws, next_target, price_limit, price_of, same_clock
-from robudget.prediction.effects import Effects, effects
+from robudget.prediction.effects import Effects, effects, holm
 from robudget.prediction.predictor import PaperGBR, Predictor
 from robudget.prediction.small_runs import SmallRuns, small_runs
 from robudget.tables.read import as_table
@@ -71,7 +71,8 @@ class Split:
 @dataclass(frozen=True)
 class Comparison:
     """Whether the exponents of a choice's levels differ: Cochran's Q (1954) over the frontiers' exponents and its
-    p-value; `within` as in Split. `low` and `high` span the levels' exponents."""
+    p-value; `within` as in Split. `low` and `high` span the levels' exponents; `stands` says whether they differ by
+    Holm's correction over the `among` comparisons made."""
 
     feature: str
     within: tuple[str, Any] | None
@@ -79,6 +80,8 @@ class Comparison:
     low: float
     high: float
     p_value: float
+    among: int = 1
+    stands: bool = False
 
     def sentence(self) -> str:
         """Such as `attack steps, within runs with synthetic data: no difference seen between 4 levels (α 0.010 to
@@ -88,7 +91,8 @@ class Comparison:
             if self.within
             else ""
         )
-        verdict = "no difference seen" if self.p_value >= DIFFERENT else "a difference"
+        chance = f"no difference that stands among the {self.among} comparisons made"
+        verdict = "no difference seen" if self.p_value >= DIFFERENT else "a difference" if self.stands else chance
         return (
             f"{column(self.feature).phrase}{where}: {verdict} between the exponents of {self.levels} levels "
             f"(α {number(self.low, 2)} to {number(self.high, 2)}; Cochran's Q, p = {self.p_value:.2g})"
@@ -234,7 +238,7 @@ def analyse(
         holdouts=holdouts, sensitivity=_sensitivity(env, law) if splits and kind != "all" else (),
         costs=_costs(frame, x, y, resamples, level, seed), published=_published(frame, resamples, level, seed),
         splits=parts, comparisons=_comparisons(parts), effects=gains, gbr=gbr, predictor=fitted,
-        small_runs=_small_runs(frame, x, seed) if predict else None,
+        small_runs=_small_runs(frame, x, seed, warnings) if predict else None,
         warnings=tuple(dict.fromkeys(warnings)), table=frame,
     )  # fmt: skip
 
@@ -350,7 +354,8 @@ def _comparisons(splits: Sequence[Split]) -> tuple[Comparison, ...]:
         q = float((weight * (alphas - np.average(alphas, weights=weight)) ** 2).sum())
         p_value = float(chdtrc(len(laws) - 1, q))
         out.append(Comparison(feature, within, len(laws), float(alphas.min()), float(alphas.max()), p_value))
-    return tuple(out)
+    standing = holm([c.p_value for c in out], DIFFERENT)
+    return tuple(replace(c, among=len(out), stands=stands) for c, stands in zip(out, standing, strict=True))
 
 
 def _predictors(
@@ -364,10 +369,11 @@ def _predictors(
         return None, None, None
 
 
-def _small_runs(frame: pd.DataFrame, x: str, seed: int) -> SmallRuns | None:
+def _small_runs(frame: pd.DataFrame, x: str, seed: int, warnings: list[str]) -> SmallRuns | None:
     costs = [name for name in (x, *MAIN_COSTS) if name in MAIN_COSTS and name in frame.columns]
     cost = next((name for name in costs if (numbers_of(frame, name) > 0).any()), None)
     try:
         return small_runs(frame, cost, seed=seed) if cost else None
-    except InputError:  # nothing that spends compute varies, or nothing else
+    except InputError as error:  # nothing that spends compute varies, or nothing else
+        warnings.append(str(error))
         return None

@@ -16,6 +16,13 @@ def test_every_question_has_the_laws_own_numbers(paper):
     assert "Frontier" not in checklist(law)
 
 
+def test_a_law_of_costs_has_no_bins_and_no_other_forms(paper):
+    answers = checklist(fit_law(paper, y="train_seconds", how="all", resamples=50), beside=False)
+    assert answers["Choice of bins"] == "none: there are no bins"
+    assert answers["Form"] == "y = C·x^α for power, the only form fitted"
+    assert "chosen anew" not in answers["Intervals"]
+
+
 def test_from_the_command_line(shared, robudget_command):
     code, out, _ = robudget_command("fit", str(shared / "data" / "paper_runs.csv"), "--checklist")
     assert code == 0

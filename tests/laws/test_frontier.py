@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from robudget.errors import InputError
-from robudget.laws import fit_frontier
+from robudget.laws import fit_frontier, price
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,28 @@ def test_two_levels_and_equal_runs():
     assert low < 0 < high
     assert tied.test is None
     assert tied.tested == 0
+
+
+def test_where_hardly_any_run_is_near_the_frontier_its_level_has_no_upper_end(bench):
+    """A gamma density of shape 3 is 0 at the frontier; a uniform one is not."""
+    far = fit_frontier(bench.frontier_table("gamma 3", 320, 19, 0), test=False)
+    assert far.open
+    assert far.band(far.x_range[1])[1] == 100
+    assert any("no upper end" in line for line in far.support())
+    (one,) = price(bench.frontier_table("gamma 3", 320, 19, 0), [62.0], frontier=far)
+    assert one.low == far.x_range[0]
+    mirrored = fit_frontier(bench.frontier_table("gamma 3", 320, 19, 0).assign(aa_error=lambda t: 100 - t.aa_acc),
+                            y="aa_error", test=False)  # fmt: skip
+    assert mirrored.band(mirrored.x_range[1])[0] == 0
+    near = fit_frontier(bench.frontier_table("uniform", 320, 19, 0), test=False)
+    assert not near.open
+    assert near.sparse < 0.05
+    assert near.band(near.x_range[1])[1] < 70
+
+
+def test_the_papers_runs_crowd_at_their_frontier(frontier):
+    assert not frontier.open
+    assert frontier.sparse < 0.5
 
 
 @pytest.mark.parametrize(

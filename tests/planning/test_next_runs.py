@@ -86,6 +86,16 @@ def test_the_published_table(paper, paper_predictor):
     assert "a factor of" in found.sentence()
 
 
+def test_where_the_cheapest_runs_first_are_as_good_it_says_so():
+    rng = np.random.default_rng(0)
+    every = outcome(recipes(), rng)
+    options, rows = offered(every)
+    found = next_runs(every, options, rows, "cost_usd", 3)
+    said = any("the cheapest runs first are as good a rule here" in line for line in found.support())
+    assert said == found.cheapest_as_good == (found.half_cheapest <= 1.03 * found.half_after)
+    assert said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

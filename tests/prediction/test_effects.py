@@ -8,7 +8,7 @@ import pytest
 
 from robudget.errors import InputError
 from robudget.prediction import effects
-from robudget.prediction.effects import _holm, mean_interval
+from robudget.prediction.effects import holm, mean_interval
 
 PLANTED = {"synthetic": 4.0, "loss": 2.0, "ema": 1.0}
 
@@ -123,10 +123,10 @@ def test_intervals_cover_what_was_planted(pairs):
     assert hits / 150 == pytest.approx(0.95, abs=0.05)
 
 
-def test_holms_correction():
-    assert _holm([0.01, 0.04, 0.03, float("nan")], 0.05) == [True, False, False, False]
-    assert _holm([0.01, 0.016, 0.02, 0.04], 0.05) == [True, True, True, True]
-    assert _holm([], 0.05) == []
+def testholms_correction():
+    assert holm([0.01, 0.04, 0.03, float("nan")], 0.05) == [True, False, False, False]
+    assert holm([0.01, 0.016, 0.02, 0.04], 0.05) == [True, True, True, True]
+    assert holm([], 0.05) == []
 
 
 def test_repeats_are_averaged_first(grid):

@@ -46,7 +46,7 @@ def test_collapsed_runs_rank_nothing():
     assert (first.collapsed, first.n_pairs) == (1.0, 0)
     assert np.isnan([first.decision_accuracy, first.low, first.signal]).all()
     frame = table(1.0).assign(collapsed=True)
-    with pytest.raises(InputError, match="fewer than 3 recipes that did not collapse"):
+    with pytest.raises(InputError, match="but the cheapest was run with 3 or more of the other choices, not collapsed"):
         small_runs(frame)
 
 
@@ -57,3 +57,14 @@ def test_the_papers_table(paper):
     assert all(one.low <= one.decision_accuracy <= one.high for one in runs.levels)
     assert runs.levels[0].collapsed > 0.5  # the cheapest runs are those of one step, which collapse
     assert runs.noise.borrowed
+
+
+def test_the_costliest_scale_with_enough_choices_judges():
+    """A study rarely runs every choice at its costliest scale: the demo has no TRADES there."""
+    frame = table(1.0)
+    top = frame[frame.parameters == frame.parameters.max()]
+    costlier = top.head(2).assign(parameters=1e9, train_flops_exact=1e3 * top.train_flops_exact.max())
+    runs, before = small_runs(pd.concat([frame, costlier], ignore_index=True)), small_runs(frame)
+    assert runs.target == before.target
+    assert [one.decision_accuracy for one in runs.levels] == [one.decision_accuracy for one in before.levels]
+    assert runs.target_text().startswith("parameters ")

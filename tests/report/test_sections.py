@@ -108,3 +108,21 @@ def test_the_best_run_and_its_rivals(demo_table: pd.DataFrame) -> None:
 @pytest.mark.parametrize(("rows", "text"), [(slice(0, 1), "1 run · "), (slice(0, 30), "30 runs · ")])
 def test_the_head(demo_table: pd.DataFrame, rows: slice, text: str) -> None:
     assert answer.head(ranked(demo_table.iloc[rows])) == f"{text}digits · L∞ 0.1"
+
+
+def test_every_law_has_its_reporting_checklist(demo_analysis: Analysis) -> None:
+    tables = [t for t in laws.section(demo_analysis.table, demo_analysis).tables if t.title.startswith("Reporting")]
+    assert len(tables) == 1 + len(demo_analysis.clocks) + len(demo_analysis.published)
+    answers = dict(tables[0].rows)
+    assert demo_analysis.counts.sentence() in answers["Runs"]
+    assert "weight of hardly any run near it" in answers["Frontier"]
+    assert all("only form fitted" in dict(t.rows)["Form"] for t in tables[1:])
+
+
+def test_small_runs_as_judges_are_on_the_page(demo_analysis: Analysis) -> None:
+    judged = demo_analysis.small_runs
+    assert judged is not None
+    found = [t for t in drivers.section(demo_analysis.table, demo_analysis).tables if t.title == "Small runs as judges"]
+    assert len(found) == 1
+    assert len(found[0].rows) == len(judged.levels)
+    assert judged.target_text() in found[0].caption

@@ -15,27 +15,33 @@ from robudget.laws.law import Law
 SPACES = {"linear": "least squares on y", "log": "least squares on ln y", "huber": "Huber's loss on ln y"}
 
 
-def checklist(law: Law, frontier: Frontier | None = None) -> dict[str, str]:
-    """Question → answer, for the paper's kind of law and, where it is given, the frontier of the same table."""
+def checklist(law: Law, frontier: Frontier | None = None, beside: bool = True) -> dict[str, str]:
+    """Question → answer, for the paper's kind of law and, where it is given, the frontier of the same table. `beside`:
+    whether the law is the headline, whose form the user chose and beside which others and other bins are fitted."""
     env, params = law.envelope, ", ".join(f"{name} = {value:.4g}" for name, value in law.params.items())
     low, high = law.alpha_interval
     top = env.points.x.max()
     bins = "every run" if env.how == "all" else "the Pareto frontier" if env.how == "pareto" else \
         f"the best run in each of {env.bins} bins ({env.how} in x; {env.n_bins} hold a run)"  # fmt: skip
+    rebuilt = "" if env.how == "all" else ", the best runs chosen anew in each"
     out = {
-        "Form": f"{law.formula} for {law.name}, chosen by the user; other forms are fitted and weighed beside it",
+        "Form": f"{law.formula} for {law.name}, "
+        + ("chosen by the user; other forms are fitted and weighed beside it" if beside else "the only form fitted"),
         "Variables": f"y = {column(law.y).label} ({law.y}), x = {column(law.x).label} ({law.x})",
         "Fitted values": f"{params}; α {law.level:.0%} interval [{low:.3g}, {high:.3g}]",
         "Runs": f"{env.counts.sentence()}; {env.decades:.1f} decades of x, up to {column(law.x).write(float(top))}",
         "Hyperparameters of the runs": "those of the table; whether they were tuned at each level of x it does not say",
         "Points fitted": f"{env.n_bins}: {bins}",
-        "Choice of bins": f"19 as the paper's, fewer than {RUNS_PER_BIN} runs a bin: fewer bins; refitted under others",
+        "Choice of bins": "none: there are no bins"
+        if env.how in ("all", "pareto")
+        else f"19 as the paper's, or fewer where a bin would have fewer than {RUNS_PER_BIN} runs, or the user's"
+        + ("; refitted under others" if beside else ""),
         "Checkpoints": "final evaluations only, no curve along a run",
         "Evaluation noise": _noise(law),
         "Counting of x": "columns ending in _exact are counted FLOP, _paper the paper's convention; `*_how` says how",
         "Objective and optimiser": f"{SPACES[law.space]}, batched Levenberg-Marquardt, several starts",
         "Converged": "yes" if law.converged else "no",
-        "Intervals": f"{law.resamples:,} bootstrap tables of runs, bins rebuilt in each; Student's t where wider",
+        "Intervals": f"{law.resamples:,} bootstrap tables of runs{rebuilt}; Student's t where wider",
         "Goodness of fit": f"R² {law.r2:.2f}, RMSE {law.rmse:.3g} in sample",
         "Warnings": "; ".join(law.warnings) or "none",
         "Code and data": "robudget fit on the table itself",
@@ -46,7 +52,8 @@ def checklist(law: Law, frontier: Frontier | None = None) -> dict[str, str]:
     test = frontier.test
     out["Frontier"] = (
         f"stochastic frontier over {frontier.n_fitted} of {frontier.n_runs} runs, α = {number(frontier.alpha)} "
-        f"[{number(frontier.alpha_interval[0])}, {number(frontier.alpha_interval[1])}]; weights of forms: {weights}"
+        f"[{number(frontier.alpha_interval[0])}, {number(frontier.alpha_interval[1])}]; weights of forms: {weights}; "
+        f"weight of hardly any run near it {frontier.sparse:.2f} (beforehand 0.50)"
     )
     out["Extrapolation tested"] = (
         "no" if test is None else

@@ -5,8 +5,14 @@ The model is a stochastic frontier (Aigner, Lovell & Schmidt 1977; Meeusen & van
     accuracy = frontier(compute) − inefficiency + noise
 
 with noise of the evaluation's finite test set, whose size is known (binomial), and inefficiencies ≥ 0 drawn from one
-density for all runs: a mixture of an exponential, a half-normal (the two that they and their successors use) and a
-uniform part. The mixture is ours: where inefficiencies come in clusters or are uniform, either alone covers too little.
+density for all runs: a mixture of an exponential, a half-normal (the two that they and their successors use), a
+uniform and a rising part (gamma of shape 2, as Greene 1990: hardly any run is at the frontier). The mixture is ours:
+where inefficiencies come in clusters or are uniform, either alone covers too little.
+
+How many runs are near the frontier decides how far above the best of them it lies, and few runs do not say. So every
+form is taken with two thoughts beforehand (EDGES): that runs crowd at the frontier, and that they are sparse there; an
+interval reaches over both, but for one that the runs rule out. Where they favour the second (OPEN), the
+frontier may lie higher still: its band has no upper end then, and prices have no lower one.
 
 Where a density is positive at its edge, the usual normal theory of the maximum likelihood fails, and so does the
 bootstrap; intervals of the posterior under flat priors keep their coverage (Hirano & Porter 2003, Econometrica 71(5);
@@ -42,11 +48,22 @@ FEWEST_RUNS, FEWEST_LEVELS = 4, 3
 LEAST_VISIBLE = 0.4  # of the decades; of a shorter range the upper third is hidden, not a whole decade
 MOST_RUNS = 3_000  # runs of a larger table that are looked at, drawn at random
 LEAST_NOISE = 0.1  # points: standard deviation of an evaluation whose number of images is unknown
-PARAMETERS = 7  # of the form that has most
+PARAMETERS = 9  # of the form that has most
 TRUST, LEAST_TRUST = 0.75, 0.3  # power of the likelihood; of few runs, TRUST times the share of freedom left
 LEAST_FAMILY = 0.05  # weight below which a family of forms is ruled out
 LEAST_WIDTH = 2.0  # points, of the uniform part
 ROOMS = ("laws/frontier.py", "laws/importance_sampling.py", "laws/blocks.py")  # what decides the kept posteriors
+WIDTH_SPREAD = 0.3  # standard deviation of its ln beforehand
+OPEN = 0.7  # weight of sparse runs near the frontier from which its level has no upper end
+CONVICTION = 4  # power of the share of the parts that a thought of EDGES expects
+# What may be thought of the runs near the frontier: from the share of the rising part, that of the parts expected; and
+# the mean of its power where all four shares are alike beforehand.
+EDGES: dict[str, tuple[Callable[[Floats], Floats], float]] = {
+    "crowded": (lambda rising: 1 - rising, 3 / (3 + CONVICTION)),
+    "sparse": (lambda rising: rising, 6 / ((CONVICTION + 1) * (CONVICTION + 2) * (CONVICTION + 3))),
+}
+PHI_0 = float(1 / np.sqrt(2 * np.pi))
+SHARPEST = 30.0  # of the exponential part, in its means in a standard deviation of the noise: sharper is the same
 HALF_NORMAL = float(np.sqrt(2 / np.pi))
 
 
@@ -101,13 +118,16 @@ CURVES = (
 
 @dataclass(frozen=True)
 class Fit:
-    """One form's posterior. `draws` (d, 6 or 7): a, b, ln of the mean of the exponential part and of the size of the
-    half-normal part, ln of their shares' odds against the uniform part, and ln k where the form bends.
+    """One form's posterior. `draws` (d, 8 or 9): a, b, ln of the scale of the exponential and the rising part and of
+    the half-normal part, ln of the odds of these three's shares against the uniform part (exponential, half-normal,
+    rising), ln of where the uniform part ends, and ln k where the form bends.
 
-    `effective` is how many independent draws they are worth; `weight` the form's share of all forms.
+    `edge` is what was thought of the runs near the frontier beforehand (EDGES; empty: nothing), `effective` how many
+    independent draws they are worth; `weight` the share of all forms and edges.
     """
 
     curve: Curve
+    edge: str
     log_evidence: float
     effective: float
     weight: float
@@ -116,7 +136,7 @@ class Fit:
     def ends(self) -> tuple[Floats, Floats, Floats]:
         """a, b and k of the draws: (d, 1) each."""
         draws = self.draws
-        k = np.exp(draws[:, 6, None]) if self.curve.bends else np.ones((len(draws), 1))
+        k = np.exp(draws[:, 8, None]) if self.curve.bends else np.ones((len(draws), 1))
         return draws[:, 0, None], draws[:, 1, None], k
 
 
@@ -160,8 +180,10 @@ class Frontier:
     @property
     def alpha_sd(self) -> float:
         """The standard deviation of the exponent's draws."""
-        a, b, _ = self.fits[0].ends()
-        return float((np.log(b / a) / (self.u_high - self.u_low)).std())
+        power = [fit for fit in self.fits if fit.curve is self.fits[0].curve]
+        a, b = (np.concatenate(part)[:, 0] for part in zip(*(fit.ends()[:2] for fit in power), strict=True))
+        slopes, weights = np.log(b / a) / (self.u_high - self.u_low), _weights(power)
+        return float(np.sqrt(weights @ (slopes - weights @ slopes) ** 2))
 
     @property
     def x_range(self) -> tuple[float, float]:
@@ -171,6 +193,16 @@ class Frontier:
     def tested(self) -> float:
         """How many decades beyond its runs the frontier was put to the test; 0 where it was not."""
         return self.test.decades if self.test else 0.0
+
+    @property
+    def sparse(self) -> float:
+        """The weight of the thought that hardly any run is near the frontier; beforehand a half."""
+        return sum(fit.weight for fit in self.fits if fit.edge == "sparse")
+
+    @property
+    def open(self) -> bool:
+        """Whether runs near the frontier are so few that it may lie higher than any form says."""
+        return self.sparse >= OPEN
 
     @property
     def families(self) -> dict[str, float]:
@@ -188,25 +220,20 @@ class Frontier:
 
     def interval(self, values: Floats, level: float | None = None) -> tuple[Floats, Floats, Floats]:
         """Low, median and high over the first axis of what every draw says (draws, …). The median is that of all draws
-        by their forms' weights; the ends are the outermost of the families' own, of those that are not ruled out
-        (weight LEAST_FAMILY or more): which family is the true one is not a matter of chance."""
-        edge = (1 - (self.level if level is None else level)) / 2
-        lows, highs = [], []
-        for family, weight in self.families.items():
-            if weight >= LEAST_FAMILY:
-                low, high = _quantiles(values, self._weights(family), [edge, 1 - edge])
-                lows.append(low)
-                highs.append(high)
-        (middle,) = _quantiles(values, self._weights(), [0.5])
-        return np.minimum(np.min(lows, axis=0), middle), middle, np.maximum(np.max(highs, axis=0), middle)
+        by their weights; the ends are the outermost of those of every family and edge that is not ruled out (weight
+        LEAST_FAMILY or more): which is the true one is not a matter of chance."""
+        return _interval(values, self.fits, self.level if level is None else level)
 
     def predict(self, x: ArrayLike) -> Floats:
         """The median of the draws at each x, in the units of y. Same shape as x."""
         return self.interval(self.values(x))[1].reshape(np.shape(x))
 
     def band(self, x: ArrayLike, level: float | None = None) -> tuple[Floats, Floats]:
-        """The frontier's interval at each x: (low, high), the shape of x."""
+        """The frontier's interval at each x: (low, high), the shape of x; without an upper end (100; for an error, a
+        lower one: 0) where it is `open`."""
         low, _, high = self.interval(self.values(x), level)
+        if self.open:
+            low, high = (np.zeros_like(low), high) if is_error(self.y) else (low, np.full_like(high, 100.0))
         return low.reshape(np.shape(x)), high.reshape(np.shape(x))
 
     def gain(self, factor: float = 10.0) -> tuple[float, float, float]:
@@ -230,7 +257,7 @@ class Frontier:
 
     def share(self, of: NDArray[np.bool_]) -> float:
         """The share of the draws (draws,) for which something holds, by their forms' weights."""
-        return float(self._weights()[of].sum())
+        return float(_weights(self.fits)[of].sum())
 
     def inefficiency(self) -> Floats:
         """How far each usable run lies below the frontier, in points, as expected of its inefficiency given its
@@ -269,6 +296,12 @@ class Frontier:
             f"A frontier fitted to all {self.n_runs} runs, without bins: α = {number(self.alpha)} "
             f"({self.level:.0%}: {number(low, 2)} to {number(high, 2)}) as a power law; weights of forms: {shares}."
         ]
+        if self.open:
+            out.append(
+                f"These runs may all lie well below the frontier (weight of hardly any near it: {self.sparse:.2f}, "
+                f"beforehand 0.50), which may then be higher than these forms say: its level has no upper end here, "
+                f"and a price no lower one than the cheapest run's cost."
+            )
         if self.test is None:
             return (*out, "No runs could be hidden to test it: nothing is known beyond the costliest run.")
         test = self.test
@@ -281,15 +314,30 @@ class Frontier:
 
     def to_dict(self) -> dict[str, Any]:
         value, low, high = self.gain()
-        return fields(self) | {"gain_per_decade": [value, low, high], "x_range": list(self.x_range)}
+        more = {"sparse": self.sparse, "open": self.open}
+        return fields(self) | more | {"gain_per_decade": [value, low, high], "x_range": list(self.x_range)}
 
-    def _weights(self, family: str | None = None) -> Floats:
-        """The weight of every draw, summing to 1; of a family's draws only, where one is named."""
-        chosen = [fit.weight if family in (None, fit.curve.family) else 0.0 for fit in self.fits]
-        weights = np.concatenate(
-            [np.full(len(fit.draws), w / len(fit.draws)) for w, fit in zip(chosen, self.fits, strict=True)]
-        )
-        return np.asarray(weights / weights.sum())
+
+def _weights(fits: Sequence[Fit]) -> Floats:
+    """The weight of every draw, summing to 1."""
+    weights = np.concatenate([np.full(len(fit.draws), fit.weight / len(fit.draws)) for fit in fits])
+    return np.asarray(weights / weights.sum())
+
+
+def _interval(values: Floats, fits: Sequence[Fit], level: float) -> tuple[Floats, Floats, Floats]:
+    """As `Frontier.interval`, of some of its fits."""
+    total = sum(fit.weight for fit in fits)
+    weights, tail = _weights(fits), (1 - level) / 2
+    (middle,) = _quantiles(values, weights, [0.5])
+    lows, highs = [middle], [middle]
+    for kind in dict.fromkeys((fit.curve.family, fit.edge) for fit in fits):
+        own = [kind == (fit.curve.family, fit.edge) for fit in fits]
+        if sum(fit.weight for fit, mine in zip(fits, own, strict=True) if mine) >= LEAST_FAMILY * total:
+            drawn = np.repeat(own, [len(fit.draws) for fit in fits])
+            low, high = _quantiles(values[drawn], weights[drawn] / weights[drawn].sum(), [tail, 1 - tail])
+            lows.append(low)
+            highs.append(high)
+    return np.min(lows, axis=0), middle, np.max(highs, axis=0)
 
 
 def _quantiles(values: Floats, weights: Floats, shares: list[float]) -> Floats:
@@ -318,13 +366,13 @@ def fit_frontier(
         rows = np.sort(rng.choice(rows, MOST_RUNS, replace=False))
     chosen = (u[rows] - u.min()) / np.ptp(u), accuracy[rows], noise[rows]
     fits = _kept((*chosen, len(u), seed), curves, lambda: _fits(*chosen, rng, curves))
-    power = fits[0]
-    a, b, _ = power.ends()
-    alphas = np.log(b / a)[:, 0] / np.ptp(u)
-    low, middle, high = np.quantile(alphas, [(1 - level) / 2, 0.5, (1 + level) / 2])
+    power = [fit for fit in fits if fit.curve is curves[0]]
+    ends = [np.concatenate(part) for part in zip(*(fit.ends()[:2] for fit in power), strict=True)]
+    low, middle, high = _interval(np.log(ends[1] / ends[0])[:, 0] / np.ptp(u), power, level)
     out = Frontier(
         runs.x_name, runs.y_name, level, len(u), len(rows), float(middle), (float(low), float(high)),
-        {fit.curve.name: fit.weight for fit in fits}, None, runs, fits, float(u.min()), float(u.max()),
+        {curve.name: sum(fit.weight for fit in fits if fit.curve is curve) for curve in curves}, None, runs, fits,
+        float(u.min()), float(u.max()),
     )  # fmt: skip
     return replace(out, test=_tested(out, seed)) if test else out
 
@@ -363,80 +411,98 @@ def _tested(whole: Frontier, seed: int) -> Test | None:
 def _fits(t: Floats, y: Floats, noise: Floats, rng: np.random.Generator, curves: Sequence[Curve]) -> tuple[Fit, ...]:
     """Every form's posterior, the straight forms' from one sample, and their weights: families count alike, and alike
     the forms within them, each times its evidence."""
-    fits: list[Fit] = []
+    of_forms: list[Fit] = []
     for curve in curves:
-        first = next((fit for fit in fits if not (fit.curve.bends or curve.bends)), None)
-        fits.append(_posterior(curve, t, y, noise, rng) if first is None else _restated(first, curve, t, y, noise, rng))
+        first = next((fit for fit in of_forms if not (fit.curve.bends or curve.bends)), None)
+        of_forms.append(
+            _posterior(curve, t, y, noise, rng) if first is None else _restated(first, curve, t, y, noise, rng)
+        )
+    fits = [part for fit in of_forms for part in _by_edge(fit, rng)]
     families = [fit.curve.family for fit in fits]
     logs = np.array([fit.log_evidence - np.log(families.count(fit.curve.family)) for fit in fits])
     weights = np.exp(logs - logs.max())
     return tuple(replace(fit, weight=float(w)) for fit, w in zip(fits, weights / weights.sum(), strict=True))
 
 
+def _by_edge(fit: Fit, rng: np.random.Generator) -> list[Fit]:
+    """A form's posterior under either thought of the EDGES, by weighing its draws."""
+    rising = _shares(fit.draws)[2]
+    out = []
+    for edge, (of, mean) in EDGES.items():
+        weight = of(rising) ** CONVICTION / mean
+        evidence = fit.log_evidence + float(np.log(weight.mean() + TINY))
+        weight = (weight + TINY) / (weight + TINY).sum()
+        share = float(1 / (weight**2).sum()) / len(weight)
+        draws = fit.draws[systematic(weight, len(weight), rng)]
+        out.append(replace(fit, edge=edge, log_evidence=evidence, effective=fit.effective * share, draws=draws))
+    return out
+
+
 def _restated(fit: Fit, curve: Curve, t: Floats, y: Floats, noise: Floats, rng: np.random.Generator) -> Fit:
     """Another form's posterior by weighing the draws of one that is nearly the same within the runs."""
-    widest = _start(curve, t, y)[1]
-    logs = _log_likelihood(curve, fit.draws, t, y, noise, widest)
-    logs = _trust(len(y)) * (logs - _log_likelihood(fit.curve, fit.draws, t, y, noise, widest))
+    logs = _log_likelihood(curve, fit.draws, t, y, noise)
+    logs = _trust(len(y)) * (logs - _log_likelihood(fit.curve, fit.draws, t, y, noise))
     weight = np.exp(logs - logs.max())
     evidence = fit.log_evidence + float(np.log(weight.mean()) + logs.max())
     weight /= weight.sum()
     share = float(1 / (weight**2).sum()) / len(weight)
-    return Fit(curve, evidence, fit.effective * share, 0.0, fit.draws[systematic(weight, len(weight), rng)])
+    return Fit(curve, "", evidence, fit.effective * share, 0.0, fit.draws[systematic(weight, len(weight), rng)])
 
 
 @in_blocks
-def _log_likelihood(curve: Curve, theta: Floats, t: Floats, y: Floats, noise: Floats, widest: float) -> Floats:
-    """Of every row of θ (d, 6 or 7): (d,). `t`, `y` and `noise` (n,); `widest` is where the uniform part ends."""
+def _log_likelihood(curve: Curve, theta: Floats, t: Floats, y: Floats, noise: Floats) -> Floats:
+    """Of every row of θ (d, 8 or 9): (d,). `t`, `y` and `noise` (n,)."""
     a, b, log_mean, log_sigma = (theta[:, i, None] for i in range(4))
     share = _shares(theta)[..., None]
-    k = np.exp(theta[:, 6, None]) if curve.bends else np.ones_like(a)
+    k = np.exp(theta[:, 8, None]) if curve.bends else np.ones_like(a)
     gap = (curve.value(t, a, b, k) - y) / noise  # in standard deviations of the noise; above the frontier < 0
-    sharp = noise / np.exp(log_mean)
+    sharp = np.minimum(noise / np.exp(log_mean), SHARPEST)
+    away = gap - sharp
     with np.errstate(over="ignore"):
-        exponential = np.exp(np.minimum(0.5 * sharp**2 - sharp * gap, 600)) * ndtr(gap - sharp) * sharp
+        exponential = np.exp(np.minimum(0.5 * sharp**2 - sharp * gap, 600)) * ndtr(away) * sharp
+    rising = sharp * np.maximum(away * exponential + sharp * PHI_0 * np.exp(-0.5 * gap**2), 0.0)
     ratio = np.exp(log_sigma) / noise
     whole = np.sqrt(1 + ratio**2)
     half = np.exp(-0.5 * (gap / whole) ** 2) * ndtr(gap * ratio / whole) * (HALF_NORMAL / whole)
-    wide = widest / noise
+    wide = np.exp(theta[:, 7, None]) / noise
     uniform = np.maximum(ndtr(gap) - ndtr(gap - wide), 0.0) / wide
-    return np.asarray(
-        np.log((share[0] * exponential + share[1] * half + share[2] * uniform + TINY) / noise).sum(axis=1)
-    )
+    density = share[0] * exponential + share[1] * half + share[2] * rising + share[3] * uniform
+    return np.asarray(np.log((density + TINY) / noise).sum(axis=1))
 
 
 def _shares(theta: Floats) -> Floats:
     """Of the exponential, the half-normal and the uniform part: (3, d)."""
-    odds = np.exp(np.clip(theta[:, 4:6].T, -30, 30))
-    return np.asarray(np.stack([odds[0], odds[1], np.ones(len(theta))]) / (1 + odds.sum(axis=0)))
+    odds = np.exp(np.clip(theta[:, 4:7].T, -30, 30))
+    return np.asarray(np.stack([*odds, np.ones(len(theta))]) / (1 + odds.sum(axis=0)))
 
 
 def _log_prior(curve: Curve, theta: Floats) -> Floats:
     """Flat in the frontier's two ends between 0 and 100; the rest broad: both sizes of inefficiency log-normal about 4
-    points (a factor of e^1.5 either way), the three shares uniform on their simplex, k log-normal about 1.5."""
+    points (a factor of e^1.5 either way), the four shares uniform on their simplex, k log-normal about 1.5. Where the
+    uniform part ends has its prior in `_posterior`."""
     a, b, log_mean, log_sigma = theta[:, :4].T
     inside = (a > 0) & (a < 100) & (b > 0) & (b < 100)
     log = -0.5 * ((log_mean - np.log(4)) / 1.5) ** 2 - 0.5 * ((log_sigma - np.log(4)) / 1.5) ** 2
     log = log + np.log(_shares(theta)).sum(axis=0)  # of the shares' odds: their simplex is flat
     if curve.bends:
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            limit = a + (b - a) / -np.expm1(-np.exp(theta[:, 6]))
+            limit = a + (b - a) / -np.expm1(-np.exp(theta[:, 8]))
         inside &= limit <= 100
-        log = log - 0.5 * (theta[:, 6] - 0.4) ** 2 - 0.5 * np.log(2 * np.pi)
+        log = log - 0.5 * (theta[:, 8] - 0.4) ** 2 - 0.5 * np.log(2 * np.pi)
     return np.where(inside, log, -np.inf)
 
 
 def _posterior(curve: Curve, t: Floats, y: Floats, noise: Floats, rng: np.random.Generator) -> Fit:
-    start, widest = _start(curve, t, y)
+    start = _start(curve, t, y)
 
     def log_density(theta: Floats) -> Floats:
-        out = _log_prior(curve, theta)
+        out: Floats = _log_prior(curve, theta) - 0.5 * ((theta[:, 7] - start[7]) / WIDTH_SPREAD) ** 2
         good = np.isfinite(out)
-        out[good] += _trust(len(y)) * _log_likelihood(curve, theta[good], t, y, noise, widest)
+        out[good] += _trust(len(y)) * _log_likelihood(curve, theta[good], t, y, noise)
         return out
 
     found = sample(log_density, start, DRAWS, rng)
-    return Fit(curve, found.log_integral, found.effective, 0.0, found.draws)
+    return Fit(curve, "", found.log_integral, found.effective, 0.0, found.draws)
 
 
 def _trust(runs: int) -> float:
@@ -444,11 +510,11 @@ def _trust(runs: int) -> float:
     return max(TRUST * (1 - PARAMETERS / runs), LEAST_TRUST)
 
 
-def _start(curve: Curve, t: Floats, y: Floats) -> tuple[Floats, float]:
+def _start(curve: Curve, t: Floats, y: Floats) -> Floats:
     low, high = t <= np.median(t), t >= np.median(t)
     ends = np.clip([y[low].max(), y[high].max()], 1.0, 99.0)
     gap = np.maximum(ends[0] + (ends[1] - ends[0]) * t - y, 0.0)
     widest = max(1.05 * float(gap.max()), LEAST_WIDTH)
     size = np.log(max(float(gap.mean()), 0.2))
-    start = [*ends, size, size, 0.0, 0.0]
-    return np.array([*start, 0.4] if curve.bends else start), widest
+    start = [*ends, size, size, 0.0, 0.0, 0.0, np.log(widest)]
+    return np.array([*start, 0.4] if curve.bends else start)

@@ -18,9 +18,9 @@ from scipy.special import gammaln
 
 from robudget.tables.usable import Floats
 
-ROUNDS, PER_ROUND = 10, 400
-FREEDOM = 5.0  # of Student's t
-KERNELS, KERNEL_WIDTH = 100, 0.5  # centres that a round draws about, and how far, in standard deviations of the whole
+ROUNDS, PER_ROUND = 20, 200
+FREEDOM = 8.0  # of Student's t
+KERNELS, KERNEL_WIDTH = 60, 0.65  # centres that a round draws about, and how far, in standard deviations of the whole
 MODE_STEPS = 50  # evaluations per dimension on the way to the mode
 TINY = 1e-300
 
@@ -38,9 +38,9 @@ class Sample:
 
 def sample(log_density: LogDensity, start: Floats, n: int, rng: np.random.Generator) -> Sample:
     """n draws of the density, whose mode is looked for from `start` (p,)."""
-    mode = _mode(log_density, start)
-    p = len(mode)
-    centres, root = mode[None], np.asarray(np.diag(_widths(log_density, mode)))
+    best = mode(log_density, start)
+    p = len(best)
+    centres, root = best[None], np.asarray(np.diag(_widths(log_density, best)))
     draws, densities, sums = np.empty((0, p)), np.empty(0), np.empty(0)
     proposals: list[tuple[Floats, Floats]] = []
     logs = np.empty(0)
@@ -69,7 +69,7 @@ def systematic(weight: Floats, n: int, rng: np.random.Generator) -> NDArray[np.i
     return np.minimum(places, len(weight) - 1).astype(np.int64)
 
 
-def _mode(log_density: LogDensity, start: Floats) -> Floats:
+def mode(log_density: LogDensity, start: Floats) -> Floats:
     def loss(theta: Floats) -> float:
         return float(np.minimum(-log_density(theta[None])[0], 1e300))
 

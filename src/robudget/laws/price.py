@@ -193,7 +193,7 @@ def price_of(law: Frontier, target: float, frame: pd.DataFrame, laws: Mapping[st
         value = min(value, observed.x)
     if sure is not None:
         high = min(high, sure.x)
-    low, high = min(low, value), max(high, value)
+    low, high = law.x_range[0] if law.open else min(low, value), max(high, value)
     verdict: Verdict = "observed" if observed is not None else "cannot say" if math.isinf(value) else "within"
     decades = max(0.0, math.log10(value / largest))
     if verdict == "within" and decades > 0:

@@ -34,6 +34,7 @@ EXPONENT, PRICE = "exponent", "price"
 LEVEL = 0.95
 RANDOM_DRAWS = 20
 LITTLE = 0.95  # of the interval left is little gained
+AS_GOOD = 0.03  # of a half width that makes no difference
 RIDGE = 1e-6  # on the information: what no run says yet is nearly free, but not infinite
 
 
@@ -66,6 +67,11 @@ class NextRuns:
     def half_after(self) -> float:
         return self.runs[-1].half_after if self.runs else self.half_now
 
+    @property
+    def cheapest_as_good(self) -> bool:
+        """Whether as much money on the cheapest runs leaves an interval no wider, but for AS_GOOD."""
+        return bool(self.half_cheapest <= (1 + AS_GOOD) * self.half_after)
+
     def sentence(self) -> str:
         if not self.runs:
             return f"No run that fits would tell more of {self.question}."
@@ -85,7 +91,8 @@ class NextRuns:
         if self.runs and known(self.half_random):
             lines.append(
                 f"As much spent on recipes drawn at random is expected to leave {self.half(self.half_random)}, and on "
-                f"the cheapest first {self.half(self.half_cheapest)}."
+                f"the cheapest first {self.half(self.half_cheapest)}"
+                + (": the cheapest runs first are as good a rule here." if self.cheapest_as_good else ".")
             )
         if self.runs and self.half_after > LITTLE * self.half_now:
             lines.append(
@@ -104,7 +111,7 @@ class NextRuns:
 
     def to_dict(self) -> dict[str, Any]:
         said = {"answer": self.sentence(), "support": list(self.support()), "half_after": self.half_after}
-        return said | fields(self)
+        return said | fields(self) | {"cheapest_as_good": self.cheapest_as_good}
 
 
 def _weight(n: float, noise: float) -> float:

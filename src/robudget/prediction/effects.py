@@ -235,7 +235,7 @@ def effects(
         for one, other in combinations(found, 2)
         if one[0] != other[0] and (crossing := survivors.interaction(one, other, level)) is not None
     ]
-    standing = iter(_holm([e.p for e in found.values()] + [i.p for i in crossings], 1 - level))
+    standing = iter(holm([e.p for e in found.values()] + [i.p for i in crossings], 1 - level))
     found = {key: replace(e, stands=next(standing)) for key, e in found.items()}
     crossings = [replace(i, stands=next(standing)) for i in crossings]
     by_choice = []
@@ -271,7 +271,7 @@ def mean_interval(values: Floats, level: float = LEVEL) -> tuple[float, float, f
     return float(mean - half), float(mean + half), 2 * float(stdtr(n - 1, -abs(mean) / error))
 
 
-def _holm(p: Sequence[float], alpha: float) -> list[bool]:
+def holm(p: Sequence[float], alpha: float) -> list[bool]:
     """Which of many hypotheses are rejected at once with a familywise error of at most alpha (Holm 1979)."""
     values = np.where(np.isnan(p), 1.0, p)
     order = np.argsort(values, kind="stable")

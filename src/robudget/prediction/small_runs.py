@@ -1,11 +1,11 @@
 """Small runs as judges: how often a cheaper run ranks two recipes as the costly one does, and whether it can.
 
 Choices that spend compute (size, steps, epochs) make the scale of a run, the others what is to be chosen between. At
-each cheaper scale, every pair of the others is ranked by its two runs there and by their two at the costliest scale;
-the share of pairs ranked alike is the decision accuracy of DataDecide (Magnusson et al. 2025, arXiv 2504.11393). Beside
-it stands the signal-to-noise ratio of the metric at that scale (Heineman et al. 2025, arXiv 2508.13144): the largest
-difference between two choices over the standard deviation between seeds of one, where they take it between the last
-checkpoints of one training.
+each cheaper scale, every pair of the others is ranked by its two runs there and by their two at the costliest scale
+that holds FEWEST_CHOICES of them; the share of pairs ranked alike is the decision accuracy of DataDecide (Magnusson et
+al. 2025, arXiv 2504.11393). Beside it stands the signal-to-noise ratio of the metric at that scale (Heineman et al.
+2025, arXiv 2508.13144): the largest difference between two choices over the standard deviation between seeds of one,
+where they take it between the last checkpoints of one training.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class ComputeLevel:
 
 @dataclass(frozen=True)
 class SmallRuns:
-    """`levels` ascending in compute; `scale` are the choices that spend, `choices` the others, `target` the costliest
-    scale, with `n_choices` runs there, and `flops` its median compute in `cost`."""
+    """`levels` ascending in compute; `scale` are the choices that spend, `choices` the others, `target` the scale that
+    the others are judged by, with `n_choices` runs there, and `flops` its median compute in `cost`."""
 
     levels: tuple[ComputeLevel, ...]
     scale: tuple[str, ...]
@@ -64,13 +64,17 @@ class SmallRuns:
     flops: float
     noise: SeedNoise
 
+    def target_text(self) -> str:
+        """`parameters 267 M, attack steps 10`."""
+        return ", ".join(f"{column(name).phrase} {column(name).level(value)}" for name, value in self.target.items())
+
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
 
 
 def small_runs(frame: pd.DataFrame, cost: str = "train_flops_exact", *, seed: int = 0) -> SmallRuns:
-    """Raises InputError where nothing, or everything, that varies spends compute, or the costliest scale holds fewer
-    than FEWEST_CHOICES choices that did not collapse."""
+    """Raises InputError where nothing, or everything, that varies spends compute, or no scale that a cheaper one could
+    judge holds FEWEST_CHOICES choices that did not collapse."""
     runs, y, collapsed = finished_runs(frame[~standard_rows(frame)])
     columns = Features.of(runs)
     scale = tuple(c.name for c in columns.columns if column(c.name).spends)
@@ -90,13 +94,16 @@ def small_runs(frame: pd.DataFrame, cost: str = "train_flops_exact", *, seed: in
     fell = means.collapsed.unstack("choice")
     if not len(compute):
         raise InputError(f"small runs judge nothing here: the {column(cost).phrase} of no run is known")
+    held = accuracy.loc[compute.index].notna().sum(axis=1).to_numpy()
+    if not (held[1:] >= FEWEST_CHOICES).any():
+        raise InputError(
+            f"small runs judge nothing here: no {' and '.join(column(name).phrase for name in scale)} but the cheapest "
+            f"was run with {FEWEST_CHOICES} or more of the other choices, not collapsed"
+        )
+    last = int(np.flatnonzero(held >= FEWEST_CHOICES)[-1])
+    compute = compute.iloc[: last + 1]
     goal = int(compute.index[-1])
     truth = accuracy.loc[goal].to_numpy(dtype=np.float64)
-    if int((~np.isnan(truth)).sum()) < FEWEST_CHOICES:
-        raise InputError(
-            f"small runs judge nothing here: the costliest scale holds fewer than {FEWEST_CHOICES} recipes that did "
-            "not collapse"
-        )
     target = dict(zip(scale, levels_of["scale"][int(np.flatnonzero(codes["scale"] == goal)[0])], strict=True))
     shares = compute.iloc[:-1] / compute.iloc[-1]
     rng = np.random.default_rng(seed)

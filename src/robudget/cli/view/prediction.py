@@ -125,8 +125,10 @@ def small_runs_table(runs: SmallRuns) -> list[RenderableType]:
         }
         for one in runs.levels
     ]
-    scale, choices = (", ".join(column(n).phrase for n in names) for names in (runs.scale, runs.choices))
-    title = f"Small runs as judges: pairs of {choices} ranked as at the costliest {scale} (pairs without collapse)"
+    title = (
+        f"Small runs as judges: pairs of {', '.join(column(n).phrase for n in runs.choices)} ranked as with "
+        f"{runs.target_text()} (pairs without collapse)"
+    )
     noise = f"Noise is {runs.noise.sd:.2g} points between seeds" + (", assumed" if runs.noise.borrowed else "")
     return [*titled(title, rows, ("compute",)), Text(noise)] if rows else []
 

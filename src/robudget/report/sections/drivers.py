@@ -18,6 +18,7 @@ from robudget.prediction.effects import Effect, Effects
 from robudget.prediction.predictor import PaperGBR, Predictor
 from robudget.report import style
 from robudget.report.figure_files import Drawing
+from robudget.report.sections import judges
 from robudget.report.style import BLUE, COLUMN, INK, MANY, MUTED, ORANGE, PAGE, PAPER, VERMILLION
 from robudget.report.table import fill
 from robudget.report.words import Cell, Section, Table, capital, change, points
@@ -43,6 +44,8 @@ def section(rows: pd.DataFrame, analysis: Analysis | None) -> Section:
         ]
     if predictor is not None:
         tables += [importances_table(predictor), scores_table(predictor)]
+    if analysis is not None and analysis.small_runs is not None:
+        tables.append(judges.table(analysis.small_runs))
     return Section("drivers", "What matters", title, lead, [("1b", "1c", "2", "partial"), *tables])
 
 

@@ -16,6 +16,7 @@ from robudget.analysis import Analysis
 from robudget.columns import column
 from robudget.formats import fixed, interval, number, percent, word
 from robudget.laws import Law
+from robudget.laws.checklist import checklist
 from robudget.laws.form_selection import Average
 from robudget.report import style
 from robudget.report.figure_files import Drawing
@@ -40,7 +41,7 @@ def section(rows: pd.DataFrame, analysis: Analysis | None) -> Section:
     )
     holdouts = [extrapolation.holdout_table(h, folded=i > 0) for i, h in enumerate(analysis.holdouts)]
     others = (costs_table, published_table, sensitivity_table, splits_table)
-    tables = [forms_table(analysis), *holdouts, *(table(analysis) for table in others)]
+    tables = [forms_table(analysis), *holdouts, *(table(analysis) for table in others), *checklist_tables(analysis)]
     return Section("laws", "Laws", title, lead, [("3a", "fan"), ("holdout", "forms"), *tables, ("3b", "3c")])
 
 
@@ -180,6 +181,21 @@ def splits_table(analysis: Analysis) -> Table:
         note=" ".join(f"{capital(c.sentence())}." for c in analysis.comparisons),
         folded=True,
     )
+
+
+def checklist_tables(analysis: Analysis) -> list[Table]:
+    """What a report of a law must say: of the headline and its frontier, of every clock, and of the paper's laws."""
+    laws = [analysis.law, *(law for law, _ in analysis.clocks), *analysis.published]
+    return [
+        Table(
+            f"Reporting checklist: {column(law.y).phrase} against {column(law.x).phrase}",
+            "What (Mis)Fitting (arXiv 2502.18969) asks of a report of a law, filled in; `robudget fit --checklist`",
+            ["question", "answer"],
+            list(checklist(law, analysis.frontier if law is analysis.law else None, law is analysis.law).items()),
+            folded=True,
+        )
+        for law in laws
+    ]
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
