@@ -54,6 +54,7 @@ LEAST_FAMILY = 0.05  # weight below which a family of forms is ruled out
 LEAST_WIDTH = 2.0  # points, of the uniform part
 ROOMS = ("laws/frontier.py", "laws/importance_sampling.py", "laws/blocks.py")  # what decides the kept posteriors
 WIDTH_SPREAD = 0.3  # standard deviation of its ln beforehand
+NEAR_OF_UNIFORM, NEAR_Z = 0.125, 1.645  # share of runs that near where inefficiencies are uniform; of a test at 5%
 OPEN = 0.7  # weight of sparse runs near the frontier from which its level has no upper end
 CONVICTION = 4  # power of the share of the parts that a thought of EDGES expects
 # What may be thought of the runs near the frontier: from the share of the rising part, that of the parts expected; and
@@ -160,7 +161,8 @@ class Frontier:
 
     `alpha` and `alpha_interval` are those of its power form C·x^α; everything else is answered by all forms
     (`interval`). `test` is None where too few levels of x are left to hide any. `n_fitted` is
-    below the number of usable runs where a table is so large that a sample of it was looked at.
+    below the number of usable runs where a table is so large that a sample of it was looked at. `near` is the share of
+    the runs that lie within a quarter of the median inefficiency of the frontier.
     """
 
     x: str
@@ -171,6 +173,7 @@ class Frontier:
     alpha: float
     alpha_interval: tuple[float, float]
     weights: dict[str, float]
+    near: float
     test: Test | None
     points: Points = field(repr=False)
     fits: tuple[Fit, ...] = field(repr=False)
@@ -201,8 +204,10 @@ class Frontier:
 
     @property
     def open(self) -> bool:
-        """Whether runs near the frontier are so few that it may lie higher than any form says."""
-        return self.sparse >= OPEN
+        """Whether runs near the frontier are so few that it may lie higher than any form says: by the forms' own
+        weights, or as fewer runs are within a quarter of the median inefficiency than even a uniform density has."""
+        doubt = NEAR_Z * np.sqrt(NEAR_OF_UNIFORM * (1 - NEAR_OF_UNIFORM) / self.n_fitted)
+        return bool(self.sparse >= OPEN or self.near < NEAR_OF_UNIFORM - doubt)
 
     @property
     def families(self) -> dict[str, float]:
@@ -299,8 +304,9 @@ class Frontier:
         if self.open:
             out.append(
                 f"These runs may all lie well below the frontier (weight of hardly any near it: {self.sparse:.2f}, "
-                f"beforehand 0.50), which may then be higher than these forms say: its level has no upper end here, "
-                f"and a price no lower one than the cheapest run's cost."
+                f"beforehand 0.50; {self.near:.0%} of them are within a quarter of the median distance), which may "
+                f"then be higher than these forms say: its level has no upper end here, and a price no lower one than "
+                f"the cheapest run's cost."
             )
         if self.test is None:
             return (*out, "No runs could be hidden to test it: nothing is known beyond the costliest run.")
@@ -369,10 +375,12 @@ def fit_frontier(
     power = [fit for fit in fits if fit.curve is curves[0]]
     ends = [np.concatenate(part) for part in zip(*(fit.ends()[:2] for fit in power), strict=True)]
     low, middle, high = _interval(np.log(ends[1] / ends[0])[:, 0] / np.ptp(u), power, level)
+    first, last = (_weights(power) @ end[:, 0] for end in ends)
+    gap = curves[0].value(chosen[0], first, last, np.ones(1)) - chosen[1]
     out = Frontier(
         runs.x_name, runs.y_name, level, len(u), len(rows), float(middle), (float(low), float(high)),
-        {curve.name: sum(fit.weight for fit in fits if fit.curve is curve) for curve in curves}, None, runs, fits,
-        float(u.min()), float(u.max()),
+        {curve.name: sum(fit.weight for fit in fits if fit.curve is curve) for curve in curves},
+        float((gap < np.median(gap) / 4).mean()), None, runs, fits, float(u.min()), float(u.max()),
     )  # fmt: skip
     return replace(out, test=_tested(out, seed)) if test else out
 
