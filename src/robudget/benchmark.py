@@ -17,10 +17,12 @@ from torch import nn
 
 from robudget import data
 from robudget.attacks.victim import Model
+from robudget.data import imagenet
+from robudget.datasets import Preprocessing
 from robudget.energy_log import EnergyLog
 from robudget.errors import InputError
 from robudget.evaluation.examples import Examples, Replay, replay
-from robudget.evaluation.load import load_classifier, load_surrogate
+from robudget.evaluation.load import load_classifier, load_surrogate, preprocessing_of
 from robudget.evaluation.specification import Specification
 from robudget.evaluation.state import FILE as STATE
 from robudget.evaluation.state import Progress, identity_of_state
@@ -37,6 +39,11 @@ from robudget.threads import claimed
 from robudget.threat import CUSTOMARY, Threat
 
 
+def _is_validation(dataset: str, site: Site) -> bool:
+    """Are these validation images of ImageNet without any to train on?"""
+    return dataset == "imagenet" and site.data_root is not None and imagenet.has_validation_alone(Path(site.data_root))
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A classifier by the name that the user gave it, the data to evaluate it on, and the run that it is from."""
@@ -51,11 +58,20 @@ class Candidate:
 
     @classmethod
     def load(
-        cls, source: str, *, dataset: str | None = None, model: str | None = None, backward: str = "own", site: Site
+        cls,
+        source: str,
+        *,
+        dataset: str | None = None,
+        model: str | None = None,
+        backward: str = "own",
+        image_list: str | None = None,
+        preprocessing: str | None = None,
+        site: Site,
     ) -> Candidate:
         """`source` is a run's folder, whose recipe then gives dataset and threat, or anything that `load_classifier`
         takes. `backward` names the surrogate as `load_surrogate` takes it; `own`: the model's own `surrogate()`, where
-        it has that method; `none`: no surrogate. Raises InputError."""
+        it has that method; `none`: no surrogate. `image_list` and `preprocessing` (default: the model's own) are of
+        ImageNet's validation images. Raises InputError."""
         run = RunFolder(source) if Path(source).is_dir() else None
         dataset = dataset or (run.recipe.data.name if run is not None else None)
         if dataset is None:
@@ -63,7 +79,13 @@ class Candidate:
                 raise InputError("an evaluation needs its data (--data cifar10 --data-root FOLDER)")
             raise InputError(f"nothing to evaluate at {source!r}, or no --data for it (robudget eval --help)")
         size = run.recipe.data.image_size if run is not None else None
-        images = data.load(dataset, root=site.data_root, image_size=size)
+        if image_list is not None or preprocessing is not None or (run is None and _is_validation(dataset, site)):
+            if dataset != "imagenet":
+                raise InputError(f"an image list or preprocessing with {dataset} (allowed: with imagenet)")
+            how = Preprocessing.parse(preprocessing) if preprocessing is not None else preprocessing_of(source)
+            images = imagenet.load(site.data_root, image_list=image_list, preprocessing=how)
+        else:
+            images = data.load(dataset, root=site.data_root, image_size=size)
         if run is not None and not run.best.exists():
             raise InputError(f"{str(run.path)!r} has no best.safetensors yet: train it first (robudget run)")
         weights = source if run is None else str(run.best)

@@ -1,7 +1,8 @@
-"""The sizes of published datasets, known without their files. Imports no torch; `robudget.data` reads the images."""
+"""What is known of data sets without their files: published sizes, how a picture becomes an input. Imports no torch."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,3 +41,43 @@ def sizes_of(name: str) -> Sizes:
     if name not in PUBLISHED:
         raise InputError(f"{unknown('dataset', name, PUBLISHED)}; for others the forecast needs the data (data.root=…)")
     return PUBLISHED[name]
+
+
+# -- from a picture to an input ---------------------------------------------------------------------------------------
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """`resize`: pixels of the shorter side (`square`: of both sides), None: as it is; `crop`: of the square that is cut
+    at the centre, None: all."""
+
+    resize: int | None = 256
+    crop: int | None = 224
+    interpolation: str = "bilinear"
+    square: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Preprocessing:
+        """A name of RobustBench's (`Res256Crop224`, `BicubicRes256Crop224`, `Crop288`, `Res224`), with any number of
+        pixels. Raises InputError."""
+        match = re.fullmatch(r"(Bicubic)?(?:Res(\d+))?(?:Crop(\d+))?", text)
+        if not match or not (match[2] or match[3]):
+            raise unknown("preprocessing", text, NAMES)
+        resize, crop = (None if group is None else int(group) for group in match.groups()[1:])
+        if 0 in (resize, crop):
+            raise InputError(f"preprocessing = {text!r} (allowed: at least 1 pixel)")
+        return cls(resize, crop, "bicubic" if match[1] else "bilinear", square=crop is None)
+
+    def __str__(self) -> str:
+        resize = "" if self.resize is None else f"Res{self.resize}"
+        crop = "" if self.crop is None else f"Crop{self.crop}"
+        return ("Bicubic" if self.interpolation == "bicubic" else "") + resize + crop
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+
+
+NAMES = ("Res256Crop224", "BicubicRes256Crop224", "Crop288", "Res224")

@@ -164,6 +164,12 @@ def evaluate(
     ],
     data: Annotated[str | None, typer.Option(help="dataset; a run brings its own")] = None,
     data_root: Annotated[str | None, typer.Option(help="where the dataset lies")] = None,
+    image_list: Annotated[
+        str | None, typer.Option(help="imagenet: only these validation images, in a file; robustbench: its 5,000")
+    ] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help="imagenet: Res256Crop224, BicubicRes256Crop224, …; default: the model's own")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="architecture of a safetensors file, e.g. wrn-28-10")] = None,
     threat: Annotated[
         list[str] | None,
@@ -255,7 +261,15 @@ def evaluate(
     watts = {"cpu_watts": cpu_watts, "gpu_watts": gpu_watts}
     source = sources[0]
     site = Site(data_root=data_root, device=device, threads=threads, overhead=overhead, **watts)  # type: ignore[arg-type]
-    candidate = Candidate.load(source, dataset=data, model=model, backward=backward, site=site)
+    candidate = Candidate.load(
+        source,
+        dataset=data,
+        model=model,
+        backward=backward,
+        image_list=image_list,
+        preprocessing=preprocessing,
+        site=site,
+    )
     if transfer is not None:
         replay = transfer_examples(candidate, transfer, batch_size=batch_size, site=site)
         show(json, lambda: {"examples": str(transfer), **replay.to_dict()}, lambda: f"{transfer}: {replay}")

@@ -57,16 +57,20 @@ def to_unit(images: Tensor) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """`train` and `test`, the number of `classes` and their names, and `fingerprint`: 16 hex digits of the pixels and
-    labels of both splits in their order, whatever file layout they came from."""
+    labels of both splits in their order, whatever file layout they came from. `evaluation_only`: it has no training
+    images."""
 
     name: str
     train: Split
     test: Split
     class_names: tuple[str, ...]
     fingerprint: str
+    evaluation_only: bool = False
 
     def __post_init__(self) -> None:
         for split, part in (("train", self.train), ("test", self.test)):
+            if self.evaluation_only and split == "train":
+                continue
             if len(part) == 0:
                 raise InputError(f"dataset {self.name!r}: the {split} split is empty")
             low, high = int(part.labels.min()), int(part.labels.max())
@@ -89,6 +93,8 @@ class Dataset:
 
     @cached_property
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if self.evaluation_only:
+            return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's training images
         # A histogram per channel is exact and never holds a float copy of the images; a memory-mapped set is sampled
         # evenly, since reading all of it would cost more than it tells.
         images = self.train.images[:: max(1, len(self.train) // 50_000)]

@@ -100,7 +100,7 @@ def shape_of(where: str, picture: Any, image_size: int | None) -> tuple[int, int
         if image_size is not None and (h, w) != (image_size, image_size):
             raise InputError(f"data.image_size = {image_size}: {where} is stored as {h}×{w} pixels")
         return c, h, w
-    image = _picture(where, picture)
+    image = opened(where, picture)
     channels = 1 if image.mode in ("1", "L", "I;16") else 3
     return (channels, image_size, image_size) if image_size else (channels, image.height, image.width)
 
@@ -116,7 +116,7 @@ def decode(where: str, picture: Any, shape: tuple[int, int, int], *, resize: boo
         return picture
     channels, height, width = shape
     try:
-        image = _picture(where, picture).convert("L" if channels == 1 else "RGB")
+        image = opened(where, picture).convert("L" if channels == 1 else "RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"corrupt image {where}: {error}") from None
     if resize and (image.height, image.width) != (height, width):
@@ -134,7 +134,8 @@ def decode(where: str, picture: Any, shape: tuple[int, int, int], *, resize: boo
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _picture(where: str, picture: Any) -> Image.Image:
+def opened(where: str, picture: Any) -> Image.Image:
+    """A path or the bytes of a file as a picture that is not decoded yet. Raises InputError."""
     try:
         return Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture))
     except UnidentifiedImageError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robudget.datasets import Preprocessing
 from robudget.errors import InputError, hint, unknown
 from robudget.models.build import ImageSpec, build, build_for
 from robudget.models.preact import Normalize, Normalized
@@ -161,3 +163,28 @@ def _timm(name: str, spec: ImageSpec) -> nn.Module:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"timm cannot load {name!r} with its weights: {reason}") from None
     return Normalized(Normalize(published.mean, published.std), body).eval()
+
+
+def preprocessing_of(source: str) -> Preprocessing:
+    """How the classifier that `source` names wants ImageNet's pictures, as RobustBench prepares them: by timm's
+    configuration of the model, by RobustBench's entry for one of its models, else Res256Crop224."""
+    import timm
+
+    name = source
+    if source.startswith("robustbench:"):
+        dataset, threat, entry = [*source.removeprefix("robustbench:").split("/"), "", ""][:3]
+        name = f"{entry}_{dataset}_{threat}".lower().replace("-", "_")
+        if not timm.is_model(name):
+            try:
+                from robustbench.model_zoo import model_dicts
+                from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+                chosen = model_dicts[BenchmarkDataset(dataset)][ThreatModel(threat)][entry].get("preprocessing")
+                return Preprocessing() if chosen is None else Preprocessing.parse(chosen)
+            except (ImportError, KeyError, ValueError):  # the model itself will not be found either
+                return Preprocessing()
+    published = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if published is None:
+        return Preprocessing()
+    size = published.input_size[1]
+    return Preprocessing(math.floor(size / published.crop_pct), size, published.interpolation)
