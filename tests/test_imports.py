@@ -33,6 +33,7 @@ ALLOWED = {
     "energy_log": {"meter", "store"},
     "runner": {"data", "attacks", "training", "evaluation", "meter", "store", "lease", "energy_log"},
     "benchmark": {"data", "attacks", "evaluation", "meter", "store", "energy_log", "runner"},
+    "doctor": {"backend", "meter", "runner"},
     "sweep": {"store", "lease", "runner", "forecast", "meter"},
     "beyond": {"data", "evaluation", "meter", "store", "energy_log", "runner", "benchmark", "report"},
     "interop": {"attacks", "evaluation", "store", "tables"},

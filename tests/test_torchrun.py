@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +28,38 @@ def launch(recipe: Path, store: Path) -> subprocess.Popen[str]:
 
 def epochs(folder: RunFolder) -> int:
     return len(list(folder.events("epoch")))
+
+
+def test_a_killed_task_of_slurm_ends_the_other_with_one_line(tiny: Recipe, tmp_path: Path) -> None:
+    """`srun` starts the tasks and watches over none of them."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(tiny.with_({"epochs": 500, "precision": "float32", "validation.every": 500}).to_yaml())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_NODEID": "0"}
+        step |= {"MASTER_PORT": str(free.getsockname()[1]), "SLURM_STEP_TASKS_PER_NODE": "2"}
+    command = [sys.executable, "-m", "robudget", "run", str(path), "device=cpu", "threads=1", "--store", str(tmp_path)]
+    tasks = [
+        subprocess.Popen(
+            command,
+            env=os.environ | step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    folder = Store(tmp_path).folder(Recipe.load(path))
+    deadline = time.monotonic() + 240
+    while not epochs(folder) and all(task.poll() is None for task in tasks) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    tasks[1].kill()
+    _, said = tasks[0].communicate(timeout=120)
+    tasks[1].communicate()
+    assert tasks[0].returncode == 1
+    assert "error: another process of this run ended or stopped answering" in said
+    assert "run again to go on" in said
+    assert "Traceback" not in said
 
 
 def test_stopped_and_resumed_on_two_processes_is_one_run(tiny: Recipe, tmp_path: Path) -> None:

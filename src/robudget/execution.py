@@ -56,7 +56,8 @@ class Site(Record):
 
     `data_root`, `synthetic_root`: folder or file of the real and of the generated images; `teacher`: weights that label
     the latter; `device`: "auto", "cpu", "cuda" or "cuda:1"; `threads`: CPU threads of torch, 0 = this process's share
-    of the cores (`threads.py`). `checkpointing` recomputes activations to save memory, `sync_batchnorm` (under
+    of the cores (`threads.py`). `checkpointing` recomputes activations to save memory, `physical_batch`: images
+    that a training computes with at once, with the same result, `sync_batchnorm` (under
     torchrun) takes BatchNorm's statistics over the whole batch, `deterministic` asks torch for deterministic algorithms
     alone. `tf32` lets a training's float32 use TensorFloat-32 on CUDA (validation and evaluation never do).
     `cpu_watts`, `gpu_watts`: what the machine's CPUs and the GPU draw under load, used where nothing better can be
@@ -70,6 +71,7 @@ class Site(Record):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int = Field(0, ge=0, description="a whole number, 0 = its share of the cores")
     checkpointing: bool = Field(False, description="true, false")
+    physical_batch: int = Field(0, ge=0, description="a whole number, 0 = the whole batch, or what the memory holds")
     sync_batchnorm: bool = Field(True, description="true, false")
     deterministic: bool = Field(False, description="true, false")
     tf32: bool = Field(False, description="true, false")

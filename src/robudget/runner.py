@@ -180,6 +180,7 @@ class _Run:
         return {
             "environment": environment(self.device)
             | {"precision": trainer.precision.name, "processes": self.world.size, "arithmetic": trainer.arithmetic}
+            | {"physical_batch": trainer.physical.images or recipe.batch_size // self.world.size}
             | _chosen(self.site),
             "dataset": {
                 "name": self.dataset.name,

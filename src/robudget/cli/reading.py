@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from robudget.cli.app import AsJson, Overrides, Prices, app, interruptible
+from robudget.cli.app import AsJson, Overrides, Prices, StoreOption, app, interruptible
 
 
 @app.command()
@@ -98,6 +98,25 @@ def devices(json: AsJson = False) -> None:
 
     rows = known_devices().values()
     show(json, lambda: [asdict(device) for device in rows], lambda: device_table(rows))
+
+
+@app.command()
+def doctor(overrides: Overrides = None, store: StoreOption = "runs", json: AsJson = False) -> None:
+    """What this machine is, what will be measured on it and what estimated, which fast paths are on, and why not."""
+    from dataclasses import asdict
+
+    from robudget.cli.view.console import show
+    from robudget.cli.view.runs import doctor_text
+    from robudget.config import parse_overrides
+    from robudget.doctor import diagnose
+    from robudget.errors import unknown
+    from robudget.execution import Site
+
+    site, rest = Site.take(parse_overrides(overrides or []))
+    if rest:
+        raise unknown("key", next(iter(rest)), [field.title or name for name, field in Site.model_fields.items()])
+    lines = diagnose(site, store)
+    show(json, lambda: [asdict(line) for line in lines], lambda: doctor_text(lines))
 
 
 @app.command()

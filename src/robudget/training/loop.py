@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from robudget import stop
+from robudget.attacks.victim import out_of_memory
 from robudget.backend.batch_size import keep_freed_memory, validation_size
 from robudget.backend.precision import check_training, float32_as, gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.stream import prepare
-from robudget.errors import InputError
+from robudget.errors import InputError, RunFailed
 from robudget.execution import Site
 from robudget.files import make_folder
 from robudget.losses import LOSSES
@@ -32,12 +33,13 @@ from robudget.training.checkpoint import best_model
 from robudget.training.distributed import World, current, first_on_node, synchronise_batchnorm
 from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
 from robudget.training.records import PHASES, Best, EpochRecord, Stopwatch
-from robudget.training.step import Step
+from robudget.training.step import Outcome, Physical, Step
 from robudget.training.validation import Validation, Validator, check_collapse, check_losses, validation_adversary
 
 LOOK_STEPS = 50  # at most, between two looks at the loss and the clock, since each waits for the device
 LOOK_SECONDS = 5.0  # about, between two looks where steps are long
 LARGE_BYTES = 64 << 20  # of a checkpoint from which on it is written beside the training
+SMALLEST = 4  # images at once
 SAVE_SECONDS = 60.0  # at least, between two such checkpoints, but for a better validation
 Window = Callable[[str], AbstractContextManager[object]]
 
@@ -124,6 +126,9 @@ class Trainer:
         self._calls: Counter[str] = Counter(dict.fromkeys(PHASES, 0))
         self._backwards = 0
         self._watch = Stopwatch(self.device)
+        self.physical = Physical(site.physical_batch)
+        self._buffers = [buffer.detach() for buffer in self.model.buffers()]
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self._step = Step(
             recipe,
             self.model,
@@ -135,6 +140,7 @@ class Trainer:
             watch=self._watch,
             calls=self._calls,
             steps_per_epoch=self.steps_per_epoch,
+            physical=self.physical,
         )
         self._validator = Validator(
             self.data.validation.images.to(self.device),
@@ -144,6 +150,7 @@ class Trainer:
             craft_precision,
             self.world,
             self._calls,
+            physical=self.physical,
         )
 
         self.step = 0
@@ -216,7 +223,7 @@ class Trainer:
             group["lr"] = lr * self._lr_scale
         x, labels, target = self._batches(self.step)
         self._watch.lap("data")
-        outcome = self._step(x, labels, target, self.step)
+        outcome = self._fitting_step(x, labels, target)
         self._count_recomputed()
         self._losses[self.step % self.steps_per_epoch] = outcome.loss
         if outcome.clean is not None:
@@ -224,6 +231,39 @@ class Trainer:
         if outcome.crafted is not None:
             self._correct["craft"] += outcome.crafted
         self.step += 1
+
+    def _fitting_step(self, x: Tensor, labels: Tensor, target: Tensor) -> Outcome:
+        """One step; where the memory does not hold it, again with half the images at once.
+
+        Raises RunFailed where that can't be: with other processes, which are in the middle of the step, with weights
+        that have changed already, and at the smallest size.
+        """
+        torch._foreach_copy_(self._buffers_before, self._buffers)
+        while True:
+            calls = Counter(self._calls)
+            try:
+                return self._step(x, labels, target, self.step)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                cause = str(error).strip().splitlines()[0][:120]
+            # Only here has the error gone, whose traceback holds the activations.
+            images = self.physical.images or len(x)
+            half = images // 2
+            if self.world.size > 1 or self._step.applied or self._step.delta is not None or half < SMALLEST:
+                smaller = f"physical_batch={half}, " if half >= SMALLEST else ""
+                raise RunFailed(
+                    f"out of memory at step {self.step} with {images} images at once: {cause}; "
+                    f"try {smaller}checkpointing=true or a smaller model"
+                )
+            self.physical.images = half
+            self._calls.clear()
+            self._calls.update(calls)
+            torch._foreach_copy_(self._buffers, self._buffers_before)
+            self._optimizer.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._notify(f"out of memory with {images} images at once, going on with {half}: the same training, slower")
 
     def _count_recomputed(self) -> None:
         """With checkpointing, every pass with a backward has run its forward twice."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.victim import Model
 from robudget.backend.folding import Folded
+from robudget.backend.host_memory import kept_on_host
 from robudget.backend.kernels import Arithmetic
 from robudget.backend.precision import Autocast, Precision
 from robudget.data.keyed import generator_for, key
@@ -35,8 +36,26 @@ from robudget.training.records import Stopwatch
 GAUSSIAN = 0.001  # TRADES starts from x + 0.001·N(0, 1) (Zhang et al. 2019, released code)
 
 Norm = nn.modules.batchnorm._BatchNorm
-Objective = Callable[[Tensor], Tensor]
-"""Logits (N, classes) to the sum over the batch of what the adversary raises."""
+Objective = Callable[..., Tensor]
+"""Logits (n, classes) of the batch, or of the rows given by a slice, to the sum of what the adversary raises."""
+EVERY = slice(None)
+Forward = Callable[[slice], tuple[Tensor, Tensor | None, Tensor | None]]
+
+
+@dataclass
+class Physical:
+    """How many images one pass takes at once, 0 = the whole batch; lowered where the memory does not hold more."""
+
+    images: int = 0
+
+    def parts(self, n: int) -> list[slice]:
+        """Of a batch of n."""
+        if not self.splits(n):
+            return [EVERY]
+        return [slice(first, first + self.images) for first in range(0, n, self.images)]
+
+    def splits(self, n: int) -> bool:
+        return 0 < self.images < n
 
 
 @dataclass(frozen=True)
@@ -114,13 +133,15 @@ class CraftMode:
 
 def cross_entropy(labels: Tensor) -> Objective:
     """The sum of cross-entropies against hard labels (N,): what AT, MART and validation raise."""
-    return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
+    return lambda logits, rows=EVERY: F.cross_entropy(logits, labels[rows], reduction="sum")
 
 
 def divergence(clean_logits: Tensor) -> Objective:
     """The sum of KL(clean ‖ adversarial) (N, classes): what TRADES raises (Zhang et al. 2019, equation 5)."""
     log_p = F.log_softmax(clean_logits.detach(), dim=1)
-    return lambda logits: F.kl_div(F.log_softmax(logits, dim=1), log_p, reduction="sum", log_target=True)
+    return lambda logits, rows=EVERY: F.kl_div(
+        F.log_softmax(logits, dim=1), log_p[rows], reduction="sum", log_target=True
+    )
 
 
 def start_of(x: Tensor, adversary: Adversary, generator: torch.Generator | None, world: World) -> Tensor:
@@ -150,18 +171,36 @@ def craft(
     generator: torch.Generator | None,
     autocast: Autocast,
     world: World = World(),  # noqa: B008 (frozen)
+    physical: Physical | None = None,
 ) -> Tensor:
     """PGD (Madry et al. 2018): x_adv like x (N, C, H, W), in the ball around x and in [0, 1].
 
     Call it inside a `CraftMode`. Each step is one forward and one backward pass of the model, under `autocast`; logits,
-    loss and images stay in float32.
+    loss and images stay in float32. `physical`: so many images at a time, each with the noise that it has in the batch.
     """
-    threat, geometry = adversary.threat, GEOMETRY[adversary.threat.norm]
     x_adv = torch.empty_like(x).copy_(start_of(x, adversary, generator, world))  # in x's memory format
+    if physical is None or not physical.splits(len(x)):
+        return _climb(model, x, x_adv, objective, EVERY, adversary, autocast)
+    for rows in physical.parts(len(x)):
+        x_adv[rows] = _climb(model, x[rows], x_adv[rows], objective, rows, adversary, autocast)
+    return x_adv
+
+
+def _climb(
+    model: Model,
+    x: Tensor,
+    x_adv: Tensor,
+    objective: Objective,
+    rows: slice,
+    adversary: Adversary,
+    autocast: Autocast,
+) -> Tensor:
+    """The steps of PGD from x_adv, which may be overwritten; x are these `rows` of the batch."""
+    threat, geometry = adversary.threat, GEOMETRY[adversary.threat.norm]
     # L∞ in place, against bounds made once; equal to geometry.project to the last bit.
     floor, ceiling = (x - threat.eps).clamp_(min=0), (x + threat.eps).clamp_(max=1)
     for _ in range(adversary.steps):
-        gradient = input_gradient(model, x_adv, objective, autocast)
+        gradient = input_gradient(model, x_adv, lambda logits: objective(logits, rows), autocast)
         if not adversary.bounded:
             x_adv.add_(geometry.steepest(gradient), alpha=adversary.step_size).clamp_(0, 1)
         elif threat.norm == "linf":
@@ -172,7 +211,7 @@ def craft(
     return x_adv
 
 
-def input_gradient(model: Model, x: Tensor, objective: Objective, autocast: Autocast) -> Tensor:
+def input_gradient(model: Model, x: Tensor, objective: Callable[[Tensor], Tensor], autocast: Autocast) -> Tensor:
     """The gradient of `objective` at x, a float32 tensor of x's shape that the caller may overwrite."""
     leaf = x.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -192,7 +231,8 @@ class Outcome:
 
 
 class Step:
-    """`step(x, labels, target, number)` trains on one batch and counts its image-passes in `calls`.
+    """`step(x, labels, target, number)` trains on one batch and counts its image-passes in `calls`. `applied`: whether
+    the last call, if it failed, had begun to change the weights.
 
     x float32 (N, C, H, W) in [0, 1]; labels int64 (N,), which the adversary attacks; `target` what the loss compares
     with.
@@ -211,7 +251,9 @@ class Step:
         watch: Stopwatch,
         calls: Counter[str],
         steps_per_epoch: int,
+        physical: Physical | None = None,
     ) -> None:
+        self.physical, self.applied = physical or Physical(), False
         if LOSSES[recipe.loss].beta and (recipe.loss, recipe.metric) not in losses.PAIRED:
             raise InputError(
                 f"metric = {recipe.metric!r} with loss = {recipe.loss!r} "
@@ -233,6 +275,7 @@ class Step:
         self.delta: Tensor | None = None  # Free-AT's perturbation, which outlives its batch
 
     def __call__(self, x: Tensor, labels: Tensor, target: Tensor, number: int) -> Outcome:
+        self.applied = False
         with self._dropout(x.device, number):
             if self._kind.replays:
                 return self._free(x, labels, target)
@@ -243,10 +286,13 @@ class Step:
     # -- craft -----------------------------------------------------------------------------------------------------
 
     def _craft(self, x: Tensor, labels: Tensor, number: int) -> Tensor:
-        with self._crafting(x) as (victim, autocast):
+        # By the statistics of the batch, its images are not independent of each other and stay together.
+        physical = Physical() if self._recipe.craft.batchnorm == "batch" and self._norms else self.physical
+        kept = self._kept_on_host(len(x)) if physical is not self.physical else nullcontext()
+        with self._crafting(x) as (victim, autocast), kept:
             if self._kind.craft == "kl":
                 with torch.no_grad(), autocast():
-                    objective = divergence(victim(x).float())
+                    objective = divergence(torch.cat([victim(x[rows]).float() for rows in physical.parts(len(x))]))
                 self._calls["craft_forward"] += len(x)
             else:
                 objective = cross_entropy(labels)
@@ -258,6 +304,7 @@ class Step:
                 generator=generator_for(x.device, self._recipe.seed, "craft", number),
                 autocast=autocast,
                 world=self._world,
+                physical=physical,
             )
         self._calls["craft_forward"] += self._adversary.steps * len(x)
         self._calls["craft_backward"] += self._adversary.steps * len(x)
@@ -266,25 +313,42 @@ class Step:
     # -- update ----------------------------------------------------------------------------------------------------
 
     def _update(self, x: Tensor, x_adv: Tensor | None, labels: Tensor, target: Tensor, number: int) -> Outcome:
-        def forward() -> tuple[Tensor, Tensor | None, Tensor | None]:
-            with self._autocast():
-                clean = self._model(x) if self._kind.clean else None
-                crafted = self._model(x_adv) if x_adv is not None else None
+        def forward(rows: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            """The mean loss over these rows, and their logits."""
+            with self._autocast(), self._kept_on_host(len(x)):
+                clean = self._model(x[rows]) if self._kind.clean else None
+                crafted = self._model(x_adv[rows]) if x_adv is not None else None
             clean = clean.float() if clean is not None else None
             crafted = crafted.float() if crafted is not None else None
-            self._calls["update_forward"] += len(x) * ((clean is not None) + (crafted is not None))
-            self._calls["update_backward"] += len(x) * ((clean is not None) + (crafted is not None))
-            return self._loss(clean, crafted, target), clean, crafted
+            images = len(target[rows]) * ((clean is not None) + (crafted is not None))
+            self._calls["update_forward"] += images
+            self._calls["update_backward"] += images
+            return self._loss(clean, crafted, target[rows]), clean, crafted
 
+        # With BatchNorm every image depends on all others through the statistics of every layer: the batch stays whole.
+        parts = [EVERY] if self._norms else self.physical.parts(len(x))
         perturbs = self._recipe.awp.gamma is not None and number >= self._awp_from
-        shift = self._against(forward) if perturbs else None
-        self._optimizer.zero_grad()
-        loss, clean, crafted = forward()
-        torch.autograd.backward(loss)
-        if shift is not None:
-            torch._foreach_sub_([p.detach() for p in self._layers], shift)
+        shift = self._against(forward, parts, len(x)) if perturbs else None
+        try:
+            self._optimizer.zero_grad()
+            mean, outcomes = _mean_over(forward, parts, len(x))
+        finally:
+            if shift is not None:
+                torch._foreach_sub_([p.detach() for p in self._layers], shift)
         self._apply()
-        return Outcome(loss.detach(), _right(clean, labels), _right(crafted, labels))
+        clean, crafted = (
+            None if logits[0] is None else _right(torch.cat([z for z in logits if z is not None]), labels)
+            for logits in zip(*outcomes, strict=True)
+        )
+        return Outcome(mean, clean, crafted)
+
+    def _kept_on_host(self, n: int) -> AbstractContextManager[object]:
+        """Where a batch of n is more than fits at once and can't be split, what its backward pass needs waits in the
+        CPU's memory, which changes no bit."""
+        whole = bool(self._norms) or self._kind.replays
+        if not (whole and self.physical.splits(n)):
+            return nullcontext()
+        return kept_on_host(n)
 
     def _loss(self, clean: Tensor | None, crafted: Tensor | None, target: Tensor) -> Tensor:
         recipe = self._recipe
@@ -300,6 +364,7 @@ class Step:
         BatchNorm's running statistics are averaged over the processes too where each has its own: every process then
         has the same model, which is what is validated, saved and resumed."""
         self._world.average_gradients(self._parameters)
+        self.applied = True
         if self._recipe.optim.clip is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._recipe.optim.clip, foreach=True)
         self._optimizer.step()
@@ -311,16 +376,15 @@ class Step:
 
     # -- adversarial weight perturbation ---------------------------------------------------------------------------
 
-    def _against(self, forward: Callable[[], tuple[Tensor, Tensor | None, Tensor | None]]) -> list[Tensor]:
+    def _against(self, forward: Forward, parts: list[slice], n: int) -> list[Tensor]:
         """Move every layer by γ·‖w‖ along the loss's gradient there, and return the moves (Wu et al. 2020, equation 10
         with one step, for which their proxy model is the model itself)."""
         gamma = self._recipe.awp.gamma
         assert gamma is not None
         layers = self._layers
+        self._optimizer.zero_grad()
         with _untracked(self._norms):
-            loss, _, _ = forward()
-        for parameter, gradient in zip(layers, torch.autograd.grad(loss, layers), strict=True):
-            parameter.grad = gradient
+            _mean_over(forward, parts, n)
         self._world.average_gradients(layers)
         shift = []
         for parameter in layers:
@@ -344,7 +408,7 @@ class Step:
         for _ in range(recipe.craft.steps):
             x_adv = geometry.project(x + self.delta, x, threat.eps).requires_grad_(True)
             self._optimizer.zero_grad()
-            with self._autocast():
+            with self._autocast(), self._kept_on_host(len(x)):
                 logits = self._model(x_adv)
             loss = self._loss(None, logits.float(), target)
             torch.autograd.backward(loss)
@@ -370,6 +434,21 @@ class Step:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(key(self._recipe.seed, "dropout", number, self._world.rank))
             yield
+
+
+def _mean_over(forward: Forward, parts: list[slice], n: int) -> tuple[Tensor, list[tuple[Tensor | None, ...]]]:
+    """The loss over a batch of n and its gradients in every `grad`, part after part; each part's detached logits."""
+    total: Tensor | None = None
+    outcomes: list[tuple[Tensor | None, ...]] = []
+    for rows in parts:
+        loss, *logits = forward(rows)
+        if rows is not EVERY:
+            loss = loss * (len(range(*rows.indices(n))) / n)
+        torch.autograd.backward(loss)
+        total = loss.detach() if total is None else total + loss.detach()
+        outcomes.append(tuple(None if z is None else z.detach() for z in logits))
+    assert total is not None
+    return total, outcomes
 
 
 def _right(logits: Tensor | None, labels: Tensor) -> Tensor | None:

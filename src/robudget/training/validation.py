@@ -17,7 +17,7 @@ from robudget.data.keyed import generator_for
 from robudget.errors import RunFailed
 from robudget.recipe import CollapsePart, Recipe
 from robudget.training.distributed import World
-from robudget.training.step import Adversary, CraftMode, craft, cross_entropy
+from robudget.training.step import Adversary, CraftMode, Physical, craft, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Validator:
     world: World
     calls: Counter[str]
     modes: dict[nn.Module, CraftMode] = field(default_factory=dict)  # of each model, made once
+    physical: Physical = field(default_factory=Physical)
 
     def first(self, n: int) -> Validator:
         return replace(self, images=self.images[:n], labels=self.labels[:n])
@@ -73,7 +74,9 @@ class Validator:
         if len(y) == 0:
             return 0, 0
         generator = generator_for(x.device, self.seed, "validation", index)
-        x_adv = craft(victim, x, cross_entropy(y), adversary, generator=generator, autocast=autocast)
+        x_adv = craft(
+            victim, x, cross_entropy(y), adversary, generator=generator, autocast=autocast, physical=self.physical
+        )
         with torch.no_grad(), autocast():
             robust = int((victim(x_adv).argmax(1) == y).sum())
         self.calls["validation_forward"] += (adversary.steps + 1) * len(y)

@@ -15,6 +15,7 @@ from robudget.formats import amount_range, fixed, interval, known, number, word
 
 if TYPE_CHECKING:
     from robudget.demo import DemoResult
+    from robudget.doctor import Line
     from robudget.meter.devices import Device
 
 MOST = 40  # forecasts shown
@@ -89,6 +90,20 @@ def device_table(devices: Iterable[Device]) -> TextTable:
         for device in devices
     ]
     return TextTable(rows, left=("device", "name", "peak TFLOP/s", "source"))
+
+
+def doctor_text(lines: Sequence[Line]) -> Group:
+    """A table a part."""
+    parts = dict.fromkeys(line.part for line in lines)
+    tables = [
+        TextTable(
+            [{"what": line.name, "is": line.value, "because": line.why} for line in lines if line.part == part],
+            title=part,
+            left=("what", "is", "because"),
+        )
+        for part in parts
+    ]
+    return Group(*tables)
 
 
 def demo_text(result: DemoResult) -> str:
