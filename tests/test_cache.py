@@ -7,7 +7,7 @@ import pytest
 
 from robudget import cache
 from robudget.cache import remembered
-from robudget.prediction import Predictor
+from robudget.prediction import PaperGBR, Predictor
 
 
 @pytest.fixture
@@ -74,12 +74,24 @@ def test_it_is_bounded_and_a_folder_that_cannot_be_written_costs_nothing(folder,
     assert remembered("test", [0], (), Counted())["calls"] == 1
 
 
-def test_a_predictor_from_kept_numbers_is_the_same_and_a_changed_table_is_fitted(folder, grid):
-    fitted, kept = (Predictor.fit(grid, groups=()) for _ in range(2))
-    assert len(list(folder.iterdir())) == 1
-    assert kept.predict(grid.iloc[:4]) == fitted.predict(grid.iloc[:4])
+def test_a_predictor_from_kept_numbers_is_the_same_and_a_changed_table_is_fitted(folder, grid, monkeypatch):
+    def explained():
+        predictor, gbr = Predictor.fit(grid, groups=()), PaperGBR.fit(grid)
+        said = predictor.partial("steps").to_dict(), predictor.collapse_map("steps", "loss").to_dict(), gbr.to_dict()
+        return predictor, said
+
+    fitted, of_models = explained()
+    files = len(list(folder.iterdir()))
+    with monkeypatch.context() as nothing_is_fitted:
+        for name in ("FittedModels", "Calibration", "paper_gbr"):
+            nothing_is_fitted.setattr(f"robudget.prediction.predictor.{name}", None)
+        kept, of_numbers = explained()
+    assert of_numbers == of_models
+    assert kept.coverage == fitted.coverage
     assert kept.scores == fitted.scores
     assert kept.importances == fitted.importances
+    assert kept.predict(grid.iloc[:4]) == fitted.predict(grid.iloc[:4])
+    assert len(list(folder.iterdir())) == files
     changed = grid.assign(aa_acc=grid.aa_acc.where(grid.index != 3, grid.aa_acc + 0.01))
     Predictor.fit(changed, groups=())
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.glob("predictor-*"))) == len(list(folder.glob("coverage-*"))) == 2

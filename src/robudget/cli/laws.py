@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
-from robudget.cli.app import AsJson, Brief, Overrides, TableFrom, app
+from robudget.cli.app import AsJson, Brief, Overrides, TableFrom, app, collect_rarely
 from robudget.files import local
 
 Where = Annotated[
@@ -47,6 +47,7 @@ def fit(
     json: AsJson = False,
 ) -> None:
     """What compute bought and what the next point costs: frontier, forms, intervals, hold-outs, effects of choices."""
+    collect_rarely()
     from robudget.analysis import analyse
     from robudget.cli.view.console import show
     from robudget.cli.view.laws import fit_text
@@ -101,6 +102,7 @@ def predict(
     json: AsJson = False,
 ) -> None:
     """A recipe's robust accuracy before it is trained, with its interval; its own run first where the table has one."""
+    collect_rarely()
     from robudget.cli.view.console import show
     from robudget.cli.view.prediction import prediction_text
     from robudget.config import parse_overrides
@@ -144,6 +146,7 @@ def plan(
     json: AsJson = False,
 ) -> None:
     """What to train for a budget, or the cheapest way to a target, with risk and the price of the next point."""
+    collect_rarely()
     from robudget.cli.view.console import show
     from robudget.cli.view.laws import next_text, plan_text
     from robudget.config import parse_overrides
@@ -190,6 +193,7 @@ def report(
     where: Where = None,
 ) -> None:
     """One offline interactive page and the paper's figures."""
+    collect_rarely()
     from robudget.analysis import analyse
     from robudget.cli.view.console import out as console
     from robudget.config import parse_overrides

@@ -107,32 +107,39 @@ def partial(model: ModelName, fitted: FittedModels, features: Features, table: p
     By hand: scikit-learn's partial_dependence answers with one number a value, here it is two from one pass."""
     feature = features.named(name)
     values = _levels(feature, table)
-    accuracy, collapse = [], []
     base = _sample(table)
-    for value in values:
-        out = fitted.outcomes(features.matrix(base.assign(**{feature.name: value})))
-        accuracy.append(float(out.by_model[model].mean()))
-        collapse.append(float(out.p_collapse.mean()))
-    return Partial(feature.name, values, tuple(accuracy), tuple(collapse))
+    out = fitted.outcomes(np.concatenate([features.matrix(base.assign(**{feature.name: v})) for v in values]))
+    accuracy, collapse = (v.reshape(len(values), len(base)).mean(axis=1) for v in (out.by_model[model], out.p_collapse))
+    return Partial(feature.name, values, tuple(accuracy.tolist()), tuple(collapse.tolist()))
+
+
+def collapse_chances(fitted: FittedModels, features: Features, table: pd.DataFrame, first: str, second: str) -> Floats:
+    """The `p_collapse` of a CollapseMap. Raises InputError for a feature that the predictor does not know."""
+    one, two = features.named(first), features.named(second)
+    rows, columns = _levels(one, table), _levels(two, table)
+    base = _sample(table)
+    chances = np.empty((len(rows), len(columns)))
+    for i, a in enumerate(rows):
+        # One call for a row of cells: predicting has a fixed cost that would dominate otherwise.
+        cells = [features.matrix(base.assign(**{one.name: a, two.name: b})) for b in columns]
+        chances[i] = fitted.outcomes(np.concatenate(cells)).p_collapse.reshape(len(columns), len(base)).mean(axis=1)
+    return chances
 
 
 def collapse_map(
-    fitted: FittedModels, features: Features, table: pd.DataFrame, collapsed: Bools, first: str, second: str
+    chances: Floats, features: Features, table: pd.DataFrame, collapsed: Bools, first: str, second: str
 ) -> CollapseMap:
-    """Raises InputError for a feature that the predictor does not know."""
+    """The `chances` of these models beside the runs (`collapsed` (n,) of the table's)."""
     one, two = features.named(first), features.named(second)
     rows, columns = _levels(one, table), _levels(two, table)
     shape = (len(rows), len(columns))
-    predicted, observed, n = np.empty(shape), np.full(shape, np.nan), np.zeros(shape, dtype=np.int64)
-    base = _sample(table)
+    observed, n = np.full(shape, np.nan), np.zeros(shape, dtype=np.int64)
     for i, a in enumerate(rows):
         for j, b in enumerate(columns):
-            X = features.matrix(base.assign(**{one.name: a, two.name: b}))
-            predicted[i, j] = fitted.outcomes(X).p_collapse.mean()
             here = ((table[one.name] == a) & (table[two.name] == b)).to_numpy(dtype=np.bool_)
             n[i, j] = here.sum()
             observed[i, j] = collapsed[here].mean() if here.any() else np.nan
-    return CollapseMap(one.name, two.name, rows, columns, predicted, observed, n)
+    return CollapseMap(one.name, two.name, rows, columns, chances, observed, n)
 
 
 def _levels(feature: Feature, table: pd.DataFrame) -> tuple[Any, ...]:

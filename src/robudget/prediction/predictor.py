@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -27,7 +28,15 @@ from robudget.prediction.cross_validation import (
     one_split,
     random_folds,
 )
-from robudget.prediction.explain import CollapseMap, Importance, Partial, collapse_map, importances, partial
+from robudget.prediction.explain import (
+    CollapseMap,
+    Importance,
+    Partial,
+    collapse_chances,
+    collapse_map,
+    importances,
+    partial,
+)
 from robudget.prediction.features import MOST_RUNS, Features, rows_of, runs_with_features
 from robudget.prediction.regressors import MODELS, Bools, FittedModels, Kernels, ModelName, Outcomes, paper_gbr
 from robudget.prediction.repeats import (
@@ -107,24 +116,28 @@ class PaperGBR:
     def fit(cls, frame: pd.DataFrame, seed: int = 0, features: Sequence[str] | None = None) -> PaperGBR:
         """Features as in the paper where the table has them and they vary, else whatever varies. With repeats in the
         table 30% of the recipes are held out, not of the runs."""
-        from sklearn.model_selection import train_test_split
-
         named = features or (PAPER_FEATURES if set(PAPER_FEATURES) <= set(frame.columns) else None)
         runs, y, _, columns, positions = runs_with_features(frame, named)
-        X = columns.matrix(runs)
-        codes = recipe_codes(runs, columns)
-        members = [np.flatnonzero(codes == code) for code in range(int(codes.max()) + 1)]
-        split = train_test_split(np.arange(len(members)), test_size=0.3, random_state=seed)
-        train, test = (np.concatenate([members[code] for code in part]) for part in split)
-        model = paper_gbr(X[train], y[train])
-        predicted = np.asarray(model.predict(X[test]))
+        X, codes = columns.matrix(runs), recipe_codes(runs, columns)
+
+        def fit() -> dict[str, Any]:
+            from sklearn.model_selection import train_test_split
+
+            members = [np.flatnonzero(codes == code) for code in range(int(codes.max()) + 1)]
+            split = train_test_split(np.arange(len(members)), test_size=0.3, random_state=seed)
+            train, test = (np.concatenate([members[code] for code in part]) for part in split)
+            model = paper_gbr(X[train], y[train])
+            shares: dict[str, float] = {}
+            for name, share in zip(columns.names, model.feature_importances_, strict=True):
+                shares[name] = shares.get(name, 0.0) + float(share)
+            return {"test": test.tolist(), "predicted": model.predict(X[test]).tolist(), "shares": shares}
+
+        numbers = remembered("gbr", (X, y, codes, columns.names, seed), ROOMS, fit)
+        test, predicted = np.array(numbers["test"]), np.array(numbers["predicted"], dtype=np.float64)
         residual = predicted - y[test]
-        shares: dict[str, float] = {}
-        for name, share in zip(columns.names, model.feature_importances_, strict=True):
-            shares[name] = shares.get(name, 0.0) + float(share)
         return cls(
-            r_squared(residual, y[test]), float(np.abs(residual).mean()), len(train), len(test), seed,
-            dict(sorted(shares.items(), key=lambda item: -item[1])),
+            r_squared(residual, y[test]), float(np.abs(residual).mean()), len(y) - len(test), len(test), seed,
+            dict(sorted(numbers["shares"].items(), key=lambda item: -item[1])),
             y[test], predicted, positions[test],
         )  # fmt: skip
 
@@ -141,7 +154,8 @@ class Predictor:
     the models were not fitted on. `one_split` is what a single yes-or-no question explains of them, and `coverage` what
     the intervals hold of them, by group. `n_runs` finished runs of `n_recipes` recipes were fitted on, `n_collapsed` of
     them collapsed; `n_left_out` had no accuracy, an unknown feature, or were too many. `seed_noise` is how far seeds of
-    one recipe scatter.
+    one recipe scatter. `fitted` and `calibration` are fitted to `used`, the first time that they are needed: what the
+    report says of a table is kept between commands.
     """
 
     model: ModelName
@@ -157,9 +171,10 @@ class Predictor:
     coverage: tuple[Coverage, ...]
     importances: tuple[Importance, ...]
     warnings: tuple[str, ...]
-    calibration: Calibration = field(repr=False)
     table: pd.DataFrame = field(repr=False)
-    fitted: FittedModels = field(repr=False)
+    used: tuple[Any, ...] = field(repr=False)
+    fit_models: Callable[[], FittedModels] = field(repr=False)
+    calibrate: Callable[[], Calibration] = field(repr=False)
 
     @classmethod
     def fit(
@@ -199,19 +214,38 @@ class Predictor:
 
         used = (X, y, is_collapsed, codes, repr(columns), labels, model, seed, repeats)
         numbers = remembered("predictor", used, ROOMS, cross_validate)
-        kernels = Kernels.of_numbers(numbers["kernels"], X.shape[1])
-        fitted = models[0] if models else FittedModels(X, y, is_collapsed, seed, kernels, codes)
-        out = Outcomes.of_numbers(numbers["out_of_fold"])
+
+        @cache
+        def fit_models() -> FittedModels:
+            kernels = Kernels.of_numbers(numbers["kernels"], X.shape[1])
+            return models[0] if models else FittedModels(X, y, is_collapsed, seed, kernels, codes)
+
         by = {c.name: list(runs[c.name]) for c in columns.columns if c.kind in ("flag", "category")}
-        calibration = Calibration.fit(X, y, is_collapsed, out, level, codes, by, seed)
+
+        @cache
+        def calibrate() -> Calibration:
+            out = Outcomes.of_numbers(numbers["out_of_fold"])
+            return Calibration.fit(X, y, is_collapsed, out, level, codes, by, seed)
+
+        coverage = remembered(
+            "coverage", (*used, level), ROOMS, lambda: {"of": [dataclasses.asdict(c) for c in calibrate().coverage]}
+        )
         noise, n_recipes = seed_noise(y, is_collapsed, recipes), int(recipes.max()) + 1
         return cls(
             numbers["model"], columns, level, len(y), n_recipes, int(is_collapsed.sum()), len(frame) - len(y), noise,
             tuple(Score(**score) for score in numbers["scores"]), OneSplit(**numbers["one_split"]),
-            calibration.coverage,
+            tuple(Coverage(**one) for one in coverage["of"]),
             tuple(Importance(**one | {"aliases": tuple(one["aliases"])}) for one in numbers["importances"]),
-            _warnings(len(frame), len(y), columns, noise, n_recipes, level), calibration, runs, fitted,
+            _warnings(len(frame), len(y), columns, noise, n_recipes, level), runs, used, fit_models, calibrate,
         )  # fmt: skip
+
+    @property
+    def fitted(self) -> FittedModels:
+        return self.fit_models()
+
+    @property
+    def calibration(self) -> Calibration:
+        return self.calibrate()
 
     def predict(self, rows: Rows) -> list[Prediction]:
         """One prediction per recipe or row; the features may come as recipes, rows of a table, or one mapping.
@@ -254,11 +288,24 @@ class Predictor:
 
     def partial(self, feature: str) -> Partial:
         """The mean prediction over the table with one feature set to each of its levels."""
-        return partial(self.model, self.fitted, self.features, self.table, feature)
+
+        name = self.features.named(feature).name
+
+        def of_models() -> dict[str, Any]:
+            return dataclasses.asdict(partial(self.model, self.fitted, self.features, self.table, name))
+
+        numbers = remembered("partial", (*self.used, self.model, name), ROOMS, of_models)
+        return Partial(name, *(tuple(numbers[of]) for of in ("values", "aa_acc", "p_collapse")))
 
     def collapse_map(self, first: str = "steps", second: str = "ema") -> CollapseMap:
         """P(collapse) over two features, beside the share that really collapsed."""
-        return collapse_map(self.fitted, self.features, self.table, collapsed_rows(self.table), first, second)
+
+        def of_models() -> dict[str, Any]:
+            return {"p_collapse": collapse_chances(self.fitted, self.features, self.table, first, second).tolist()}
+
+        numbers = remembered("collapse", (*self.used, first, second), ROOMS, of_models)
+        chances = np.array(numbers["p_collapse"], dtype=np.float64)
+        return collapse_map(chances, self.features, self.table, collapsed_rows(self.table), first, second)
 
     def to_dict(self) -> dict[str, Any]:
         return fields(self)

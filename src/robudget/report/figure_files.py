@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from fontTools import subset  # type: ignore[import-untyped]
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -60,7 +61,8 @@ def save(figure: Figure, folder: Path, name: str, *, title: str, caption: str) -
         nothing = dict.fromkeys(("Date", "Format", "Type", "Creator"))
         svg = _bytes(FigureCanvasSVG(figure).print_svg, metadata={"Title": title, **nothing}).decode("utf-8")
         svg = svg.replace("*{", f"text, tspan {{font-family: {FONTS} !important}} *{{", 1)
-        pdf = _bytes(FigureCanvasPdf(figure).print_pdf, metadata={"Title": title, "CreationDate": None})
+        with _glyphs_only():
+            pdf = _bytes(FigureCanvasPdf(figure).print_pdf, metadata={"Title": title, "CreationDate": None})
         figure.set_dpi(DPI)
         png = _bytes(FigureCanvasAgg(figure).print_png, metadata={"Title": title})
     paths = {kind: folder / f"{name}.{kind}" for kind in ("pdf", "svg", "png")}
@@ -82,6 +84,25 @@ def _bytes(write: Callable[..., object], **kwargs: Any) -> bytes:
     buffer = io.BytesIO()
     write(buffer, **kwargs)
     return buffer.getvalue()
+
+
+@contextmanager
+def _glyphs_only() -> Iterator[None]:
+    """PDFs without the tables by which other programs would set text in their fonts: glyphs are placed by their numbers
+    there, and to cut these tables down takes most of the time. matplotlib has no setting for it; should it no longer
+    ask fontTools in this way, this changes nothing."""
+    before = subset.Options
+
+    def options(*args: Any, **kwargs: Any) -> Any:
+        chosen = before(*args, **kwargs)
+        chosen.drop_tables = [*chosen.drop_tables, "GSUB", "GPOS", "GDEF", "BASE", "JSTF", "MATH", "kern"]
+        return chosen
+
+    subset.Options = options
+    try:
+        yield
+    finally:
+        subset.Options = before
 
 
 @contextmanager

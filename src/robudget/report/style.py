@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -95,9 +96,12 @@ def collapse_ramp() -> LinearSegmentedColormap:
 
 
 def _parameters() -> dict[str, Any]:
+    there = set(fontManager.get_font_names())
+    found = [name for name in FONTS.split(", ") if name in there]  # each text would look again for those that are not
     return {
-        "font.family": ["sans-serif", "DejaVu Sans"],  # the second has every glyph and comes with matplotlib
-        "font.sans-serif": FONTS.split(", ")[:-1],
+        # The second has every glyph and comes with matplotlib.
+        "font.family": list(dict.fromkeys([*found[:1], "DejaVu Sans"])),
+        "font.sans-serif": [*found, "DejaVu Sans"],
         "mathtext.fontset": "custom",
         "mathtext.cal": "sans",  # unused; its default warns on machines without a cursive font
         "font.size": 7,
