@@ -2,7 +2,7 @@
 
     python bench/quick.py train FOLDER          ten small models on CIFAR-10 at 16×16 pixels; resumable
     python bench/quick.py evaluate FOLDER       both versions on the first 500 test images of each; resumable
-    python bench/quick.py masked FOLDER         five masked models: the finding, and what `standard` says of 100 images
+    python bench/quick.py masked FOLDER         six that hide gradients, or were said to; `standard` on 100 of the images
     python bench/quick.py coverage FOLDER       200 resampled image sets and audits a model, from the verdicts; seconds
 
 CIFAR-10 is read from ../shared. Seconds are CPU seconds of one thread, of both versions in turn in one process.
@@ -48,7 +48,7 @@ RECIPES = {
     "l2": {"threat.norm": "l2", "threat.eps": 0.25},
     "standard": {"loss": "standard"},
 }
-MASKS = ("quantised", "shattered", "probabilities", "random", "squeezed")
+MASKS = ("quantised", "jpeg", "shattered", "probabilities", "random", "squeezed")
 
 
 def site() -> Site:
@@ -122,14 +122,27 @@ class Masked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "quantised":  # inputs in 16 steps
             x = (15 * x).round() / 15
+        if self.kind == "jpeg":
+            x = rounded_frequencies(x)
         if self.kind == "random":
             x = x + 0.05 * torch.randn_like(x)
         z: Tensor = self.model(x)
         if self.kind == "probabilities":  # a softmax that saturates in place of logits
             return (20 * z).softmax(1)
-        if self.kind == "shattered":  # a fast ripple whose gradient is far above the logits' own
-            return z + 0.1 * z.detach().std() * (300 * x.flatten(1)[:, : z.shape[1]]).sin()
+        if self.kind == "shattered":  # a fast ripple on every pixel, whose gradient is far above the logits' own
+            pixels = x.flatten(1)
+            each = pixels.shape[1] // z.shape[1]
+            return z + 0.1 * (300 * pixels[:, : each * z.shape[1]]).sin().unflatten(1, (-1, each)).sum(2)
         return z
+
+
+def rounded_frequencies(x: Tensor, step: float = 0.15) -> Tensor:
+    """The cosine transform of every 8×8 block in steps, as JPEG does with one table for all frequencies."""
+    k, n = torch.arange(8.0)[:, None], torch.arange(8.0)
+    basis = torch.where(k == 0, 8**-0.5, 0.5 * (torch.pi * (2 * n + 1) * k / 16).cos())
+    blocks = x.unfold(2, 8, 8).unfold(3, 8, 8)
+    blocks = basis.T @ (((basis @ blocks @ basis.T) / step).round() * step) @ basis
+    return blocks.transpose(3, 4).reshape(x.shape)
 
 
 def squeezed(folder: Path, cifar: data.Dataset) -> nn.Module:
