@@ -2,7 +2,7 @@
 
     python bench/quick.py train FOLDER          ten small models on CIFAR-10 at 16×16 pixels; resumable
     python bench/quick.py evaluate FOLDER       both versions on the first 500 test images of each; resumable
-    python bench/quick.py masked FOLDER         six that hide gradients, or were said to; `standard` on 100 of the images
+    python bench/quick.py masked FOLDER         six that hide gradients, or were said to; `standard` on 100 images
     python bench/quick.py coverage FOLDER       200 resampled image sets and audits a model, from the verdicts; seconds
 
 CIFAR-10 is read from ../shared. Seconds are CPU seconds of one thread, of both versions in turn in one process.

@@ -333,9 +333,9 @@ ARCHITECTURE = DOCS / "architecture.md"
 # In the order in which a recipe, its runs and their table pass through them.
 TOP = (
     "recipe.py", "recipes/", "studies/", "threat.py", "losses.py", "execution.py", "threads.py", "columns.py",
-    "datasets.py", "accuracy.py", "formats.py", "config.py", "files.py", "cache.py", "errors.py", "data/",
+    "datasets.py", "accuracy.py", "formats.py", "config.py", "files.py", "cache.py", "stop.py", "errors.py", "data/",
     "models/", "attacks/",
-    "backend/", "training/", "evaluation/", "meter/", "forecast/", "store.py", "energy_log.py", "runner.py",
+    "backend/", "training/", "evaluation/", "meter/", "forecast/", "lease.py", "store.py", "energy_log.py", "runner.py",
     "benchmark.py", "beyond.py", "sweep/", "tables/", "laws/", "prediction/", "planning/", "analysis.py", "report/",
     "interop/", "demo.py", "cli/", "__main__.py",
 )  # fmt: skip

@@ -263,6 +263,13 @@ class Recipe(_Part):
         return _digest(part | {"norm": threat.norm, "eps": threat.eps})
 
     @property
+    def evaluated_in_full(self) -> Recipe:
+        """The same training, and a verdict of the standard ensemble for every image where version quick estimates."""
+        if self.evaluation.version != "quick":
+            return self
+        return self.with_({"evaluation.version": "standard", "evaluation.until": None})
+
+    @property
     def slug(self) -> str:
         """A short readable name; not unique, unlike `id`."""
         loss = self.loss if not self.adversarial else f"{self.loss}{self.craft.steps}"

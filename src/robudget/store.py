@@ -133,8 +133,9 @@ class RunFolder(WorkFolder):
                 write_text(path, text)
 
     def has(self, recipe: Recipe) -> bool:
-        """Is this recipe done here, its evaluation too? (A run can have been trained for another evaluation.)"""
-        return self.done and (self.record().get("evaluation") or {}).get("id") == recipe.evaluation_id
+        """Is this recipe done here, its evaluation or a fuller one too? (A run can have been trained for another.)"""
+        asked = {recipe.evaluation_id, recipe.evaluated_in_full.evaluation_id}
+        return self.done and (self.record().get("evaluation") or {}).get("id") in asked
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write run.json: from here on the run is done."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robudget.cli.app import AsJson, Overrides, Prices, StoreOption, Time, app, option_names, resumable
 from robudget.errors import InputError, unknown
 from robudget.files import local
+
+if TYPE_CHECKING:
+    from robudget.recipe import Recipe
+    from robudget.sweep.queue import SweepState
 
 
 @app.command()
@@ -84,6 +89,7 @@ def sweep(
     from robudget.store import Store
     from robudget.sweep.drive import drive
     from robudget.sweep.executor import open_executor, split_options
+    from robudget.sweep.frontier import unconfirmed
     from robudget.sweep.study import MOST, Study
 
     words, options = split_options(overrides or [])
@@ -106,15 +112,23 @@ def sweep(
     if detach:
         out.print(detached(Store(store), chosen.name))
         return
-    with SweepDisplay(chosen.name) as display:
-        state = drive(
-            recipes,
-            lambda runs: open_executor(on, site=site, workers=workers, runs=runs, options=options),
-            store=store,
-            site=site,
-            terms=terms,
-            watch=display.update,
-        )
+
+    def run_all(recipes: Sequence[Recipe], title: str) -> SweepState:
+        with SweepDisplay(title) as display:
+            return drive(
+                recipes,
+                lambda runs: open_executor(on, site=site, workers=workers, runs=runs, options=options),
+                store=store,
+                site=site,
+                terms=terms,
+                watch=display.update,
+            )
+
+    state = run_all(recipes, chosen.name)
+    while chosen.frontier and state.done == len(chosen.recipes) and (best := unconfirmed(recipes, Store(store))):
+        full = {recipe.id: recipe for recipe in best}
+        asked = [full.get(recipe.id, recipe) for recipe in recipes]
+        state = run_all(asked, f"{chosen.name}: its frontier by the standard ensemble")
     # pandas is imported after the first runs are under way
     from robudget.cli.view.runs import leaderboard
     from robudget.tables.read import load_runs

@@ -10,6 +10,7 @@
         at-2: {loss: at, craft.steps: 2}
     model_flops: 1e8             # optional: every model is as wide as brings one image nearest to so many FLOP
     flops: 1e13                  # optional: all train for so many FLOP, counted exactly, by longer or shorter epochs
+    frontier: standard           # optional: at last, the standard ensemble for the best runs that quick evaluated
 
 Alternatives are dotted overrides, so that an axis may change several fields at once and no combination is meaningless
 (standard training has no attack steps). Imports no torch.
@@ -29,7 +30,7 @@ from robudget.config import load_yaml, named, read_named
 from robudget.errors import InputError, unknown
 from robudget.recipe import Recipe
 
-KEYS = ("question", "base", "axes", "model_flops", "flops")
+KEYS = ("question", "base", "axes", "model_flops", "flops", "frontier")
 LARGEST_BASE = 4096  # 256 times as wide as published
 MOST = 1_000_000  # runs of a study that nobody has confirmed
 NEAR = 1.25  # a model may miss the FLOPs that are asked of it by this factor
@@ -37,12 +38,14 @@ NEAR = 1.25  # a model may miss the FLOPs that are asked of it by this factor
 
 @dataclass(frozen=True)
 class Study:
-    """`recipes` are in the order of the axes, the first axis slowest; no two have the same id."""
+    """`recipes` are in the order of the axes, the first axis slowest; no two have the same id. `frontier`: those
+    that turn out best for their compute are evaluated in full at last (`frontier.unconfirmed` says which)."""
 
     name: str
     question: str
     axes: Mapping[str, Mapping[str, Mapping[str, Any]]]
     recipes: tuple[Recipe, ...]
+    frontier: bool = False
 
     @classmethod
     def load(cls, source: str | Path, overrides: Mapping[str, Any] | None = None, *, most: int | None = MOST) -> Study:
@@ -85,7 +88,9 @@ class Study:
             if "flops" in data:
                 recipe = _at_flops(recipe, data["flops"], f"{where}: {label}")
             recipes.setdefault(recipe.id, recipe)
-        return cls(name, str(data.get("question", "")), axes, tuple(recipes.values()))
+        if data.get("frontier", "standard") != "standard":
+            raise InputError(f"{where}: frontier = {data['frontier']!r} (allowed: standard, or leave it out)")
+        return cls(name, str(data.get("question", "")), axes, tuple(recipes.values()), "frontier" in data)
 
 
 def _refuse_contradictions(axes: Mapping[str, Mapping[str, Any]], where: str) -> None:
