@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Self
 
 from robudget.errors import InputError, RobudgetError, unknown
@@ -14,6 +16,7 @@ from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
 from robudget.store import RunFolder, Store
 
+_WORK = itemgetter(0)
 NEIGHBOURS = 3  # finished runs nearest in work, whose cost per work a forecast takes
 OTHERS = 300  # finished runs of other studies in the store, at most, that are read for forecasts
 UNITS = {"usd": "usd", "$": "usd", "kwh": "kwh", "gpu-h": "gpu_hours", "gpuh": "gpu_hours", "gpu-hours": "gpu_hours"}
@@ -94,7 +97,8 @@ class Ledger:
             self.look(index)
         mine = {folder.path for folder in self._folders}
         others = (folder for folder in home.folders() if folder.path not in mine) if home.root.is_dir() else ()
-        self._measured = [*self._of_others(others), *((weights[i], spend) for i, spend in self.done.items())]
+        measured = [*self._of_others(others), *((weights[i], spend) for i, spend in self.done.items())]
+        self._measured = sorted(measured, key=_WORK)  # (work, what it took)
 
     def look(self, index: int) -> None:
         """Read what a run has spent."""
@@ -111,13 +115,15 @@ class Ledger:
     def finished(self, index: int) -> None:
         self.look(index)
         if index in self.done:
-            self._measured.append((self._weights[index], self.done[index]))
+            insort(self._measured, (self._weights[index], self.done[index]), key=_WORK)
 
     def forecast(self, index: int) -> Spend | None:
         """What a whole run will take, by the finished runs nearest in work, in proportion to it; None where there are
         none."""
         work = self._weights[index]
-        near = sorted(self._measured, key=lambda item: abs(math.log(item[0] / work)))[:NEIGHBOURS]
+        at = bisect(self._measured, work, key=_WORK)
+        around = self._measured[max(0, at - NEIGHBOURS) : at + NEIGHBOURS]
+        near = sorted(around, key=lambda item: abs(math.log(item[0] / work)))[:NEIGHBOURS]
         if not near:
             return None
         total = sum((spend for _, spend in near), Spend())

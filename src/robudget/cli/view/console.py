@@ -172,10 +172,11 @@ class SweepDisplay(_Display):
         if not self._began and not self.console.is_terminal:  # the first run may end in hours
             self.console.print(f"{self.title}: {len(state.to_do)} of {n} runs to do")
         self._began = True
-        for index, note in (state.finished | state.failed).items():
-            ended = n - len(state.to_do) + len(self._logged | {index})
-            line = f"[{ended:>3}/{n}] {state.recipes[index].slug}  {note}"
-            self._log(index, line, "red" if index in state.failed else "")
+        before = n - len(state.to_do) - len(state.left_out)
+        for ended in (state.finished, state.failed):
+            for index in ended.keys() - self._logged:
+                line = f"[{before + len(self._logged) + 1:>3}/{n}] {state.recipes[index].slug}  {ended[index]}"
+                self._log(index, line, "red" if ended is state.failed else "")
         for ended_key in self._tasks.keys() - state.running.keys() - {None}:
             self._bars.remove_task(self._tasks.pop(ended_key))
         failed = f", {len(state.failed)} failed" if state.failed else ""
