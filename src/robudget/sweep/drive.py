@@ -143,7 +143,12 @@ class _Drive:
         except BaseException as error:
             self.note(last=str(error) or type(error).__name__)
             raise
-        self.note(last=self.state.ended or "all runs are done" if not self.state.failed else "some runs failed")
+        failed = (
+            f"{len(self.state.failed)} runs have failed"
+            if self.state.failed
+            else "every run that was asked for is done"
+        )
+        self.note(last=self.state.ended or failed)
         self.watch(self.state)
 
     def loop(self) -> None:
