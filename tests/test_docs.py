@@ -225,6 +225,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
         for name in ("ROBUDGET_CACHE", "XDG_CACHE_HOME"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.chdir(work)
+        (work / "theirs.csv").write_text("robust\n" + "true\n" * FEW)
         for name in ("my_model.py", "their_model.py"):
             (work / name).write_text(MODEL)
         for store in ("demo/runs", *(["runs"] if page.name in ("laws.md", "bill.md") else [])):

@@ -21,6 +21,8 @@ from robudget.data import imagenet
 from robudget.datasets import Preprocessing
 from robudget.energy_log import EnergyLog
 from robudget.errors import InputError
+from robudget.evaluation.comparison import Comparison
+from robudget.evaluation.comparison import compare as compare_verdicts
 from robudget.evaluation.examples import Examples, Replay, replay
 from robudget.evaluation.load import load_classifier, load_surrogate, preprocessing_of
 from robudget.evaluation.specification import Specification
@@ -206,6 +208,14 @@ def transfer(candidate: Candidate, examples: Path, *, site: Site, batch_size: in
     if isinstance(candidate.model, nn.Module):
         candidate.model.to(device)
     return replay(candidate.model, kept, batch_size=batch_size, device=device)
+
+
+def compare(source: str, file: Path) -> Comparison:
+    """The verdicts of an evaluation's folder, or a run's, beside those in a file (`evaluation.comparison`)."""
+    folder = Path(source)
+    if (folder / "run.json").exists():
+        folder = folder / "evals" / RunFolder(folder).record()["evaluation"]["id"]
+    return compare_verdicts(Verdicts.load(folder), file)
 
 
 def merge_shards(shards: Sequence[Path], out: Path | None) -> tuple[Verdicts, Path]:

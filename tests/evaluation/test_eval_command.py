@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,9 @@ from PIL import Image
 
 Run = Callable[..., tuple[int, str, str]]
 NETWORK = """
+import time
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -42,6 +48,19 @@ def rounded():
 
 def smooth(model):
     return model.body
+
+def slow():
+    network, started = load(), Path("started")
+
+    def answer(x):
+        started.touch()
+        for _ in range(1200):
+            if Path("go").exists():
+                break
+            time.sleep(0.05)
+        return network(x)
+
+    return answer
 
 def plain():
     network = load()
@@ -107,6 +126,54 @@ def test_gradients_through_a_surrogate_as_typed_with_their_bill(robudget_eval: R
     code, _, err = robudget_eval(*asked, "--out", "with", "--backward", "none")
     assert code == 2
     assert "the surrogate (its weights) differs" in err
+
+
+def test_a_second_process_is_kept_out_of_the_folder_of_the_first(robudget_eval: Run) -> None:
+    asked = ["network.py:slow", *QUICK, "--samples", "8", "--threads", "1", "--out", "mine"]
+    with Path("first.txt").open("w") as said:
+        command = [sys.executable, "-m", "robudget", "eval", *asked]
+        first = subprocess.Popen(command, stdout=said, stderr=said)
+        try:
+            while not Path("started").exists():
+                assert first.poll() is None, Path("first.txt").read_text()
+                time.sleep(0.05)
+            code, out, err = robudget_eval(*asked)
+            assert first.poll() is None
+        finally:
+            first.kill()
+            first.wait()
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "'mine" in err
+    assert "being worked on by" in err
+    # The first is dead, and its claim with it: the same command goes on.
+    Path("go").touch()
+    code, out, err = robudget_eval(*asked, "--json")
+    assert code == 0, err
+    assert json.loads(out)["n"] == 8
+
+
+def test_verdicts_of_others_are_compared_as_typed(robudget_eval: Run) -> None:
+    asked = ["network.py:load", *QUICK, "--samples", "30", "--json"]
+    mine = json.loads(robudget_eval(*asked, "--out", "mine")[1])
+    robudget_eval(*asked, "--seed", "1", "--out", "theirs")
+    code, out, err = robudget_eval("mine", "--compare", "theirs", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["n"] == 30
+    assert found["robust_accuracy"] == mine["robust_accuracy"]
+    assert found["agree"] + found["robust_by_us_alone"] + found["robust_by_them_alone"] == 30
+    Path("flags.csv").write_text("robust\n" + "1\n" * 30)
+    code, out, _ = robudget_eval("mine", "--compare", "flags.csv")
+    assert code == 0
+    assert "30 are robust" not in out
+    assert "ours / theirs" in out
+    Path("flags.csv").write_text("robust\n" + "1\n" * 29)
+    code, out, err = robudget_eval("mine", "--compare", "flags.csv")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "has verdicts of 29 images, and ours are of 30" in err
+    code, _, err = robudget_eval("network.py:load", "--compare", "flags.csv")
+    assert code == 2
+    assert "cannot read an evaluation" in err
 
 
 def test_the_page_is_printed_as_it_is_kept(robudget_eval: Run) -> None:

@@ -221,6 +221,13 @@ def evaluate(
             "the model's surrogate(), where it has one; none",
         ),
     ] = "own",
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            help="only compare the verdicts in the folder MODEL with others' on the same images: another folder, "
+            "AutoAttack's state, a JSON or CSV of verdicts, a RobustBench entry"
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume/--restart", help="go on with what was begun, or forget it")] = True,
     batch_size: Annotated[int, typer.Option(min=1)] = 500,
     precision: Annotated[
@@ -247,6 +254,7 @@ def evaluate(
 ) -> None:
     """Attack any classifier with the standard ensemble: a verdict per image, intervals, checks, the bill. Resumes."""
     from robudget.benchmark import Candidate, benchmark, merge_shards, parse_shard
+    from robudget.benchmark import compare as compare_with
     from robudget.benchmark import transfer as transfer_examples
     from robudget.beyond import Asked, merge_folders
     from robudget.beyond import threats as under_threats
@@ -268,6 +276,10 @@ def evaluate(
         raise InputError(
             f"{len(sources)} models: {' '.join(sources)} (allowed: one, or the folders of shards with --merge)"
         )
+    if compare is not None:
+        comparison = compare_with(sources[0], compare)
+        show(json, comparison.to_dict, lambda: str(comparison))
+        return
     if norm is not None and eps is None:
         raise InputError(f"--norm {norm} needs its radius (--eps 8/255)")
     if attack and version != "standard":
