@@ -147,3 +147,17 @@ def test_standard_training_is_no_pair(grid):
 def test_too_little():
     with pytest.raises(InputError, match="too few"):
         effects(pd.DataFrame({"aa_acc": [50.0] * 3, "steps": [1, 2, 5], "loss": "at"}))
+
+
+def test_few_pairs_cannot_know_of_failures_that_they_did_not_meet(bench):
+    """Where a losing pair was met the interval holds the mean; where none was, the effect of the pairs that gain."""
+    rng, met, others = np.random.default_rng(0), [], []
+    for _ in range(2000):
+        gains = 1 + np.where(rng.random(6) < 0.2, -2.4, 0.6) + rng.normal(0, 0.3 * 2**0.5, 6)
+        low, high, _ = mean_interval(gains)
+        (met if (gains < 0).any() else others).append(low <= (1.0 if (gains < 0).any() else 1.6) <= high)
+    assert np.mean(met) > 0.95
+    assert 0.91 < np.mean(others) < 0.99
+    few = effects(bench.matched(6, "normal", 0), ["ema", "batch_size"], resamples=20)
+    assert "among 6, the fewest here, with a chance of 26%" in few.unseen()
+    assert effects(bench.matched(20, "normal", 0), ["ema"], resamples=20).unseen() == ""

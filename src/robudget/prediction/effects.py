@@ -3,10 +3,12 @@
 An effect is the mean gain of its matched pairs, with a t interval over pairs. What two runs of a pair have of noise
 enters their difference with opposite signs, so that gains are symmetric around an effect that is the same everywhere,
 and the t interval covers what it says from three pairs on (a percentile bootstrap of three pairs covers 75% of nominal
-95%). Where an effect is not the same everywhere, its average says little: the interaction of every two choices is
-estimated from quadruples of runs that differ in these two only, and an effect with an interaction that excludes 0 is
-given at each level of the other choice. Every comparison is counted, and Holm's correction (1979) says which of them
-exclude 0 together. `bench/laws.py effects` measures the coverage (bench/RESULTS.md).
+95%). It is an interval of pairs like those seen: where the effect fails in a fifth of the pairs and none of these was
+met, it holds the effect of the others. Where an effect is not the same everywhere, its average says little: the
+interaction of every two choices is estimated from quadruples of runs that differ in these two only, and an effect with
+an interaction that excludes 0 is given at each level of the other choice. Every comparison is counted, and Holm's
+correction (1979) says which of them exclude 0 together. `bench/laws.py effects` measures the coverage
+(bench/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from robudget.tables.usable import Floats, level_of, numbers_of, standard_rows
 RESAMPLES = 2_000  # of the ratio of two standard deviations
 LEVEL = 0.95
 FEWEST_PAIRS = 3
+FAILING, ENOUGH_PAIRS = 0.2, 15  # a share of pairs that fail, and as many pairs show one with a chance of 96%
 FEWEST_RUNS = 10  # on either side of a ratio of standard deviations
 MOST_LEVELS = 12  # of more, only the first and the last are compared
 MOST_NUMBERS, NUMBERS_AT_ONCE = 20_000_000, 2_000_000  # drawn at most in a bootstrap, and held at once
@@ -186,6 +189,20 @@ class Effects:
             f"{len(self.effects)} effects and {len(self.interactions)} interactions were compared with 0: "
             f"{self.n_excluding} {self.level:.0%} intervals exclude it where chance alone would give about "
             f"{chance:.0f}, and {self.n_standing} do after Holm's correction over all of them"
+        )
+
+    def unseen(self) -> str:
+        """What intervals of few pairs cannot know: an effect that fails in pairs of which none was seen. Empty where
+        all effects have pairs enough to show one."""
+        every = [*self.effects, *(part for e in self.effects for r in e.regimes for part in r.effects)]
+        fewest = min((e.n_pairs for e in every), default=ENOUGH_PAIRS)
+        if fewest >= ENOUGH_PAIRS:
+            return ""
+        missed = (1 - FAILING) ** fewest
+        return (
+            f"An interval is of pairs like those seen: an effect that fails in 1 pair of {1 / FAILING:.0f} has no "
+            f"failing pair among {fewest}, the fewest here, with a chance of {missed:.0%}, and its mean may then lie "
+            f"outside"
         )
 
     def to_dict(self) -> dict[str, Any]:

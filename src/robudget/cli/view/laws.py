@@ -94,6 +94,7 @@ def _effects(effects: Effects) -> list[RenderableType]:
             "points": fixed(e.gain, 1, signed=True),
             "95% interval": f"{fixed(e.low, 1, signed=True)} to {fixed(e.high, 1, signed=True)}",
             "pairs": str(e.n_pairs),
+            "gained": f"{e.better:.0%}",
             "after Holm": "yes" if stands else "no",
             "collapsed": points(100 * e.collapse),
             "always came with": came_with,
@@ -109,7 +110,8 @@ def _effects(effects: Effects) -> list[RenderableType]:
     )
     parts = titled(title, rows, ("choice", "always came with"))
     tested = f"{effects.comparisons()} (an indented row says it of the interaction)."
-    return [*parts, Text(tested)] if rows else []
+    more = [Text(f"{effects.unseen()}.")] if effects.unseen() else []
+    return [*parts, Text(tested), *more] if rows else []
 
 
 def joint_text(law: Joint, brief: bool = False) -> Group:
