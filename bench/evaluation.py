@@ -1,6 +1,7 @@
 """Evaluation beside the authors' AutoAttack and torchattacks: speed, agreement, memory, growth. Prints ratios.
 
     python bench/evaluation.py speed --images 64 --out speed.json          one unit (attack) a call, until all are done
+    python bench/evaluation.py whole --images 40 --repeats 3           `standard`, all included, beside the authors'
     python bench/evaluation.py agreement --norm linf --precision bfloat16 --state folder     resumable
     python bench/evaluation.py tiny                                        8×8 digits, the demo's networks
     python bench/evaluation.py quick --images 512 --state folder           quick against standard, confirmation's share
@@ -72,6 +73,35 @@ def authors(model: nn.Module, x: Tensor, y: Tensor, name: str, batch: int) -> Te
     peer.verbose = False
     peer.apgd.n_restarts = peer.fab.n_restarts = 1
     return peer.run_standard_evaluation(x, y, batch_size=batch)[0]
+
+
+def whole(args: argparse.Namespace) -> None:
+    """The authors' `standard` and ours with checks and confirmation, in turn; the ratio of each pair."""
+    import pyautoattack
+
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(args.threads)
+    model, (x, y) = reference_model(), reference_images(args.start, args.images)
+    ratios = []
+    for _ in range(args.repeats):
+        peer = pyautoattack.AutoAttack(model, norm="Linf", eps=8 / 255, seed=0, version="standard")
+        peer.verbose = False
+        began = time.perf_counter()
+        x_adv = peer.run_standard_evaluation(x.clone(), y.clone(), batch_size=args.batch)[0]
+        theirs = time.perf_counter() - began
+        left = correct(model, x_adv, y)
+        began = time.perf_counter()
+        v = evaluate(model, x, y, THREATS["linf"], precision=args.precision, batch_size=args.batch)
+        ours = time.perf_counter() - began
+        again = sum(item.seconds for item in v.spent if "@" in item.attack)
+        ratios.append(theirs / ours)
+        print(
+            f"{len(x)} images: authors {theirs:.1f} s, ours {ours:.1f} s ({theirs / ours:.2f}×), confirmation "
+            f"{100 * again / v.seconds:.1f}%; {int(left.sum())} and {int(v.robust.sum())} stand, "
+            f"{int((left.numpy() != v.robust).sum())} verdicts differ",
+            flush=True,
+        )
+    print(f"ratio {np.mean(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}, n = {len(ratios)}")
 
 
 def torchattacks_peer(model: nn.Module, x: Tensor, y: Tensor, name: str, batch: int) -> Tensor:
@@ -348,7 +378,7 @@ def one_size(n: int, threads: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "agreement", "quick", "tiny", "growth"])
+    parser.add_argument("what", choices=["speed", "whole", "agreement", "quick", "tiny", "growth"])
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--batch", type=int, default=128)
@@ -363,7 +393,9 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--reference-only", action="store_true")
     args = parser.parse_args()
-    {"speed": speed, "agreement": agreement, "quick": quick, "tiny": tiny, "growth": growth}[args.what](args)
+    {"speed": speed, "whole": whole, "agreement": agreement, "quick": quick, "tiny": tiny, "growth": growth}[args.what](
+        args
+    )
 
 
 if __name__ == "__main__":
