@@ -73,7 +73,7 @@ class _Work:
             pool.submit(number, job)
             event = self.follow(pool, number, name)
             if event.kind == "stopped":
-                return event if self.cancelled(name) else None
+                return None if self.signals and not self.cancelled(name) else event
             if event.kind != "busy":
                 return event
             time.sleep(BUSY_SECONDS)
