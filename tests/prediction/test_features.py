@@ -104,3 +104,11 @@ def test_a_recipe_as_a_row(grid):
     assert rows_of(recipe.with_(unseen), grid).iloc[0]["parameters"] == 8_949_210  # no run has it: by arithmetic
     assert np.isnan(rows_of(recipe.with_({"model.name": "resnet18"}), grid).iloc[0]["parameters"])
     assert isinstance(rows_of({"steps": 3}), pd.DataFrame)
+
+
+def test_no_step_is_no_adversary(grid):
+    seen = Features.of(grid.assign(steps=np.resize([0, 2, 5], len(grid))), ["steps", "loss"])
+    column = seen.names.index("steps")
+    lowest = float(seen.matrix(grid.assign(steps=0))[0, column])
+    assert seen.question(column, lowest) == "trained with an adversary or not"
+    assert seen.question(column, math.log(2)) == "attack steps ≤ 2 or not"

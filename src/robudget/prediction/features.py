@@ -190,6 +190,8 @@ class Features:
         phrase = column_named(feature.name).phrase
         if feature.kind in ("log", "number"):
             value = round(float(np.exp(upto) if feature.kind == "log" else upto), 6)
+            if feature.name == "steps" and value < 1:  # no step: no adversary
+                return "trained with an adversary or not"
             return f"{phrase} ≤ {column_named(feature.name).level(level_of(value))} or not"
         level = feature.levels[1 if feature.width == 1 else column - self.names.index(feature.name)]
         return (
