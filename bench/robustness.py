@@ -22,7 +22,8 @@ from torch import nn
 from robudget.data.corruptions import KINDS, computed
 from robudget.data.dataset import Split
 from robudget.evaluation.corruptions import SEVERITIES, corruptions
-from robudget.evaluation.evaluator import evaluate
+from robudget.evaluation.evaluator import Evaluator
+from robudget.evaluation.specification import Specification
 from robudget.threat import Threat
 
 # Kinds without anything random in them: the same images, so the same answers.
@@ -84,7 +85,8 @@ def one(args: argparse.Namespace) -> None:
     with torch.no_grad():
         y = torch.cat([model(part.float() / 255).argmax(1) for part in x.split(50)])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    evaluate(model.eval(), x, y, Threat("linf", 1e-5), attacks=["apgd-t:steps=2"], batch_size=50, checks=False)
+    asked = Specification(Threat("linf", 1e-5), attacks=["apgd-t:steps=2"], batch_size=50, checks=False)
+    Evaluator(model.eval(), asked).run(x, y)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{args.images:4d} images ({x.numel() / 2**20:.0f} MiB as uint8): peak memory +{grown:.0f} MiB", flush=True)
 
