@@ -161,10 +161,13 @@ def test_a_detached_sweep_is_stopped_from_another_shell_and_goes_on(
         assert code == 0
         assert "1 stopped" in said
         assert "ended: stopped (robudget stop)" in said
+        log = store / ".sweeps" / "study.log"
+        while time.monotonic() < deadline + 60 and "what was done is saved" not in log.read_text():
+            time.sleep(0.1)  # its status is there before its last line
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    assert "what was done is saved" in (store / ".sweeps" / "study.log").read_text()
+    assert "what was done is saved" in log.read_text()
 
 
 def folders(store: Path) -> list[RunFolder]:
