@@ -168,7 +168,7 @@ def _measured(candidate: Candidate, asked: Asked, what: str, measure: Callable[[
     with (
         work_folder(folder, asked.restart) as work,
         claimed(asked.site.threads, begun_with=_threads_of(work.path)),
-        open_meter(str(device), cpu_watts=asked.site.cpu_watts, gpu_watts=asked.site.gpu_watts) as meter,
+        open_meter(str(device), **asked.site.meter) as meter,
         EnergyLog(work, meter) as energy,
     ):
         with energy.window("evaluation"):

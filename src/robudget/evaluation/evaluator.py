@@ -19,7 +19,7 @@ from robudget.attacks.build import build, check_images, rows_of
 from robudget.attacks.driver import Report, drive
 from robudget.attacks.ensemble import Member, ensemble, fit_to_classes
 from robudget.attacks.noise import Noise, Stream
-from robudget.attacks.victim import Model, Victim, frozen, margin
+from robudget.attacks.victim import Model, frozen, margin
 from robudget.backend.batch_size import keep_freed_memory
 from robudget.backend.precision import float32_as
 from robudget.errors import InputError
@@ -37,7 +37,7 @@ from robudget.evaluation.confirmation import Confirmation, Part, block_size, eno
 from robudget.evaluation.examples import Source
 from robudget.evaluation.specification import Confirm, Precision, Specification, Stage, line_of, stages
 from robudget.evaluation.spent import Finding, Spent, by_attack
-from robudget.evaluation.state import Account, Estimate, Progress, State, Window, fingerprint, weights_of
+from robudget.evaluation.state import Account, Estimate, Progress, State, Window
 from robudget.evaluation.verdict_checks import check_audit, check_verdicts
 from robudget.evaluation.verdicts import Verdicts
 from robudget.evaluation.victims import Backward, Images, Victims, misclassified, on_device, surrogate_of
@@ -191,15 +191,8 @@ class _Evaluation:
 
     def _identity(self) -> dict[str, Any]:
         """What has to be equal for a resume."""
-        specification, images, victims = self.specification, self.images, self.victims
-        return {
-            "weights": weights_of(victims.model, lambda: victims.given.logits(images[:64][0])),
-            "backward": None
-            if victims.surrogate is None
-            else weights_of(victims.surrogate, lambda: Victim(victims.graded).logits(images[:64][0])),
-            "images": fingerprint(images.x),
-            "labels": fingerprint(images.y),
-            "index": fingerprint(images.index),
+        specification = self.specification
+        return self.victims.identity() | {
             "threat": str(specification.threat),
             "version": specification.ensemble_name,
             "attacks": [member.name for member in self.members],
@@ -209,11 +202,6 @@ class _Evaluation:
                 for member in self.members
             ],
             "seed": specification.seed,
-            "batch_size": specification.batch_size,
-            "precision": victims.precision,
-            "device": images.device.type,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
             "examples": specification.examples,
             "votes": specification.passes if specification.passes > 1 else None,
         }

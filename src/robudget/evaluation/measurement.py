@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from robudget import files
 from robudget.attacks.build import check_images
-from robudget.attacks.victim import Model, Victim, frozen, margin
+from robudget.attacks.victim import Model, frozen, margin
 from robudget.backend.batch_size import keep_freed_memory
 from robudget.errors import InputError
 from robudget.evaluation.specification import Precision, Specification
 from robudget.evaluation.spent import Spent, by_attack
-from robudget.evaluation.state import Account, Progress, Window, fingerprint, refuse_other, weights_of
+from robudget.evaluation.state import Account, Progress, Window, refuse_other
 from robudget.evaluation.victims import Backward, Images, Victims, on_device, surrogate_of
 from robudget.threat import Norm, Threat
 
@@ -82,22 +82,7 @@ class Work:
 
     def about(self, **more: Any) -> dict[str, Any]:
         """What has to be equal for a resume: the model, the images, the settings, and `more`."""
-        images, victims = self.images, self.victims
-        return {
-            "weights": weights_of(victims.model, lambda: victims.given.logits(images[:64][0])),
-            "backward": None
-            if victims.surrogate is None
-            else weights_of(victims.surrogate, lambda: Victim(victims.graded).logits(images[:64][0])),
-            "images": fingerprint(images.x),
-            "labels": fingerprint(images.y),
-            "index": fingerprint(images.index),
-            "seed": self.setting.seed,
-            "batch_size": self.setting.batch_size,
-            "precision": victims.precision,
-            "device": images.device.type,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        } | more
+        return self.victims.identity() | {"seed": self.setting.seed} | more
 
     def clean(self) -> Piece:
         """The clean pass: `margin` (n,)."""
@@ -230,18 +215,12 @@ class Measured:
 
     def summary(self) -> dict[str, Any]:
         """What its JSON file holds; accuracies are fractions."""
-        total = self.total
         return {
             "format": FORMAT,
             "kind": self.kind,
             "n": self.n,
             **self.results(),
-            "forward": total.forward,
-            "backward": total.backward,
-            "flops": total.flops,
-            "seconds": total.seconds,
-            "energy_kwh": total.energy_kwh,
-            "energy_how": total.energy_how,
+            **self.total.bill,
             "spent": [asdict(item) for item in self.spent],
             "about": dict(self.about),
         }
@@ -272,7 +251,7 @@ class Measured:
                 f"{item.attack:<24}{item.images:>8}{item.forward:>12}{item.backward:>12}{flops:>10}"
                 f"{item.seconds:>10.1f}{wh:>9}"
             )
-        return [*lines, f"Energy at the plug, without PUE: {self.total.energy_how or 'not metered'}"]
+        return [*lines, f"Energy of GPU, CPU and memory, without PUE: {self.total.energy_how or 'not metered'}"]
 
 
 def read(folder: str | Path, kind: str) -> tuple[dict[str, Any], pd.DataFrame, list[Spent]]:

@@ -61,6 +61,12 @@ class Spent:
             done=self.done and other.done,
         )
 
+    @property
+    def bill(self) -> dict[str, Any]:
+        """What it took, as a summary of the whole has it."""
+        names = ("forward", "backward", "flops", "seconds", "energy_kwh", "energy_how")
+        return {name: getattr(self, name) for name in names}
+
     def with_flops(self, forward: float, backward: float, surrogate: tuple[float, float] | None = None) -> Spent:
         """With FLOPs, from those of one image's pass forward and back to the image; `surrogate` has those of the
         surrogate: unknown (None), they leave those of an attack unknown that used it."""

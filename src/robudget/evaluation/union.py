@@ -83,7 +83,6 @@ class Union:
 
     def summary(self) -> dict[str, Any]:
         """What `union.json` holds: accuracies are fractions."""
-        total = self.total
         return {
             "format": FORMAT,
             "kind": "union",
@@ -107,12 +106,7 @@ class Union:
                 }
                 for part in self.parts
             ],
-            "forward": total.forward,
-            "backward": total.backward,
-            "flops": total.flops,
-            "seconds": total.seconds,
-            "energy_kwh": total.energy_kwh,
-            "energy_how": total.energy_how,
+            **self.total.bill,
             "about": {key: self.parts[0].about.get(key) for key in ("weights", "dataset", "version", "seed")},
         }
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from robudget.backend.folding import crafting_copy
 from robudget.backend.precision import gains_in_attacks, resolve
 from robudget.evaluation.checks import carries_gradient, check_logits, check_surrogate
 from robudget.evaluation.specification import Specification
+from robudget.evaluation.state import fingerprint, weights_of
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,25 @@ class Victims:
         self.precision = resolved.name if self.differentiable else "float32"
         self.all = [self.given]
         self._copies: dict[bool, Victim] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be equal for a resume, whatever is measured: the model, the images and how they are computed."""
+        images, surrogate = self.images, self.surrogate
+        backward = None
+        if surrogate is not None:
+            backward = weights_of(surrogate, lambda: Victim(surrogate).logits(images[:64][0]))
+        return {
+            "weights": weights_of(self.model, lambda: self.given.logits(images[:64][0])),
+            "backward": backward,
+            "images": fingerprint(images.x),
+            "labels": fingerprint(images.y),
+            "index": fingerprint(images.index),
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+            "device": images.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
 
     @property
     def passes(self) -> Passes:
