@@ -2,8 +2,9 @@
 
     python bench/robustness.py corruptions --images 100    the reference model, by the library's own loop and ours
     python bench/robustness.py memory                      peak memory at 224 pixels and 1,000 classes
+    python bench/robustness.py sparse --images 64          MeanSparse around the reference model, with and without BPDA
 
-`corruptions` uses the reference model and images in ../shared, and the extra `corruptions`.
+`corruptions` and `sparse` use the reference model and images in ../shared; `corruptions` the extra of that name.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robudget.data.corruptions import KINDS, computed
 from robudget.data.dataset import Split
 from robudget.evaluation.corruptions import SEVERITIES, corruptions
-from robudget.evaluation.evaluator import Evaluator
+from robudget.evaluation.evaluator import Evaluator, evaluate
 from robudget.evaluation.specification import Specification
 from robudget.threat import Threat
 
@@ -30,16 +32,21 @@ from robudget.threat import Threat
 CERTAIN = ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression")
 
 
-def by_library(args: argparse.Namespace) -> None:
-    """Each kind's mean over severities; the library's loop draws from numpy's global generator, seeded once."""
-    import imagecorruptions
-
+def _evaluation() -> ModuleType:
     spec = importlib.util.spec_from_file_location("bench_evaluation", Path(__file__).with_name("evaluation.py"))
     assert spec is not None
     assert spec.loader is not None
     bench = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = bench
     spec.loader.exec_module(bench)
+    return bench
+
+
+def by_library(args: argparse.Namespace) -> None:
+    """Each kind's mean over severities; the library's loop draws from numpy's global generator, seeded once."""
+    import imagecorruptions
+
+    bench = _evaluation()
     model, (x, y) = bench.reference_model(), bench.reference_images(0, args.images)
     split = Split((255 * x).round().to(torch.uint8), y)
     found = corruptions(model, split.images, y, computed(split, KINDS).images, KINDS)
@@ -69,6 +76,48 @@ def by_library(args: argparse.Namespace) -> None:
     )
 
 
+class MeanSparse(nn.Module):
+    """Features within `alpha` standard deviations of their channel's mean become the mean (arXiv 2406.05927); those
+    of a batch normalisation have mean β and deviation |γ|. `straight`: gradients pass as if it changed nothing."""
+
+    def __init__(self, norm: nn.BatchNorm2d, alpha: float, *, straight: bool) -> None:
+        super().__init__()
+        self.norm, self.alpha, self.straight = norm, alpha, straight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        mean, radius = (v.view(1, -1, 1, 1) for v in (self.norm.bias, self.alpha * self.norm.weight.abs()))
+        sparse = torch.where((h - mean).abs() <= radius, mean, h)
+        return h + (sparse - h).detach() if self.straight else sparse
+
+
+def sparse(args: argparse.Namespace) -> None:
+    """The standard ensemble on the reference model with MeanSparse, with its own gradients and through a surrogate."""
+    bench = _evaluation()
+    x, y = bench.reference_images(0, args.images)
+
+    def model(alpha: float, *, straight: bool) -> nn.Module:
+        whole = bench.reference_model()
+        for module in list(whole.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(module, name, MeanSparse(child, alpha, straight=straight))
+        return whole.eval()
+
+    for alpha in (0.0, 0.1, 0.2):
+        given = model(alpha, straight=False)
+        own, through = (
+            evaluate(given, x, y, Threat("linf", 8 / 255), precision="float32", batch_size=64, backward=backward)
+            for backward in ("own", model(alpha, straight=True))
+        )
+        print(
+            f"alpha {alpha}: clean {int(own.clean.sum())} of {len(x)}, own gradients {int(own.robust.sum())} stand, "
+            f"through a surrogate {int(through.robust.sum())}; both ways {int((own.robust & through.robust).sum())}; "
+            f"findings {[f.name for f in own.findings]}, {[f.name for f in through.findings]}",
+            flush=True,
+        )
+
+
 def memory(args: argparse.Namespace) -> None:
     """Each number of images in its own process."""
     for n in (50, 200, 800):
@@ -93,11 +142,11 @@ def one(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["corruptions", "memory", "one"])
+    parser.add_argument("what", choices=["corruptions", "memory", "one", "sparse"])
     parser.add_argument("--images", type=int, default=100)
     args = parser.parse_args()
     torch.set_num_threads(2)
-    {"corruptions": by_library, "memory": memory, "one": one}[args.what](args)
+    {"corruptions": by_library, "memory": memory, "one": one, "sparse": sparse}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from robudget import data
-from robudget.benchmark import Benchmark, Candidate, benchmark, merge_shards, parse_shard, transfer
+from robudget.benchmark import ON_OTHERS, Benchmark, Candidate, benchmark, merge_shards, parse_shard, transfer
 from robudget.errors import InputError
 from robudget.evaluation.examples import Replay
 from robudget.evaluation.specification import Specification
@@ -232,6 +232,25 @@ def test_examples_are_replayed_against_another_classifier() -> None:
     assert str(replayed("network.py:load", none.folder)) == "no examples to show"
     with pytest.raises(InputError, match="cannot read adversarial examples"):
         replayed("network.py:load", Path("nowhere.npz"))
+
+
+def test_the_examples_of_a_model_that_is_named_are_made_first_and_are_on_the_bill() -> None:
+    """`transfer:MODEL` equals `--examples` of that model, and then `transfer:FILE`."""
+    asked = {"threat": Threat("linf", 0.2), "images": 100}
+    named = evaluate("network.py:function", attacks=["square:steps=2", "transfer:network.py:load"], **asked)
+    made = evaluate("network.py:load", attacks=list(ON_OTHERS), examples=True, **asked)
+    filed = evaluate("network.py:function", attacks=["square:steps=2", f"transfer:{made.folder}"], **asked)
+    assert named.verdicts.broken_by.tolist() == filed.verdicts.broken_by.tolist()
+    assert (named.verdicts.broken_by == "transfer").sum() > 3
+    inside = named.folder / "examples-network.py-load"
+    assert named.verdicts.about["transfer"][0]["file"] == str(inside)
+    theirs = named.bill["examples_of"]["network.py:load"]
+    assert theirs["flops_exact"] == Verdicts.load(inside).flops > 0
+    assert theirs["energy"]["kwh"] > 0
+    again = evaluate("network.py:function", attacks=["square:steps=2", "transfer:network.py:load"], **asked)
+    assert again.verdicts.frame.equals(named.verdicts.frame)
+    with pytest.raises(InputError, match="cannot evaluate 'nothing'"):
+        evaluate(attacks=["transfer:nothing"])
 
 
 def test_a_plain_function_has_no_flops_and_its_shards_merge() -> None:

@@ -40,6 +40,8 @@ from robudget.store import RunFolder, WorkFolder, writing
 from robudget.threads import claimed
 from robudget.threat import CUSTOMARY, Threat
 
+ON_OTHERS = ("apgd-ce", "apgd-t:targets=3")  # what makes the examples of a model that are shown to another (ours)
+
 
 def _is_validation(dataset: str, site: Site) -> bool:
     """Are these validation images of ImageNet without any to train on?"""
@@ -88,15 +90,16 @@ class Candidate:
             images = imagenet.load(site.data_root, image_list=image_list, preprocessing=how)
         else:
             images = data.load(dataset, root=site.data_root, image_size=size)
-        if run is not None and not run.best.exists():
-            raise InputError(f"{str(run.path)!r} has no best.safetensors yet: train it first (robudget run)")
-        weights = source if run is None else str(run.best)
-        classifier = load_classifier(weights, images, model=model)
+        classifier = load_classifier(_weights_of(source), images, model=model)
         if backward in ("own", "none"):
             surrogate = surrogate_of(classifier, "own" if backward == "own" else None)
         else:
             surrogate = load_surrogate(backward, images, classifier)
         return cls(source, classifier, images, run, surrogate, backward)
+
+    def of_other(self, source: str) -> Candidate:
+        """Another classifier, as `load` takes it, on the same data. Raises InputError."""
+        return Candidate(source, load_classifier(_weights_of(source), self.dataset), self.dataset, None)
 
     @property
     def threat(self) -> Threat:
@@ -155,6 +158,8 @@ def benchmark(
 ) -> Benchmark:
     """Put a classifier through the ensemble on a test split and keep the verdicts; resumes what was begun.
 
+    Where the specification shows a model's examples (`transfer:MODEL`, as `load_classifier` takes it) instead of a
+    file's, that model is attacked first, on the same images, in a folder inside this one; its bill is in this one's.
     `images`: the first n of the test split. `shard` = (i, n): the i-th of n contiguous parts, from 1; noise goes with
     an image's row in the split, so shards give the verdicts of the whole. `restart` forgets what was begun. `known`: as
     an `Evaluator` takes it. Raises InputError; `store.Busy` where another process works in the folder.
@@ -162,6 +167,21 @@ def benchmark(
     device, dataset = resolve_device(site.device), candidate.dataset
     n, rows = rows_of(dataset, images, shard)
     folder = out or _default_folder(candidate, specification, n, shard)
+    shown = [file for file in specification.files if not _is_of_examples(Path(file))]
+    made = {
+        source: benchmark(
+            candidate.of_other(source),
+            specification.on_other(ON_OTHERS),
+            site=site,
+            images=images,
+            shard=shard,
+            out=folder / f"examples-{_plain(source)}",
+            restart=restart,
+            progress=progress,
+        )
+        for source in shown
+    }
+    specification = specification.with_files({source: str(done.folder) for source, done in made.items()})
     with (
         work_folder(folder, restart) as work,
         claimed(site.threads, begun_with=identity_of_state(work.path).get("threads")),
@@ -183,9 +203,26 @@ def benchmark(
             known=known,
         )
         bill = _bill(verdicts, candidate, energy.total("evaluation"))
+        if made:
+            bill["examples_of"] = {source: done.bill for source, done in made.items()}
     with writing(folder):
         write_json(folder / "bill.json", bill | {"environment": environment(device)})
     return Benchmark(folder, verdicts, bill)
+
+
+def _weights_of(source: str) -> str:
+    """Of a run's folder its best; anything else stands for itself. Raises InputError."""
+    if not Path(source).is_dir():
+        return source
+    run = RunFolder(source)
+    if not run.best.exists():
+        raise InputError(f"{str(run.path)!r} has no best.safetensors yet: train it first (robudget run)")
+    return str(run.best)
+
+
+def _is_of_examples(path: Path) -> bool:
+    """Is this where examples were kept, or meant to be one, rather than the name of a model?"""
+    return path.suffix == ".npz" or (path.is_dir() and not (path / "run.json").exists())
 
 
 def rows_of(dataset: data.Dataset, images: int | None, shard: tuple[int, int]) -> tuple[int, range]:
@@ -254,7 +291,12 @@ def folder_of(candidate: Candidate, what: str, n: int, shard: tuple[int, int]) -
     name = f"{Path(candidate.source).name}-{candidate.dataset.name}-{what}-n{n}"
     name += f"-{shard[0]}of{shard[1]}" if shard[1] > 1 else ""
     home = candidate.run.path / "evals" if candidate.run is not None else Path("evals")
-    return home / re.sub(r"[^\w.-]+", "-", name)
+    return home / _plain(name)
+
+
+def _plain(name: str) -> str:
+    """For a folder's name."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from robudget.accuracy import hypergeometric_most
 from robudget.attacks.ensemble import Member, ensemble
 from robudget.datasets import PUBLISHED
 from robudget.errors import InputError
-from robudget.evaluation import evaluator, specification
+from robudget.evaluation import again, specification
 from robudget.evaluation.audit import Audit, audit_more
 from robudget.evaluation.confirmation import Part
 from robudget.evaluation.evaluator import evaluate
@@ -52,7 +52,7 @@ def light() -> Iterator[None]:
         return LIGHT if version == "standard" else ensemble(version, norm)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator, "ensemble", lighter)
+        patch.setattr(again, "ensemble", lighter)
         patch.setattr(specification, "ensemble", lighter)
         yield
 
@@ -214,7 +214,7 @@ torch.set_num_threads(1)
 sys.path[:0] = [{here!r}, str(Path({here!r}).parent)]
 import test_quick as t
 from conftest import Small, blobs, train
-t.evaluator.ensemble = lambda version, norm: t.LIGHT
+t.again.ensemble = lambda version, norm: t.LIGHT
 torch.manual_seed(3)
 small = train(Small(6), 6)
 def progress(now):

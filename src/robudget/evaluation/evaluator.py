@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from robudget import stop
 from robudget.attacks.build import build, check_images, rows_of
 from robudget.attacks.driver import Report, drive
-from robudget.attacks.ensemble import Member, ensemble, fit_to_classes
-from robudget.attacks.noise import Noise, Stream
+from robudget.attacks.ensemble import Member, fit_to_classes
+from robudget.attacks.noise import Noise
 from robudget.attacks.victim import Model, frozen, margin
 from robudget.backend.batch_size import keep_freed_memory
 from robudget.backend.precision import float32_as
 from robudget.errors import InputError
-from robudget.evaluation.audit import Audit, audit_more
+from robudget.evaluation.again import Again
+from robudget.evaluation.audit import Audit
 from robudget.evaluation.checks import (
     PROBE,
     Subject,
@@ -33,7 +34,7 @@ from robudget.evaluation.checks import (
     no_examples,
     no_gradient,
 )
-from robudget.evaluation.confirmation import Confirmation, Part, block_size, enough, images_if_none_falls
+from robudget.evaluation.confirmation import Confirmation
 from robudget.evaluation.examples import Source
 from robudget.evaluation.specification import Confirm, Precision, Specification, Stage, line_of, stages
 from robudget.evaluation.spent import Finding, Spent, by_attack
@@ -162,14 +163,15 @@ class _Evaluation:
         fitted = [fit_to_classes(member, victims.classes) for member in members]
         self.members, self.notes = [member for member, _ in fitted], [note for _, note in fitted if note]
         self.stages = stages(self.members, precise=victims.precision == "float32")
-        norm = self.specification.threat.norm
-        if self.specification.audited:
-            audit = [fit_to_classes(member, victims.classes)[0] for member in ensemble("standard", norm)]
-            self.stages_again = stages(audit, precise=True, again="audit")
-        else:
-            self.stages_again = stages(self.members, precise=True, again="float32")
+        self.again = Again(self.specification, images, victims, self.members)
         self.estimate = Estimate(
-            self.stages, self.stages_again, victims.classes, norm, len(images), evaluator.progress, self._again
+            self.stages,
+            self.again.stages,
+            victims.classes,
+            threat.norm,
+            len(images),
+            evaluator.progress,
+            self.again.if_none_falls,
         )
         self.about = self._identity()
         state = None if self.folder is None else State.load(self.folder, self.about)
@@ -179,15 +181,6 @@ class _Evaluation:
         judge = Votes(self.specification.passes, self.specification.seed, images, victims, self.state)
         self.votes = judge if self.specification.passes > 1 else None
         self.saved = time.monotonic()
-
-    def _again(self, survivors: int) -> int:
-        """How many of so many survivors will be attacked again, if none of them falls."""
-        specification = self.specification
-        if specification.audited:
-            return min(audit_more(survivors, len(self.images), (), (), specification.until), survivors)
-        if self.victims.precision == "float32" or specification.confirm == "none":
-            return 0
-        return survivors if specification.confirm == "all" else images_if_none_falls(survivors)
 
     def _identity(self) -> dict[str, Any]:
         """What has to be equal for a resume."""
@@ -225,11 +218,7 @@ class _Evaluation:
         self._run(self.stages)
         if self.votes is not None:
             self._judge(self.votes)
-        again: Confirmation | Audit | None = None
-        if self.specification.audited:
-            again = self._audit()
-        elif self.victims.precision != "float32":
-            again = self._confirm()
+        again = self.again.run(state, self._run)
         verdicts = self._collect(again)
         if self.specification.checks:
             verdicts = replace(verdicts, findings=[*verdicts.findings, *check_verdicts(verdicts)])
@@ -246,53 +235,6 @@ class _Evaluation:
                 if len(images) and self.specification.threat.eps > 0:
                     self._attack(stage, images, plan[n + 1 :], account)
                 self.state.finished[:] = False
-
-    def _confirm(self) -> Confirmation:
-        """Low precision may miss what float32 finds: attack survivors again (`confirmation.py`)."""
-        state, mode = self.state, self.specification.confirm
-        if "order" not in state.notes:
-            robust = state.robust.nonzero()[0]
-            state.notes["order"] = robust[np.argsort(state.worst_margin[robust], kind="stable")].tolist()
-        survivors = len(state.notes["order"])
-
-        def more(blocks: Sequence[int], fell: Sequence[int]) -> int:
-            if mode != "auto":
-                return survivors if mode == "all" else 0
-            return 0 if enough(survivors, blocks, fell) else block_size(len(blocks), survivors)
-
-        return Confirmation((Part.of(survivors, *self._in_blocks(more)),))
-
-    def _audit(self) -> Audit:
-        """Put a random sample of what the short attacks left through the standard ensemble in float32 (`audit.py`)."""
-        state, images, specification = self.state, self.images, self.specification
-        if "order" not in state.notes:
-            robust = state.robust.nonzero()[0]
-            index = images.index[torch.from_numpy(robust)]
-            zero = torch.zeros_like(index)
-            high, low = Stream(specification.seed, "audit", index, zero, zero).words(0, 2).T.numpy()
-            state.notes["order"] = robust[np.lexsort((low, high))].tolist()
-        survivors = len(state.notes["order"])
-
-        def more(blocks: Sequence[int], fell: Sequence[int]) -> int:
-            return audit_more(survivors, len(images), blocks, fell, specification.until)
-
-        blocks, fell = self._in_blocks(more)
-        return Audit((Part(survivors, sum(blocks), sum(fell), max(len(blocks) - 1, 0)),))
-
-    def _in_blocks(self, more: Callable[[Sequence[int], Sequence[int]], int]) -> tuple[list[int], list[int]]:
-        """Attack images again in the order that is noted, as many at a time as `more` says; those and how many fell."""
-        order, blocks = self.state.notes["order"], self.state.notes.setdefault("blocks", [])
-        fell: list[int] = []
-        while True:
-            if len(fell) == len(blocks):
-                wanted, left = more(blocks, fell), len(order) - sum(blocks)
-                if not wanted or (blocks and not left):
-                    return blocks, fell
-                blocks.append(min(wanted, left))
-            first = sum(blocks[: len(fell)])
-            plan = [replace(stage, block=len(fell) + 1) for stage in self.stages_again]
-            self._run(plan, order[first : first + blocks[len(fell)]])
-            fell.append(sum(self.state.spent[stage.name].broken for stage in plan))
 
     @contextmanager
     def _stage(self, name: str, images: int) -> Iterator[Account]:

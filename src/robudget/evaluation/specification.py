@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from robudget.attacks.ensemble import Member, ensemble, one_transfer
@@ -77,6 +77,28 @@ class Specification:
         """The attacks in order, not yet fitted to the model's number of classes; all transfers are one of them."""
         first = ensemble(self.version, self.threat.norm) if self.attacks is None else self.attacks
         return one_transfer([item if isinstance(item, Member) else Member.parse(item) for item in (*first, *self.add)])
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Where transferred examples come from, in order."""
+        return tuple(file for member in self.members for file in member.files)
+
+    def with_files(self, instead: Mapping[str, str]) -> Specification:
+        """The same with the examples in other files."""
+
+        def moved(item: str | Member) -> str | Member:
+            member = item if isinstance(item, Member) else Member.parse(item)
+            return replace(member, files=tuple(instead.get(file, file) for file in member.files))
+
+        attacks = self.attacks if self.attacks is None else [moved(item) for item in self.attacks]
+        return replace(self, attacks=attacks, add=[moved(item) for item in self.add])
+
+    def on_other(self, attacks: Sequence[str]) -> Specification:
+        """For a model whose examples are to be shown: these attacks, and what they find is kept and not the verdict."""
+        return replace(
+            self, version="standard", attacks=attacks, add=(), checks=False, examples=True, confirm="none", until=None,
+            votes=None,
+        )  # fmt: skip
 
     @property
     def passes(self) -> int:
