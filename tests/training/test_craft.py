@@ -14,10 +14,8 @@ from robudget.backend.precision import Precision
 from robudget.models import build
 from robudget.recipe import Recipe
 from robudget.threat import Threat
-from robudget.training.distributed import World
-from robudget.training.step import (
+from robudget.training.craft import (
     Adversary,
-    CraftMode,
     adversary_of,
     craft,
     cross_entropy,
@@ -25,6 +23,8 @@ from robudget.training.step import (
     input_gradient,
     start_of,
 )
+from robudget.training.craft_mode import CraftMode
+from robudget.training.distributed import World
 
 FLOAT32 = Precision("float32", torch.device("cpu"))
 

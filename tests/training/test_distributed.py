@@ -21,7 +21,8 @@ from robudget.errors import InputError, RunFailed
 from robudget.execution import adopt_slurm
 from robudget.recipe import Recipe
 from robudget.training import Trainer
-from robudget.training.distributed import TIMEOUT, SyncBatchNorm2d, World, current, join
+from robudget.training.batchnorm import SyncBatchNorm2d
+from robudget.training.distributed import TIMEOUT, World, current, join
 
 RECIPE = Recipe().with_(
     {
@@ -124,7 +125,7 @@ SCENARIOS = textwrap.dedent(
     from pathlib import Path
     import torch
     from robudget import data, stop
-    from robudget.training import loop
+    from robudget.training import looks
     from robudget.backend.precision import Precision
     from robudget.execution import Site
     from robudget.models.build import build_for
@@ -132,12 +133,12 @@ SCENARIOS = textwrap.dedent(
     from robudget.threat import Threat
     from robudget.training import Trainer
     from robudget.training.distributed import current
-    from robudget.training.step import Adversary
+    from robudget.training.craft import Adversary
     from robudget.training.validation import Validator
 
     def stopping(trainer):
         "The last process alone is asked to stop at step 2 of 8; all save the same step."
-        loop.LOOK_STEPS = 2
+        looks.LOOK_STEPS = 2
         step = trainer._train_step
         def asked():
             if trainer.step == 2 and current().rank == current().size - 1:

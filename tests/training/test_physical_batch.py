@@ -20,8 +20,9 @@ from robudget.recipe import Recipe
 from robudget.training import Trainer
 from robudget.training.distributed import World
 from robudget.training.optimisation import build_optimizer
+from robudget.training.physical import Physical
 from robudget.training.records import PHASES, Stopwatch
-from robudget.training.step import Physical, Step
+from robudget.training.step import Step
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import torch
 from robudget import data, stop
 from robudget.data import Dataset
 from robudget.recipe import Recipe
-from robudget.training import Trainer, checkpoint, loop
+from robudget.training import Trainer, checkpoint, saver
 
 RECIPE = Recipe.load("digits").with_(
     {
@@ -62,7 +62,7 @@ def test_a_stop_is_saved_after_the_step_at_hand(
 ) -> None:
     whole = Trainer(RECIPE, digits)
     list(whole)
-    monkeypatch.setattr(loop, "LARGE_BYTES", 0 if large else 1 << 40)
+    monkeypatch.setattr(saver, "LARGE_BYTES", 0 if large else 1 << 40)
     stopped = Trainer(RECIPE, digits, folder=tmp_path)
     at_step(stopped, 6, lambda: stop.request("SIGTERM"))
     with pytest.raises(stop.Stopped, match=r"stopped \(SIGTERM\)"):
@@ -78,7 +78,7 @@ def test_a_stop_is_saved_after_the_step_at_hand(
 
 
 def test_between_epochs_what_is_not_saved_yet_is_saved(digits: Dataset, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "LARGE_BYTES", 0)
+    monkeypatch.setattr(saver, "LARGE_BYTES", 0)
     trainer = Trainer(RECIPE.with_({"validation.every": 3}), digits, folder=tmp_path)
     records = iter(trainer)
     next(records)
@@ -93,7 +93,7 @@ def test_between_epochs_what_is_not_saved_yet_is_saved(digits: Dataset, tmp_path
 def test_training_goes_on_while_a_large_checkpoint_is_written(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "LARGE_BYTES", 0)
+    monkeypatch.setattr(saver, "LARGE_BYTES", 0)
     trained_on, steps = threading.Event(), []
     save = checkpoint.save_last
 
@@ -114,7 +114,7 @@ def test_training_goes_on_while_a_large_checkpoint_is_written(
 
 
 def test_a_disk_that_fails_in_the_background_is_not_silent(digits: Dataset, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "LARGE_BYTES", 0)
+    monkeypatch.setattr(saver, "LARGE_BYTES", 0)
 
     def full(folder: Path, state: checkpoint.State) -> None:
         raise OSError(28, "No space left on device")

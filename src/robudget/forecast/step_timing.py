@@ -25,7 +25,7 @@ from robudget.meter.cpu import machine_seconds, process_seconds
 from robudget.meter.energy import JOULES_PER_KWH, Meter
 from robudget.recipe import Recipe, wide_resnet
 from robudget.training import Trainer
-from robudget.training.step import Adversary
+from robudget.training.craft import Adversary
 from robudget.training.validation import Validator
 
 _PROBE_IMAGES, _PROBE_IMAGES_LARGE_MODEL = 8, 2  # of the first step, whose time nobody knows yet
@@ -268,10 +268,10 @@ def _time_validation(trainer: Trainer, noise: Dataset, count: int) -> tuple[floa
 def _time_checkpoint(trainer: Trainer) -> float:
     """Seconds of writing a checkpoint, as every epoch does."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer.folder = Path(folder)
+        trainer._saver.folder = Path(folder)
         start = time.perf_counter()
         trainer.save()
-        trainer._writer.wait()
+        trainer._saver.wait()
         return time.perf_counter() - start
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,15 +11,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robudget import stop
-from robudget.attacks.victim import out_of_memory
 from robudget.backend.batch_size import keep_freed_memory, validation_size
 from robudget.backend.precision import check_training, float32_as, gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.stream import prepare
-from robudget.errors import InputError, RunFailed
+from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.files import make_folder
 from robudget.losses import LOSSES
@@ -29,18 +27,18 @@ from robudget.models.preact import checkpoint_activations
 from robudget.recipe import Recipe
 from robudget.training import checkpoint
 from robudget.training.batches import Batches, relabel
-from robudget.training.checkpoint import best_model
-from robudget.training.distributed import World, current, first_on_node, synchronise_batchnorm
+from robudget.training.batchnorm import synchronise_batchnorm
+from robudget.training.distributed import World, current, first_on_node
+from robudget.training.looks import Looks
+from robudget.training.memory import FittingStep
 from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
+from robudget.training.physical import Physical
 from robudget.training.records import PHASES, Best, EpochRecord, Stopwatch
-from robudget.training.step import Outcome, Physical, Step
+from robudget.training.saver import SAVE_SECONDS, Saver
+from robudget.training.step import Step
+from robudget.training.sums import EpochSums
 from robudget.training.validation import Validation, Validator, check_collapse, check_losses, validation_adversary
 
-LOOK_STEPS = 50  # at most, between two looks at the loss and the clock, since each waits for the device
-LOOK_SECONDS = 5.0  # about, between two looks where steps are long
-LARGE_BYTES = 64 << 20  # of a checkpoint from which on it is written beside the training
-SMALLEST = 4  # images at once
-SAVE_SECONDS = 60.0  # at least, between two such checkpoints, but for a better validation
 Window = Callable[[str], AbstractContextManager[object]]
 
 
@@ -81,7 +79,7 @@ class Trainer:
         notify: Callable[[str], None] = warnings.warn,
         save_seconds: float = 600.0,
     ) -> None:
-        self.recipe, self.dataset, self.site, self.folder = recipe, dataset, site, folder
+        self.recipe, self.dataset, self.site = recipe, dataset, site
         self.device, self.world = torch.device(device), current()
         self._window: Window = window or (lambda name: nullcontext())
         self._notify, self._save_seconds = notify, save_seconds
@@ -126,9 +124,8 @@ class Trainer:
         self._calls: Counter[str] = Counter(dict.fromkeys(PHASES, 0))
         self._backwards = 0
         self._watch = Stopwatch(self.device)
+        self._sums = EpochSums(self.steps_per_epoch, self.world, self.device)
         self.physical = Physical(site.physical_batch)
-        self._buffers = [buffer.detach() for buffer in self.model.buffers()]
-        self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self._step = Step(
             recipe,
             self.model,
@@ -141,6 +138,15 @@ class Trainer:
             calls=self._calls,
             steps_per_epoch=self.steps_per_epoch,
             physical=self.physical,
+        )
+        self._fitting_step = FittingStep(
+            self._step,
+            self.model,
+            self._optimizer,
+            self.physical,
+            world=self.world,
+            calls=self._calls,
+            notify=notify,
         )
         self._validator = Validator(
             self.data.validation.images.to(self.device),
@@ -159,15 +165,10 @@ class Trainer:
         self.stopped: str | None = None  # why it ended before its epochs did
         self._lr_scale = 1.0  # halved by every restore after a collapse
         self._good: checkpoint.State | None = None  # the last epoch before a collapse, where the recipe restores it
-        self._best_weights: dict[str, Tensor] = {}
-        self._best_about: dict[str, str] = {}  # of best weights that are still to be written
-        self._writer = checkpoint.Writer()
         copies = 2 + (self.ema is not None)
-        self._large = copies * sum(4 * p.numel() for p in self.model.parameters()) >= LARGE_BYTES
-        self._saved = self._looked = time.monotonic()
-        self._saved_step = self._looked_step = -1
-        self._next_look = LOOK_STEPS
-        self._start_epoch()
+        size = copies * sum(4 * p.numel() for p in self.model.parameters())
+        self._saver = Saver(recipe, folder, leads=self.world.leads, size_bytes=size)
+        self._looks = Looks(self.world, self.device)
         if folder is not None:
             if self.world.leads:
                 make_folder(folder)
@@ -203,17 +204,16 @@ class Trainer:
                     self._train_epoch()
                 yield self._end_epoch()
         finally:
-            self._writer.wait()
+            self._saver.wait()
 
     def _train_epoch(self) -> None:
         self.model.train()
         last = (len(self.records) + 1) * self.steps_per_epoch
         self._watch.start()
-        self._looked, self._looked_step = time.monotonic(), self.step
-        self._next_look = min(self._next_look, self.step + LOOK_STEPS)
+        self._looks.begin(self.step)
         while self.step < last:
             self._train_step()
-            if self.step < last and self._time_to_look():
+            if self.step < last and self._looks.due(self.step):
                 self._look()
 
     def _train_step(self) -> None:
@@ -223,47 +223,10 @@ class Trainer:
             group["lr"] = lr * self._lr_scale
         x, labels, target = self._batches(self.step)
         self._watch.lap("data")
-        outcome = self._fitting_step(x, labels, target)
+        outcome = self._fitting_step(x, labels, target, self.step)
         self._count_recomputed()
-        self._losses[self.step % self.steps_per_epoch] = outcome.loss
-        if outcome.clean is not None:
-            self._correct["clean"] += outcome.clean
-        if outcome.crafted is not None:
-            self._correct["craft"] += outcome.crafted
+        self._sums.add(self.step % self.steps_per_epoch, outcome)
         self.step += 1
-
-    def _fitting_step(self, x: Tensor, labels: Tensor, target: Tensor) -> Outcome:
-        """One step; where the memory does not hold it, again with half the images at once.
-
-        Raises RunFailed where that can't be: with other processes, which are in the middle of the step, with weights
-        that have changed already, and at the smallest size.
-        """
-        torch._foreach_copy_(self._buffers_before, self._buffers)
-        while True:
-            calls = Counter(self._calls)
-            try:
-                return self._step(x, labels, target, self.step)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                cause = str(error).strip().splitlines()[0][:120]
-            # Only here has the error gone, whose traceback holds the activations.
-            images = self.physical.images or len(x)
-            half = images // 2
-            if self.world.size > 1 or self._step.applied or self._step.delta is not None or half < SMALLEST:
-                smaller = f"physical_batch={half}, " if half >= SMALLEST else ""
-                raise RunFailed(
-                    f"out of memory at step {self.step} with {images} images at once: {cause}; "
-                    f"try {smaller}checkpointing=true or a smaller model"
-                )
-            self.physical.images = half
-            self._calls.clear()
-            self._calls.update(calls)
-            torch._foreach_copy_(self._buffers, self._buffers_before)
-            self._optimizer.zero_grad()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            self._notify(f"out of memory with {images} images at once, going on with {half}: the same training, slower")
 
     def _count_recomputed(self) -> None:
         """With checkpointing, every pass with a backward has run its forward twice."""
@@ -272,23 +235,14 @@ class Trainer:
             self._calls["recompute_forward"] += backwards - self._backwards
         self._backwards = backwards
 
-    def _time_to_look(self) -> bool:
-        """Alone, a request to stop is seen after every step; many processes agree on it at their looks."""
-        return self.step >= self._next_look or (self.world.size == 1 and stop.requested())
-
     def _look(self) -> None:
         """Now and then within an epoch: is the loss finite, is it time to save, was a stop asked for?"""
         self._mean_losses()
-        now = time.monotonic()
-        late = now - self._saved > self._save_seconds
-        per_step = (now - self._looked) / max(self.step - self._looked_step, 1)
-        steps = min(max(int(LOOK_SECONDS / max(per_step, 1e-9)), 1), LOOK_STEPS)
-        save, asked, ahead = self.world.largest((late, stop.requested(), steps), self.device)
-        self._looked, self._looked_step, self._next_look = now, self.step, self.step + int(ahead)
+        save, asked = self._looks.agree(self.step, late=self._saver.seconds > self._save_seconds)
         if save and not asked:
             self.save()
             self._watch.lap("checkpoint")
-        self._stop(bool(asked))
+        self._stop(asked)
 
     def _stop_where_asked(self) -> None:
         """Between epochs: to be called by all processes."""
@@ -297,9 +251,9 @@ class Trainer:
     def _stop(self, asked: bool) -> None:
         """Save, wait until that is on the disk, and raise stop.Stopped, where one of the processes was `asked` to."""
         if asked:
-            if self._saved_step != self.step:
+            if self._saver.step != self.step:
                 self.save()
-            self._writer.wait()
+            self._saver.wait()
             stop.request("another process was asked to stop")
             stop.check()
 
@@ -320,7 +274,7 @@ class Trainer:
         self._watch.lap("validation")
         best = validation is not None and self._keep_if_best(epoch, validation)
         images = self.steps_per_epoch * recipe.batch_size
-        clean, crafted = (int(self.world.total(self._correct[name].clone())) for name in ("clean", "craft"))
+        clean, crafted = self._sums.correct()
         record = EpochRecord(
             epoch=epoch,
             steps=self.step,
@@ -341,25 +295,21 @@ class Trainer:
         )
         self.records.append(record)
         self._react(record)
-        self._start_epoch()
-        if not self._large or self.done or best or self._long_ago(SAVE_SECONDS):
+        self._watch.clear()
+        self._sums.clear()
+        if not self._saver.large or self.done or best or self._long_ago(SAVE_SECONDS):
             self.save()
         if self.done:
-            self._writer.wait()
+            self._saver.wait()
         return record
 
     def _long_ago(self, seconds: float) -> bool:
         """Was the last checkpoint so long ago, by the clock of any process?"""
-        return bool(self.world.largest((time.monotonic() - self._saved > seconds,), self.device)[0])
-
-    def _start_epoch(self) -> None:
-        self._watch.clear()
-        self._losses = torch.zeros(self.steps_per_epoch, device=self.device)
-        self._correct = {name: torch.zeros((), dtype=torch.int64, device=self.device) for name in ("clean", "craft")}
+        return bool(self.world.largest((self._saver.seconds > seconds,), self.device)[0])
 
     def _mean_losses(self) -> list[float]:
         """This epoch's losses so far, by step, averaged over the processes. Raises RunFailed where they diverge."""
-        history = [loss / self.world.size for loss in self.world.total(self._losses.clone()).tolist()]
+        history = self._sums.losses()
         check_losses(
             history,
             first=len(self.records) * self.steps_per_epoch,
@@ -407,36 +357,22 @@ class Trainer:
         if self.best is not None and best.score(self.selected_by) <= self.best.score(self.selected_by):
             return False
         self.best = best
-        weights = self.final_model.state_dict()
-        if self.folder is None:
-            self._best_weights = checkpoint.copied(weights)
-        elif self.world.leads:
-            about = {key: str(value) for key, value in asdict(best).items()}
-            if self._large:  # written with the checkpoint that ends this epoch
-                self._best_weights, self._best_about = checkpoint.copied(weights), about
-            else:
-                checkpoint.save_weights(self.folder / checkpoint.BEST, weights, self.recipe, about)
+        self._saver.keep_best(best, self.final_model.state_dict())
         return True
 
     def best_model(self) -> nn.Module:
         """A new model in eval mode with the best checkpoint's weights, contiguous float32, on the Trainer's device."""
         if self.best is None:
             raise InputError("no epoch has been validated yet, so there is no best checkpoint")
-        if self.folder is not None:
-            self._writer.wait()
-            return best_model(self.recipe, self.dataset, self.folder / checkpoint.BEST).to(self.device)
-        model = build_for(self.recipe, self.dataset)
-        model.load_state_dict(self._best_weights)
-        return model.to(self.device).eval()
+        return self._saver.best_model(self.dataset).to(self.device)
 
     # -- going on --------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write `last.pt` (nothing without a folder), a large one in the background. Every process calls it, the first
         one writes."""
-        if self.folder is None:
+        if self._saver.folder is None:
             return
-        folder = self.folder
         delta, calls = self._step.delta, self.world.totals(self._calls, self.device)
         state: checkpoint.State = {
             "recipe_id": self.recipe.id,
@@ -452,24 +388,9 @@ class Trainer:
             "records": [asdict(record) for record in self.records],
             "calls": calls,
             "seconds": self._watch.read(),
-            "losses": self.world.total(self._losses.clone()) / self.world.size,
-            "correct": {name: self.world.total(count.clone()) for name, count in self._correct.items()},
+            **self._sums.state(),
         }
-        self._saved, self._saved_step = time.monotonic(), self.step
-        if not self.world.leads:
-            return
-        if self._large:
-            self._writer.wait()  # one snapshot at a time
-            state = checkpoint.copied(state)
-        weights, about = self._best_weights, self._best_about
-        self._best_weights, self._best_about = ({}, {}) if about else (weights, {})
-
-        def write() -> None:
-            if about:
-                checkpoint.save_weights(folder / checkpoint.BEST, weights, self.recipe, about)
-            checkpoint.save_last(folder, state)
-
-        self._writer(write, background=self._large)
+        self._saver.save(state)
 
     def _weights(self) -> checkpoint.State:
         """Everything that an update changes."""
@@ -497,7 +418,7 @@ class Trainer:
         }
 
     def _restore(self, state: checkpoint.State) -> None:
-        checkpoint.check_setting(state, self.recipe.id, self._setting(), f"checkpoint in {str(self.folder)!r}")
+        checkpoint.check_setting(state, self.recipe.id, self._setting(), f"checkpoint in {str(self._saver.folder)!r}")
         before = state.get("processes", state["setting"].get("processes"))
         if before != self.world.size:
             self._notify(
@@ -515,6 +436,4 @@ class Trainer:
             self._calls.update(state["calls"])
             self._backwards = sum(n for name, n in self._calls.items() if name.endswith("_backward"))
         self._watch.clear(state["seconds"])
-        share = 1.0 if self.world.leads else 0.0
-        self._losses = state["losses"].to(self.device) * self.world.size * share
-        self._correct = {name: (count * share).long().to(self.device) for name, count in state["correct"].items()}
+        self._sums.restore(state)

@@ -1,8 +1,6 @@
 """One training step: craft adversarial examples, then update the weights on them.
 
-Crafting is the same mathematics as `robudget.attacks.pgd`; what differs is that noise comes from a generator on the
-device, bounds are computed once, and nothing waits for the device. The update knows every loss of the recipe, and
-weight perturbation around any of them.
+The update knows every loss of the recipe, and weight perturbation around any of them.
 """
 
 from __future__ import annotations
@@ -13,212 +11,25 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from robudget.attacks.geometry import GEOMETRY
-from robudget.attacks.victim import Model
-from robudget.backend.folding import Folded
 from robudget.backend.host_memory import kept_on_host
-from robudget.backend.kernels import Arithmetic
-from robudget.backend.precision import Autocast, Precision
+from robudget.backend.precision import Precision
 from robudget.data.keyed import generator_for, key
 from robudget.errors import InputError
 from robudget.losses import LOSSES
-from robudget.models.preact import PreActNet
 from robudget.recipe import Recipe
-from robudget.threat import Threat
 from robudget.training import losses
-from robudget.training.distributed import SyncBatchNorm2d, World, running_statistics
+from robudget.training.batchnorm import SyncBatchNorm2d, norms_of, running_statistics, untracked
+from robudget.training.craft import adversary_of, craft, cross_entropy, divergence
+from robudget.training.craft_mode import CraftMode
+from robudget.training.distributed import World
 from robudget.training.optimisation import Ema, Optimizer
+from robudget.training.physical import EVERY, Physical
 from robudget.training.records import Stopwatch
 
-GAUSSIAN = 0.001  # TRADES starts from x + 0.001·N(0, 1) (Zhang et al. 2019, released code)
-
-Norm = nn.modules.batchnorm._BatchNorm
-Objective = Callable[..., Tensor]
-"""Logits (n, classes) of the batch, or of the rows given by a slice, to the sum of what the adversary raises."""
-EVERY = slice(None)
 Forward = Callable[[slice], tuple[Tensor, Tensor | None, Tensor | None]]
-
-
-@dataclass
-class Physical:
-    """How many images one pass takes at once, 0 = the whole batch; lowered where the memory does not hold more."""
-
-    images: int = 0
-
-    def parts(self, n: int) -> list[slice]:
-        """Of a batch of n."""
-        if not self.splits(n):
-            return [EVERY]
-        return [slice(first, first + self.images) for first in range(0, n, self.images)]
-
-    def splits(self, n: int) -> bool:
-        return 0 < self.images < n
-
-
-@dataclass(frozen=True)
-class Adversary:
-    """PGD's parameters. `reach`: the radius of the start as a multiple of ε. `bounded`: project onto the ball; without
-    it only onto [0, 1]."""
-
-    threat: Threat
-    steps: int
-    step_size: float
-    start: str = "uniform"
-    reach: float = 1.0
-    bounded: bool = True
-
-
-def adversary_of(recipe: Recipe) -> Adversary:
-    """Who the recipe trains against.
-
-    FGSM-RS (Wong et al. 2020): one step of 1.25·ε from a uniform start, projected. N-FGSM (de Jorge et al. 2022): one
-    step of ε from uniform noise of radius 2·ε, not projected. A `step_size` in the recipe goes before these.
-    """
-    threat, part = recipe.threat.threat(), recipe.craft
-    if recipe.loss == "fgsm-rs":
-        return Adversary(threat, 1, part.step_size or 1.25 * threat.eps)
-    if recipe.loss == "n-fgsm":
-        return Adversary(threat, 1, part.step_size or threat.eps, reach=2.0, bounded=False)
-    return Adversary(threat, part.steps, part.step_size_for(threat.eps), part.start)
-
-
-class CraftMode:
-    """A model while it is attacked: `with mode(x) as (victim, autocast)`, x being images (N, C, H, W) of the attack.
-
-    Inside, no gradient reaches the weights, and BatchNorm is as asked. `eval`: the whole model is in eval mode; in
-    bfloat16 a PreActNet is then attacked through a folded copy, which has fewer operations. `batch`: the same, but
-    BatchNorm normalises by the batch at hand, and its running statistics are not touched (TRADES in the paper). On
-    leaving, every module's mode and every `requires_grad` are what they were, also after an exception. The lists are
-    made once: a model of 100 modules is switched in microseconds.
-    """
-
-    def __init__(self, model: nn.Module, precision: Precision, batchnorm: str = "eval") -> None:
-        self._model, self._precision, self._batch = model, precision, batchnorm == "batch"
-        self._modules = list(model.modules())
-        self._norms = _norms_of(model) if self._batch else []
-        self._parameters = list(model.parameters())
-        own = isinstance(model, PreActNet) and not model.checkpointing
-        self._folds = own and precision.name == "bfloat16" and not self._batch
-        self._copy: Folded | None = None
-
-    @contextmanager
-    def __call__(self, x: Tensor) -> Iterator[tuple[Model, Autocast]]:
-        modes = [m.training for m in self._modules]
-        trainable = [p for p in self._parameters if p.requires_grad]
-        try:
-            for module in self._modules:
-                module.training = False
-            for norm in self._norms:
-                norm.training = True
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-            with _untracked(self._norms):
-                yield (self._folded(x), nullcontext) if self._folds else (self._model, self._precision.autocast)
-        finally:
-            for module, mode in zip(self._modules, modes, strict=True):
-                module.training = mode
-            for parameter in trainable:
-                parameter.requires_grad_(True)
-
-    def _folded(self, x: Tensor) -> Folded:
-        if self._copy is None:
-            self._copy = Folded(self._model, x[:2], Arithmetic(torch.bfloat16, channels_last=True, live=True))
-        else:
-            self._copy.refresh()
-        return self._copy
-
-
-def cross_entropy(labels: Tensor) -> Objective:
-    """The sum of cross-entropies against hard labels (N,): what AT, MART and validation raise."""
-    return lambda logits, rows=EVERY: F.cross_entropy(logits, labels[rows], reduction="sum")
-
-
-def divergence(clean_logits: Tensor) -> Objective:
-    """The sum of KL(clean ‖ adversarial) (N, classes): what TRADES raises (Zhang et al. 2019, equation 5)."""
-    log_p = F.log_softmax(clean_logits.detach(), dim=1)
-    return lambda logits, rows=EVERY: F.kl_div(
-        F.log_softmax(logits, dim=1), log_p[rows], reduction="sum", log_target=True
-    )
-
-
-def start_of(x: Tensor, adversary: Adversary, generator: torch.Generator | None, world: World) -> Tensor:
-    """`uniform`: a uniform draw from the ball; `gaussian`: TRADES' small noise; `none`: x itself. A new tensor.
-
-    Noise is drawn for the global batch and each process takes its rows, so that many draw what one would.
-    """
-    geometry, eps = GEOMETRY[adversary.threat.norm], adversary.threat.eps
-    if adversary.start == "none":
-        return x.clone()
-    whole = x
-    if world.size > 1:
-        whole = x.new_zeros((len(x) * world.size, *x.shape[1:]))
-        whole[world.mine] = x
-    if adversary.start == "uniform":
-        return geometry.inside(whole, eps * adversary.reach, generator)[world.mine]
-    noise = torch.randn(whole.shape, generator=generator, device=x.device, dtype=x.dtype)[world.mine]
-    return geometry.project(x + GAUSSIAN * noise, x, eps)
-
-
-def craft(
-    model: Model,
-    x: Tensor,
-    objective: Objective,
-    adversary: Adversary,
-    *,
-    generator: torch.Generator | None,
-    autocast: Autocast,
-    world: World = World(),  # noqa: B008 (frozen)
-    physical: Physical | None = None,
-) -> Tensor:
-    """PGD (Madry et al. 2018): x_adv like x (N, C, H, W), in the ball around x and in [0, 1].
-
-    Call it inside a `CraftMode`. Each step is one forward and one backward pass of the model, under `autocast`; logits,
-    loss and images stay in float32. `physical`: so many images at a time, each with the noise that it has in the batch.
-    """
-    x_adv = torch.empty_like(x).copy_(start_of(x, adversary, generator, world))  # in x's memory format
-    if physical is None or not physical.splits(len(x)):
-        return _climb(model, x, x_adv, objective, EVERY, adversary, autocast)
-    for rows in physical.parts(len(x)):
-        x_adv[rows] = _climb(model, x[rows], x_adv[rows], objective, rows, adversary, autocast)
-    return x_adv
-
-
-def _climb(
-    model: Model,
-    x: Tensor,
-    x_adv: Tensor,
-    objective: Objective,
-    rows: slice,
-    adversary: Adversary,
-    autocast: Autocast,
-) -> Tensor:
-    """The steps of PGD from x_adv, which may be overwritten; x are these `rows` of the batch."""
-    threat, geometry = adversary.threat, GEOMETRY[adversary.threat.norm]
-    # L∞ in place, against bounds made once; equal to geometry.project to the last bit.
-    floor, ceiling = (x - threat.eps).clamp_(min=0), (x + threat.eps).clamp_(max=1)
-    for _ in range(adversary.steps):
-        gradient = input_gradient(model, x_adv, lambda logits: objective(logits, rows), autocast)
-        if not adversary.bounded:
-            x_adv.add_(geometry.steepest(gradient), alpha=adversary.step_size).clamp_(0, 1)
-        elif threat.norm == "linf":
-            torch.clamp(x_adv.add_(gradient.sign_(), alpha=adversary.step_size), floor, ceiling, out=x_adv)
-        else:
-            moved = x_adv.add_(geometry.steepest(gradient), alpha=adversary.step_size)
-            x_adv = geometry.project(moved, x, threat.eps)
-    return x_adv
-
-
-def input_gradient(model: Model, x: Tensor, objective: Callable[[Tensor], Tensor], autocast: Autocast) -> Tensor:
-    """The gradient of `objective` at x, a float32 tensor of x's shape that the caller may overwrite."""
-    leaf = x.detach().requires_grad_(True)
-    with torch.enable_grad():
-        with autocast():
-            logits = model(leaf)
-        (gradient,) = torch.autograd.grad(objective(logits.float()), leaf)
-    return gradient
 
 
 @dataclass(frozen=True)
@@ -267,7 +78,7 @@ class Step:
         self._crafting = CraftMode(model, craft_precision, recipe.craft.batchnorm)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._layers = [p for p in self._parameters if p.ndim > 1]  # weights of convolutions and linear layers
-        self._norms = _norms_of(model)
+        self._norms = norms_of(model)
         synchronised = all(isinstance(norm, SyncBatchNorm2d) for norm in self._norms)
         self._statistics = [] if synchronised else running_statistics(model)  # to be averaged over the processes
         self._random = any(_drops(module) for module in model.modules())
@@ -383,7 +194,7 @@ class Step:
         assert gamma is not None
         layers = self._layers
         self._optimizer.zero_grad()
-        with _untracked(self._norms):
+        with untracked(self._norms):
             _mean_over(forward, parts, n)
         self._world.average_gradients(layers)
         shift = []
@@ -455,10 +266,6 @@ def _right(logits: Tensor | None, labels: Tensor) -> Tensor | None:
     return None if logits is None else (logits.detach().argmax(1) == labels).sum()
 
 
-def _norms_of(model: nn.Module) -> list[Norm]:
-    return [module for module in model.modules() if isinstance(module, Norm)]
-
-
 def _drops(module: nn.Module) -> bool:
     rate = (
         getattr(module, "p", 0)
@@ -466,16 +273,3 @@ def _drops(module: nn.Module) -> bool:
         else getattr(module, "drop_prob", 0)
     )
     return bool(rate)
-
-
-@contextmanager
-def _untracked(norms: list[Norm]) -> Iterator[None]:
-    """BatchNorm by batch statistics without a trace in the running ones."""
-    tracked = [norm.track_running_stats for norm in norms]
-    try:
-        for norm in norms:
-            norm.track_running_stats = False
-        yield
-    finally:
-        for norm, track in zip(norms, tracked, strict=True):
-            norm.track_running_stats = track

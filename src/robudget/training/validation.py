@@ -16,8 +16,10 @@ from robudget.data.dataset import to_unit
 from robudget.data.keyed import generator_for
 from robudget.errors import RunFailed
 from robudget.recipe import CollapsePart, Recipe
+from robudget.training.craft import Adversary, craft, cross_entropy
+from robudget.training.craft_mode import CraftMode
 from robudget.training.distributed import World
-from robudget.training.step import Adversary, CraftMode, Physical, craft, cross_entropy
+from robudget.training.physical import Physical
 
 
 @dataclass(frozen=True)

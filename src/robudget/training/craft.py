@@ -1,0 +1,144 @@
+"""The adversary of a training: PGD from its start, and what it raises.
+
+The same mathematics as `robudget.attacks.pgd`; what differs is that noise comes from a generator on the device, bounds
+are computed once, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from robudget.attacks.geometry import GEOMETRY
+from robudget.attacks.victim import Model
+from robudget.backend.precision import Autocast
+from robudget.recipe import Recipe
+from robudget.threat import Threat
+from robudget.training.distributed import World
+from robudget.training.physical import EVERY, Physical
+
+GAUSSIAN = 0.001  # TRADES starts from x + 0.001·N(0, 1) (Zhang et al. 2019, released code)
+
+Objective = Callable[..., Tensor]
+"""Logits (n, classes) of the batch, or of the rows given by a slice, to the sum of what the adversary raises."""
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """PGD's parameters. `reach`: the radius of the start as a multiple of ε. `bounded`: project onto the ball; without
+    it only onto [0, 1]."""
+
+    threat: Threat
+    steps: int
+    step_size: float
+    start: str = "uniform"
+    reach: float = 1.0
+    bounded: bool = True
+
+
+def adversary_of(recipe: Recipe) -> Adversary:
+    """Who the recipe trains against.
+
+    FGSM-RS (Wong et al. 2020): one step of 1.25·ε from a uniform start, projected. N-FGSM (de Jorge et al. 2022): one
+    step of ε from uniform noise of radius 2·ε, not projected. A `step_size` in the recipe goes before these.
+    """
+    threat, part = recipe.threat.threat(), recipe.craft
+    if recipe.loss == "fgsm-rs":
+        return Adversary(threat, 1, part.step_size or 1.25 * threat.eps)
+    if recipe.loss == "n-fgsm":
+        return Adversary(threat, 1, part.step_size or threat.eps, reach=2.0, bounded=False)
+    return Adversary(threat, part.steps, part.step_size_for(threat.eps), part.start)
+
+
+def cross_entropy(labels: Tensor) -> Objective:
+    """The sum of cross-entropies against hard labels (N,): what AT, MART and validation raise."""
+    return lambda logits, rows=EVERY: F.cross_entropy(logits, labels[rows], reduction="sum")
+
+
+def divergence(clean_logits: Tensor) -> Objective:
+    """The sum of KL(clean ‖ adversarial) (N, classes): what TRADES raises (Zhang et al. 2019, equation 5)."""
+    log_p = F.log_softmax(clean_logits.detach(), dim=1)
+    return lambda logits, rows=EVERY: F.kl_div(
+        F.log_softmax(logits, dim=1), log_p[rows], reduction="sum", log_target=True
+    )
+
+
+def start_of(x: Tensor, adversary: Adversary, generator: torch.Generator | None, world: World) -> Tensor:
+    """`uniform`: a uniform draw from the ball; `gaussian`: TRADES' small noise; `none`: x itself. A new tensor.
+
+    Noise is drawn for the global batch and each process takes its rows, so that many draw what one would.
+    """
+    geometry, eps = GEOMETRY[adversary.threat.norm], adversary.threat.eps
+    if adversary.start == "none":
+        return x.clone()
+    whole = x
+    if world.size > 1:
+        whole = x.new_zeros((len(x) * world.size, *x.shape[1:]))
+        whole[world.mine] = x
+    if adversary.start == "uniform":
+        return geometry.inside(whole, eps * adversary.reach, generator)[world.mine]
+    noise = torch.randn(whole.shape, generator=generator, device=x.device, dtype=x.dtype)[world.mine]
+    return geometry.project(x + GAUSSIAN * noise, x, eps)
+
+
+def craft(
+    model: Model,
+    x: Tensor,
+    objective: Objective,
+    adversary: Adversary,
+    *,
+    generator: torch.Generator | None,
+    autocast: Autocast,
+    world: World = World(),  # noqa: B008 (frozen)
+    physical: Physical | None = None,
+) -> Tensor:
+    """PGD (Madry et al. 2018): x_adv like x (N, C, H, W), in the ball around x and in [0, 1].
+
+    Call it inside a `CraftMode`. Each step is one forward and one backward pass of the model, under `autocast`; logits,
+    loss and images stay in float32. `physical`: so many images at a time, each with the noise that it has in the batch.
+    """
+    x_adv = torch.empty_like(x).copy_(start_of(x, adversary, generator, world))  # in x's memory format
+    if physical is None or not physical.splits(len(x)):
+        return _climb(model, x, x_adv, objective, EVERY, adversary, autocast)
+    for rows in physical.parts(len(x)):
+        x_adv[rows] = _climb(model, x[rows], x_adv[rows], objective, rows, adversary, autocast)
+    return x_adv
+
+
+def _climb(
+    model: Model,
+    x: Tensor,
+    x_adv: Tensor,
+    objective: Objective,
+    rows: slice,
+    adversary: Adversary,
+    autocast: Autocast,
+) -> Tensor:
+    """The steps of PGD from x_adv, which may be overwritten; x are these `rows` of the batch."""
+    threat, geometry = adversary.threat, GEOMETRY[adversary.threat.norm]
+    # L∞ in place, against bounds made once; equal to geometry.project to the last bit.
+    floor, ceiling = (x - threat.eps).clamp_(min=0), (x + threat.eps).clamp_(max=1)
+    for _ in range(adversary.steps):
+        gradient = input_gradient(model, x_adv, lambda logits: objective(logits, rows), autocast)
+        if not adversary.bounded:
+            x_adv.add_(geometry.steepest(gradient), alpha=adversary.step_size).clamp_(0, 1)
+        elif threat.norm == "linf":
+            torch.clamp(x_adv.add_(gradient.sign_(), alpha=adversary.step_size), floor, ceiling, out=x_adv)
+        else:
+            moved = x_adv.add_(geometry.steepest(gradient), alpha=adversary.step_size)
+            x_adv = geometry.project(moved, x, threat.eps)
+    return x_adv
+
+
+def input_gradient(model: Model, x: Tensor, objective: Callable[[Tensor], Tensor], autocast: Autocast) -> Tensor:
+    """The gradient of `objective` at x, a float32 tensor of x's shape that the caller may overwrite."""
+    leaf = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        with autocast():
+            logits = model(leaf)
+        (gradient,) = torch.autograd.grad(objective(logits.float()), leaf)
+    return gradient
