@@ -127,11 +127,11 @@ def robustness_curve(
             classes=candidate.dataset.classes,
         )
 
-    folder, result = _measured(candidate, asked, f"curve-{norm}-{'+'.join(attacks)}", measured)
-    if threat is not None:
-        result = replace(result, about={**result.about, "at": _beside(result, threat, folder.parent)})
+    def beside(result: Curve, folder: Path) -> dict[str, Any]:
+        return {} if threat is None else {"at": _beside(result, threat, folder.parent)}
+
+    folder, result = _measured(candidate, asked, f"curve-{norm}-{'+'.join(attacks)}", measured, beside)
     with writing(folder):
-        result.save(folder)
         from robudget.report.curve import save_curve  # matplotlib
 
         save_curve(result.points(), norm, folder, n=result.n, at=result.about.get("at"))
@@ -160,8 +160,15 @@ def _beside(result: Curve, threat: Threat, home: Path) -> dict[str, Any]:
     return at
 
 
-def _measured(candidate: Candidate, asked: Asked, what: str, measure: Callable[[Setting, range], M]) -> tuple[Path, M]:
-    """Measure the shard's rows in a folder that it can be resumed from, metered; saved with its FLOPs and energy."""
+def _measured(
+    candidate: Candidate,
+    asked: Asked,
+    what: str,
+    measure: Callable[[Setting, range], M],
+    compared: Callable[[M, Path], dict[str, Any]] = lambda result, folder: {},
+) -> tuple[Path, M]:
+    """Measure the shard's rows in a folder that it can be resumed from, metered; saved with its FLOPs and energy, and
+    with what `compared` says of the result beside others."""
     n, rows = rows_of(candidate.dataset, asked.images, asked.shard)
     folder = asked.out or folder_of(candidate, f"{what}-{asked.seed}", n, asked.shard)
     device = resolve_device(asked.site.device)
@@ -190,6 +197,7 @@ def _measured(candidate: Candidate, asked: Asked, what: str, measure: Callable[[
             of_surrogate = None if surrogate is None else (surrogate.forward, surrogate.input_backward)
             spent = [item.with_flops(counted.forward, counted.input_backward, of_surrogate) for item in result.spent]
             result = replace(result, spent=spent)
+        result = replace(result, about={**result.about, **compared(result, folder)})
     with writing(folder):
         result.save(folder)
     _enter(candidate)
@@ -246,13 +254,13 @@ def under_corruptions(
         )
 
     what = "corruptions" + (f"-{source.source}" if root is not None else "") + ("-" + "+".join(kinds) if kinds else "")
-    folder, result = _measured(candidate, asked, what, measured)
-    if other is not None:
-        relative = {"reference": str(reference), "mce": result.relative_to(other)}
-        result = replace(result, about={**result.about, "relative": relative})
-        with writing(folder):
-            result.save(folder)
-    return folder, result
+
+    def relative(result: Corruptions, folder: Path) -> dict[str, Any]:
+        if other is None:
+            return {}
+        return {"relative": {"reference": str(reference), "mce": result.relative_to(other)}}
+
+    return _measured(candidate, asked, what, measured, relative)
 
 
 def unseen_attacks(

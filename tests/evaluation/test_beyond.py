@@ -23,6 +23,7 @@ from robudget.evaluation.curve import Curve, curve
 from robudget.evaluation.evaluator import evaluate
 from robudget.evaluation.measurement import Setting, everything
 from robudget.evaluation.union import Union, evaluate_threats
+from robudget.evaluation.verdicts import Verdicts
 from robudget.tables.read import load_runs
 from robudget.threat import NORMS, Norm, Threat, parse_threats
 
@@ -217,6 +218,13 @@ def command(robudget_command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     return robudget_command
 
 
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A copy of a finished run's folder, in a store."""
+    golden = min((Path(__file__).parents[1] / "golden" / "0.1.0" / "sweep").iterdir())
+    return Path(shutil.copytree(golden, tmp_path / "store" / golden.name))
+
+
 MODEL = ["network.py:load", "--data", "digits"]
 
 
@@ -262,10 +270,29 @@ def test_a_curve_as_typed(command: Run) -> None:
     assert json.loads(out)["curve"] == kept["curve"]
 
 
-def test_what_evaluations_of_a_run_say_becomes_columns(command: Run, tmp_path: Path) -> None:
-    finished = next(iter(sorted((Path(__file__).parents[1] / "golden" / "0.1.0" / "sweep").iterdir())))
-    run = tmp_path / "store" / finished.name
-    shutil.copytree(finished, run)
+def test_a_curve_says_where_autoattack_of_the_same_images_is(command: Run, finished: Path) -> None:
+    """Its evaluation's verdicts lie beside the curve: of 12 images; of 6 there are none."""
+    theirs = Verdicts.load(next(finished.glob("evals/*/result.json")).parent)
+    short = ["--attack", "fmn:steps=10", "--json"]
+    code, out, err = command("curve", str(finished), "--samples", "12", *short)
+    assert code == 0, err
+    found = Curve.load(json.loads(out)["folder"])
+    mine, at = found.robust(theirs.threat.eps), json.loads(out)["at"]
+    assert at == {
+        "eps": theirs.threat.eps,
+        "accuracy": mine.mean(),
+        "autoattack": theirs.robust_accuracy,
+        "version": "standard",
+        "only_autoattack": int((mine & ~theirs.robust).sum()),
+        "only_curve": int((~mine & theirs.robust).sum()),
+    }
+    assert "AutoAttack (standard)" in found.page()
+    _, out, _ = command("curve", str(finished), "--samples", "6", *short)
+    assert json.loads(out)["at"]["autoattack"] is None
+
+
+def test_what_evaluations_of_a_run_say_becomes_columns(command: Run, finished: Path, tmp_path: Path) -> None:
+    run = finished
     before = load_runs(tmp_path / "store").iloc[0]
     assert math.isnan(before["union_acc"])
     short = ["--attack", "apgd-ce:steps=2", "--samples", "20", "--json"]

@@ -55,6 +55,13 @@ Prices = Annotated[
 Time = Annotated[str | None, typer.Option(help="this job's time (90s, 30min, 2h): saves before it ends, exit code 75")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Brief = Annotated[bool, typer.Option("--brief", help="print only the answer and what it stands on")]
+ImageList = Annotated[
+    str | None, typer.Option("--image-list", help="imagenet: only these validation images, a file; robustbench: 5,000")
+]
+Preprocessed = Annotated[
+    str | None,
+    typer.Option("--preprocessing", help="imagenet: Res256Crop224, BicubicRes256Crop224, …; default: the model's own"),
+]
 TableFrom = Annotated[
     str, typer.Option("--from", help="a folder or URL of runs, a csv or parquet table, or RobustBench's JSON folder")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robudget.cli.app import AsJson, app, resumable
+from robudget.cli.app import AsJson, ImageList, Preprocessed, app, resumable
 
 if TYPE_CHECKING:
     from robudget.benchmark import Candidate
@@ -38,6 +38,8 @@ def curve(
     model: Model,
     data: Data = None,
     data_root: DataRoot = None,
+    image_list: ImageList = None,
+    preprocessing: Preprocessed = None,
     architecture: Architecture = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1; default: that of the model's threat")] = None,
     eps: Annotated[str | None, typer.Option(help="where the curve ends; default: twice the ε of the threat")] = None,
@@ -68,7 +70,7 @@ def curve(
             limit=None if eps is None else parse_eps(eps),
             attacks=attack or ATTACKS,
         ),
-        (data, data_root, architecture),
+        (data, data_root, image_list, preprocessing, architecture),
         (samples, shard, resume, batch_size, seed, device, threads, out),
         json,
     )
@@ -89,6 +91,8 @@ def corruptions(
     ] = None,
     data: Data = None,
     data_root: DataRoot = None,
+    image_list: ImageList = None,
+    preprocessing: Preprocessed = None,
     architecture: Architecture = None,
     samples: Samples = None,
     shard: Shard = "1/1",
@@ -108,7 +112,7 @@ def corruptions(
         lambda candidate, asked: under_corruptions(
             candidate, asked, kinds=kinds or (), root=corruption_root, reference=reference
         ),
-        (data, data_root, architecture),
+        (data, data_root, image_list, preprocessing, architecture),
         (samples, shard, resume, batch_size, seed, device, threads, out),
         json,
     )
@@ -123,6 +127,8 @@ def unseen(
     ] = None,
     data: Data = None,
     data_root: DataRoot = None,
+    image_list: ImageList = None,
+    preprocessing: Preprocessed = None,
     architecture: Architecture = None,
     samples: Samples = None,
     shard: Shard = "1/1",
@@ -142,7 +148,7 @@ def unseen(
     _evaluated(
         model,
         lambda candidate, asked: unseen_attacks(candidate, asked, attacks=attack or ATTACKS),
-        (data, data_root, architecture),
+        (data, data_root, image_list, preprocessing, architecture),
         (samples, shard, resume, batch_size, seed, device, threads, out),
         json,
         precision,
@@ -152,7 +158,7 @@ def unseen(
 def _evaluated(
     model: str,
     run: Callable[[Candidate, Asked], tuple[Path, Measured]],
-    data: tuple[str | None, str | None, str | None],
+    data: tuple[str | None, str | None, str | None, str | None, str | None],
     how: tuple[int | None, str, bool, int, int, str, int, Path | None],
     json: bool,
     precision: str = "float32",
@@ -163,10 +169,17 @@ def _evaluated(
     from robudget.cli.view.console import EvaluationDisplay, show
     from robudget.execution import Site
 
-    dataset, data_root, architecture = data
+    dataset, data_root, image_list, preprocessing, architecture = data
     samples, shard, resume, batch_size, seed, device, threads, out = how
     site = Site(data_root=data_root, device=device, threads=threads)
-    candidate = Candidate.load(model, dataset=dataset, model=architecture, site=site)
+    candidate = Candidate.load(
+        model,
+        dataset=dataset,
+        model=architecture,
+        image_list=image_list,
+        preprocessing=preprocessing,
+        site=site,
+    )
     with EvaluationDisplay(Path(model).name) as display:
         asked = Asked(
             site,

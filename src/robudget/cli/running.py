@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robudget.cli.app import AsJson, Overrides, Prices, StoreOption, Time, app, option_names, resumable
+from robudget.cli.app import (
+    AsJson,
+    ImageList,
+    Overrides,
+    Preprocessed,
+    Prices,
+    StoreOption,
+    Time,
+    app,
+    option_names,
+    resumable,
+)
 from robudget.errors import InputError, unknown
 from robudget.files import local
 
@@ -178,12 +189,8 @@ def evaluate(
     ],
     data: Annotated[str | None, typer.Option(help="dataset; a run brings its own")] = None,
     data_root: Annotated[str | None, typer.Option(help="where the dataset lies")] = None,
-    image_list: Annotated[
-        str | None, typer.Option(help="imagenet: only these validation images, in a file; robustbench: its 5,000")
-    ] = None,
-    preprocessing: Annotated[
-        str | None, typer.Option(help="imagenet: Res256Crop224, BicubicRes256Crop224, …; default: the model's own")
-    ] = None,
+    image_list: ImageList = None,
+    preprocessing: Preprocessed = None,
     model: Annotated[str | None, typer.Option(help="architecture of a safetensors file, e.g. wrn-28-10")] = None,
     threat: Annotated[
         list[str] | None,
