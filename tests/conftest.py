@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -16,8 +17,11 @@ import pytest
 
 # The suite runs on small models, which more threads only slow down; children (sweep workers) inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What a test fits is of this code and this test: nothing comes from, or stays in, the user's cache.
-os.environ["ROBUDGET_REMEMBER"] = "no"
+# What a test fits is of this code: nothing comes from, or stays in, the user's cache. The tests of one call of pytest
+# share their numbers, which are found by everything that they depend on (`robudget.cache`), and so do its processes.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _numbers = tempfile.TemporaryDirectory(prefix="robudget-numbers-")
+    os.environ["ROBUDGET_REMEMBER"] = _numbers.name
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +52,12 @@ TINY = {
 def _seeded() -> None:
     """Weights that a test draws are the same in any order of tests."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test fits is computed in it, however often it was before."""
+    monkeypatch.setenv("ROBUDGET_REMEMBER", "no")
 
 
 @pytest.fixture(scope="session")

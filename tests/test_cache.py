@@ -36,6 +36,18 @@ def test_the_same_question_is_computed_once(folder):
     assert len(list(folder.iterdir())) == 1
 
 
+def test_they_are_kept_where_asked(folder, monkeypatch):
+    monkeypatch.setenv("ROBUDGET_REMEMBER", str(folder / "elsewhere"))
+    remembered("test", [1], ("accuracy.py",), Counted())
+    assert [path.name.partition("-")[0] for path in (folder / "elsewhere").iterdir()] == ["test"]
+    monkeypatch.setenv("ROBUDGET_REMEMBER", "no")
+    compute = Counted()
+    for _ in range(2):
+        remembered("test", [2], ("accuracy.py",), compute)
+    assert compute.calls == 2
+    assert len(list(folder.glob("*.json"))) == 0
+
+
 def test_changed_data_parameters_code_and_damage_are_computed_anew(folder, monkeypatch):
     compute = Counted()
     remembered("test", [np.arange(3.0), 1], ("accuracy.py",), compute)

@@ -1,9 +1,9 @@
 """The user's cache folder, and in it the numbers that took long to compute, shared by one command and the next.
 
-Numbers lie in `numbers`, one JSON file each, at most MOST_BYTES together; `ROBUDGET_REMEMBER=no` keeps none. A file is
-found by the SHA-256 of everything that its numbers depend on: the data, the parameters, the source of the rooms that
-computed them and the versions of the libraries; it holds the SHA-256 of its own content, so that a damaged one is
-computed again. Nothing is ever unpickled.
+Numbers lie in `numbers`, one JSON file each, at most MOST_BYTES together; `ROBUDGET_REMEMBER=no` keeps none, and
+`ROBUDGET_REMEMBER=/a/folder` keeps them there. A file is found by the SHA-256 of everything that its numbers depend
+on: the data, the parameters, the source of the rooms that computed them and the versions of the libraries; it holds
+the SHA-256 of its own content, so that a damaged one is computed again. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -54,8 +54,11 @@ def remembered(kind: str, data: Iterable[Any], rooms: Sequence[str], compute: Ca
 
 
 def _folder() -> Path | None:
-    if os.environ.get("ROBUDGET_REMEMBER", "").lower() in ("no", "off", "0"):
+    asked = os.environ.get("ROBUDGET_REMEMBER", "")
+    if asked.lower() in ("no", "off", "0"):
         return None
+    if os.path.isabs(asked):
+        return Path(asked)
     try:
         return home() / "numbers"
     except RuntimeError:  # a user without a home

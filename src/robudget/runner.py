@@ -374,14 +374,17 @@ def _locked(folder: RunFolder, recipe: Recipe, world: World, over: int | None) -
 
 @contextmanager
 def _algorithms(deterministic: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-        torch.use_deterministic_algorithms(True)
+    if not deterministic:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    before = torch.get_deterministic_debug_mode()
+    # `use_deterministic_algorithms` sets the same flag, and imports torch's compiler (3 s) to tell it too.
+    torch.set_deterministic_debug_mode("error")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
 
 
 def resolve_device(name: str) -> torch.device:

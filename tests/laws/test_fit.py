@@ -102,6 +102,7 @@ def test_huber_is_hardly_moved_by_an_outlier(simple):
     assert abs(plain.alpha - 0.03) > 5 * abs(robust.alpha - 0.03)
 
 
+@pytest.mark.usefixtures("fresh")
 def test_one_seed_one_answer(grid):
     one, two = (fit_power_law(grid, resamples=200, seed=3) for _ in range(2))
     assert one.alpha_interval == two.alpha_interval

@@ -56,6 +56,7 @@ def test_an_error_mirrors_the_accuracy(paper, frontier):
     assert mirrored.gain()[0] < 0
 
 
+@pytest.mark.usefixtures("fresh")
 def test_the_same_seed_gives_the_same_frontier(paper, frontier):
     assert fit_frontier(paper).alpha_interval == frontier.alpha_interval
 

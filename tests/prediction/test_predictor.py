@@ -147,6 +147,7 @@ def test_one_question_in_one_call(grid, grid_predictor, monkeypatch):
     assert predict(grid, grid.iloc[:2]) == grid_predictor.predict(grid.iloc[:2])
 
 
+@pytest.mark.usefixtures("fresh")
 def test_one_seed_one_answer(grid):
     one, two = (Predictor.fit(grid, repeats=1, groups=[]).predict(grid.iloc[:3]) for _ in range(2))
     assert one == two

@@ -223,6 +223,7 @@ def test_notes_and_subtitle(text: str) -> None:
 # -- the same twice, and in one step ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("fresh")
 def test_equal_input_gives_equal_bytes(
     written: Path, demo_analysis: Analysis, demo_table: pd.DataFrame, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -117,7 +118,7 @@ def test_code_and_settings_go_along(executor: RayExecutor) -> None:
     executor.submit(7, job("auto", gpus=1))
     source, device, rank, *_, setting = until_ended(executor, {7})[7].note.split()
     assert "py_modules" in source
-    assert (device, rank, setting) == ("auto", "-", "no")
+    assert (device, rank, setting) == ("auto", "-", os.environ["ROBUDGET_REMEMBER"])
 
 
 def test_attempts_are_stopped_and_save(executor: RayExecutor) -> None:
