@@ -52,7 +52,8 @@ def test_a_gpu_by_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found["cuda:1"].value == "NVIDIA H100, 80 GB"
     assert found["bfloat16"].value == found["TensorFloat-32"].value == "on"
     assert found["energy of gpu"].value.startswith("estimated")
-    assert found["CUDA graphs"].value == "off"
+    assert found["CUDA graphs"].value == found["cudnn.benchmark"].value == "on"
+    assert found["a compiled update"].value == "off"
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -149,8 +149,12 @@ def _fast_paths(device: torch.device, site: Site) -> Iterator[Line]:
         )
         yield line("TensorFloat-32", site.tf32, f"{asked}; verdicts are by IEEE float32")
         yield line("calls of 64, 128, 256 or 512 images in attacks", True, "of these, those that agree bit for bit")
-        yield line("cudnn.benchmark", torch.backends.cudnn.benchmark, "robudget leaves torch's switch as it is")
-        yield line("CUDA graphs", False, "robudget does not use them")
+        benchmark = site.cudnn_benchmark and not site.deterministic
+        yield line(
+            "cudnn.benchmark", benchmark, "in a training's steps; cudnn_benchmark=false or deterministic=true: not"
+        )
+        yield line("CUDA graphs", site.cuda_graphs, "for a training's attack steps; cuda_graphs=false: not")
+        yield line("a compiled update", site.compile, "compile=true puts it through torch.compile")
     else:
         fused = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         yield line("oneDNN's convolution with its ReLU, in attacks", fused, "where an attack runs channels-last")

@@ -60,6 +60,8 @@ class Site(Record):
     that a training computes with at once, with the same result, `sync_batchnorm` (under
     torchrun) takes BatchNorm's statistics over the whole batch, `deterministic` asks torch for deterministic algorithms
     alone. `tf32` lets a training's float32 use TensorFloat-32 on CUDA (validation and evaluation never do).
+    On CUDA, `cuda_graphs` launches an attack step of a training as one graph, `cudnn_benchmark` lets a training's
+    convolutions be chosen by timing (never with `deterministic`), `compile` puts its update through torch.compile.
     `cpu_watts`, `gpu_watts`: what the machine's CPUs and the GPU draw under load, used where nothing better can be
     read; `overhead`: energy at the plug ÷ what the meter counts, where somebody measured fans, switches and the
     supply's loss. Raises InputError for a value that is not allowed.
@@ -75,6 +77,9 @@ class Site(Record):
     sync_batchnorm: bool = Field(True, description="true, false")
     deterministic: bool = Field(False, description="true, false")
     tf32: bool = Field(False, description="true, false")
+    cuda_graphs: bool = Field(True, description="true, false")
+    cudnn_benchmark: bool = Field(True, description="true, false")
+    compile: bool = Field(False, description="true, false")
     cpu_watts: float | None = Field(None, ge=1, le=10_000, title="meter.cpu_watts", description="1 to 10000 watts")
     gpu_watts: float | None = Field(None, ge=1, le=10_000, title="meter.gpu_watts", description="1 to 10000 watts")
     overhead: float = Field(

@@ -180,6 +180,7 @@ class _Run:
         return {
             "environment": environment(self.device)
             | {"precision": trainer.precision.name, "processes": self.world.size, "arithmetic": trainer.arithmetic}
+            | {"fast_paths": trainer.fast_paths}
             | {"physical_batch": trainer.physical.images or recipe.batch_size // self.world.size}
             | _chosen(self.site),
             "dataset": {

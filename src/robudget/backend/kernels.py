@@ -121,8 +121,10 @@ class Conv(Layer):
         self.stride, self.padding = list(source.stride), list(source.padding)
         self.dilation, self.groups = list(source.dilation), source.groups
         self.in_shape = in_shape
+        self.weight: Tensor
+        self.bias: Tensor | None = None
         self.cast: torch.dtype | None = None  # what the output is handed on in, None: as computed
-        self.fused = False
+        self.fused = self.loaded = False
         self.matrix: Tensor | None = None
         self.turned: Tensor | None = None
 
@@ -130,11 +132,18 @@ class Conv(Layer):
         """Take these float32 weights. `gradient_scale` (input channels) multiplies the gradient of the input: the scale
         of a BatchNorm before, which costs nothing here and a pass over memory of its own there."""
         how = self.how
-        self.weight = how.arrange(weight.detach().to(how.dtype))
-        self.bias = None if bias is None else bias.detach().to(how.dtype)
-        self.gradient_weight = self.weight
-        if gradient_scale is not None:
-            self.gradient_weight = how.arrange((weight.detach() * gradient_scale.view(1, -1, 1, 1)).to(how.dtype))
+        scaled = None if gradient_scale is None else weight.detach() * gradient_scale.view(1, -1, 1, 1)
+        if self.loaded:  # in place, since a graph reads them where they lie
+            self.weight.copy_(weight.detach())
+            if self.bias is not None and bias is not None:
+                self.bias.copy_(bias.detach())
+            if scaled is not None:
+                self.gradient_weight.copy_(scaled)
+            return
+        self.loaded = True
+        self.weight = how.arrange(weight.detach().to(how.dtype, copy=how.live))
+        self.bias = None if bias is None else bias.detach().to(how.dtype, copy=how.live)
+        self.gradient_weight: Tensor = self.weight if scaled is None else how.arrange(scaled.to(how.dtype))
         if not how.live:
             self._prepare()
 

@@ -214,7 +214,8 @@ class Stream:
 
     def _take(self, reader: _Reader, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         split = reader.split
-        rows = rows.to(split.labels.device)
+        if split.labels.device.type == "cuda":
+            rows = rows.pin_memory().to(split.labels.device, non_blocking=True)  # else the host waits for the device
         # Files hold height × width × channels; reading whole images in that order is what keeps the disk sequential.
         if split.images.is_contiguous():
             images = split.images.index_select(0, rows)

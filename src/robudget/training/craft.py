@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.victim import Model
+from robudget.backend.graph import Graphs
 from robudget.backend.precision import Autocast
 from robudget.recipe import Recipe
 from robudget.threat import Threat
@@ -22,9 +23,6 @@ from robudget.training.distributed import World
 from robudget.training.physical import EVERY, Physical
 
 GAUSSIAN = 0.001  # TRADES starts from x + 0.001·N(0, 1) (Zhang et al. 2019, released code)
-
-Objective = Callable[..., Tensor]
-"""Logits (n, classes) of the batch, or of the rows given by a slice, to the sum of what the adversary raises."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +52,34 @@ def adversary_of(recipe: Recipe) -> Adversary:
     return Adversary(threat, part.steps, part.step_size_for(threat.eps), part.start)
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What the adversary raises: `of(logits, against)` summed over images, `against` being what they are compared with,
+    a line an image of the batch. Called with logits (n, classes) of the batch, or of the rows given by a slice."""
+
+    of: Callable[[Tensor, Tensor], Tensor]
+    against: Tensor
+
+    def __call__(self, logits: Tensor, rows: slice = EVERY) -> Tensor:
+        return self.of(logits, self.against[rows])
+
+
 def cross_entropy(labels: Tensor) -> Objective:
     """The sum of cross-entropies against hard labels (N,): what AT, MART and validation raise."""
-    return lambda logits, rows=EVERY: F.cross_entropy(logits, labels[rows], reduction="sum")
+    return Objective(_cross_entropy, labels)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 def divergence(clean_logits: Tensor) -> Objective:
     """The sum of KL(clean ‖ adversarial) (N, classes): what TRADES raises (Zhang et al. 2019, equation 5)."""
-    log_p = F.log_softmax(clean_logits.detach(), dim=1)
-    return lambda logits, rows=EVERY: F.kl_div(
-        F.log_softmax(logits, dim=1), log_p[rows], reduction="sum", log_target=True
-    )
+    return Objective(_divergence, F.log_softmax(clean_logits.detach(), dim=1))
+
+
+def _divergence(logits: Tensor, log_p: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(logits, dim=1), log_p, reduction="sum", log_target=True)
 
 
 def start_of(x: Tensor, adversary: Adversary, generator: torch.Generator | None, world: World) -> Tensor:
@@ -95,17 +110,20 @@ def craft(
     autocast: Autocast,
     world: World = World(),  # noqa: B008 (frozen)
     physical: Physical | None = None,
+    graphs: Graphs | None = None,
 ) -> Tensor:
     """PGD (Madry et al. 2018): x_adv like x (N, C, H, W), in the ball around x and in [0, 1].
 
     Call it inside a `CraftMode`. Each step is one forward and one backward pass of the model, under `autocast`; logits,
     loss and images stay in float32. `physical`: so many images at a time, each with the noise that it has in the batch.
+    `graphs`: of this model, whose weights and buffers stay where they are from call to call.
     """
     x_adv = torch.empty_like(x).copy_(start_of(x, adversary, generator, world))  # in x's memory format
     if physical is None or not physical.splits(len(x)):
-        return _climb(model, x, x_adv, objective, EVERY, adversary, autocast)
+        return _climb(model, x, x_adv, objective, adversary, autocast, graphs)
     for rows in physical.parts(len(x)):
-        x_adv[rows] = _climb(model, x[rows], x_adv[rows], objective, rows, adversary, autocast)
+        part = Objective(objective.of, objective.against[rows])
+        x_adv[rows] = _climb(model, x[rows], x_adv[rows], part, adversary, autocast, graphs)
     return x_adv
 
 
@@ -114,24 +132,36 @@ def _climb(
     x: Tensor,
     x_adv: Tensor,
     objective: Objective,
-    rows: slice,
     adversary: Adversary,
     autocast: Autocast,
+    graphs: Graphs | None,
 ) -> Tensor:
-    """The steps of PGD from x_adv, which may be overwritten; x are these `rows` of the batch."""
-    threat, geometry = adversary.threat, GEOMETRY[adversary.threat.norm]
-    # L∞ in place, against bounds made once; equal to geometry.project to the last bit.
-    floor, ceiling = (x - threat.eps).clamp_(min=0), (x + threat.eps).clamp_(max=1)
+    """The steps of PGD from x_adv, which may be overwritten."""
+    threat, geometry, of = adversary.threat, GEOMETRY[adversary.threat.norm], objective.of
+    bounds: tuple[Tensor, ...] = ()
+    if adversary.bounded and threat.norm == "linf":
+        # L∞ in place, against bounds made once; equal to geometry.project to the last bit.
+        bounds = (x - threat.eps).clamp_(min=0), (x + threat.eps).clamp_(max=1)
+
+    def moved(x_adv: Tensor, x: Tensor, against: Tensor, *bounds: Tensor) -> Tensor:
+        gradient = input_gradient(model, x_adv, lambda logits: of(logits, against), autocast)
+        if bounds:
+            floor, ceiling = bounds
+            return torch.clamp(x_adv.add_(gradient.sign_(), alpha=adversary.step_size), floor, ceiling, out=x_adv)
+        x_adv.add_(geometry.steepest(gradient), alpha=adversary.step_size)
+        return geometry.project(x_adv, x, threat.eps) if adversary.bounded else x_adv.clamp_(0, 1)
+
+    if graphs is None:
+        for _ in range(adversary.steps):
+            x_adv = moved(x_adv, x, objective.against, *bounds)
+        return x_adv
+    key = of, x.shape, threat, adversary.step_size, adversary.bounded
+    step = graphs.of(
+        key, lambda x_adv, *fixed: x_adv.copy_(moved(x_adv, *fixed)), (x_adv, x, objective.against, *bounds)
+    )
     for _ in range(adversary.steps):
-        gradient = input_gradient(model, x_adv, lambda logits: objective(logits, rows), autocast)
-        if not adversary.bounded:
-            x_adv.add_(geometry.steepest(gradient), alpha=adversary.step_size).clamp_(0, 1)
-        elif threat.norm == "linf":
-            torch.clamp(x_adv.add_(gradient.sign_(), alpha=adversary.step_size), floor, ceiling, out=x_adv)
-        else:
-            moved = x_adv.add_(geometry.steepest(gradient), alpha=adversary.step_size)
-            x_adv = geometry.project(moved, x, threat.eps)
-    return x_adv
+        step()
+    return step.buffers[0].clone()
 
 
 def input_gradient(model: Model, x: Tensor, objective: Callable[[Tensor], Tensor], autocast: Autocast) -> Tensor:

@@ -15,6 +15,8 @@ from torch import nn
 
 from robudget import stop
 from robudget.backend.batch_size import keep_freed_memory, validation_size
+from robudget.backend.fast_paths import Compiled, asked_for, tuned_convolutions
+from robudget.backend.graph import Graphs
 from robudget.backend.precision import check_training, float32_as, gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.stream import prepare
@@ -126,6 +128,10 @@ class Trainer:
         self._watch = Stopwatch(self.device)
         self._sums = EpochSums(self.steps_per_epoch, self.world, self.device)
         self.physical = Physical(site.physical_batch)
+        wanted = asked_for(recipe, site, self.device, self.world.size)
+        self._graphs = Graphs(self.device, notify) if wanted["CUDA graphs"] == "on" else None
+        self._compiled = Compiled(self.model, notify) if wanted["compiled update"] == "on" else None
+        self._wanted = wanted
         self._step = Step(
             recipe,
             self.model,
@@ -138,6 +144,8 @@ class Trainer:
             calls=self._calls,
             steps_per_epoch=self.steps_per_epoch,
             physical=self.physical,
+            graphs=self._graphs,
+            update=self._compiled,
         )
         self._fitting_step = FittingStep(
             self._step,
@@ -191,6 +199,14 @@ class Trainer:
         return {"craft": craft, "update": update, "validation": craft if low else "IEEE float32"}
 
     @property
+    def fast_paths(self) -> dict[str, str]:
+        """Each one's name: "on", or "off" and why."""
+        failures = {"CUDA graphs": self._graphs, "compiled update": self._compiled}
+        failed = {name: f"off: {path.failed}" for name, path in failures.items() if path is not None and path.failed}
+        layout = "on" if self.precision.memory_format == torch.channels_last else "off: the update is in float32"
+        return {"channels-last": layout} | self._wanted | failed
+
+    @property
     def collapsed_at(self) -> list[int]:
         """Epochs (from 1) after which the collapse watch fired."""
         return [record.epoch for record in self.records if record.collapsed]
@@ -200,7 +216,8 @@ class Trainer:
             while not self.done:
                 if self.step > 0:
                     self._stop_where_asked()
-                with self._window("train"), float32_as(tf32=self.site.tf32):
+                tuned = tuned_convolutions(self.fast_paths["cudnn.benchmark"] == "on")
+                with self._window("train"), float32_as(tf32=self.site.tf32), tuned:
                     self._train_epoch()
                 yield self._end_epoch()
         finally:

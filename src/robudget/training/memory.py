@@ -66,6 +66,8 @@ class FittingStep:
             self._calls.update(calls)
             torch._foreach_copy_(self._buffers, self._before)
             self._optimizer.zero_grad()
+            if self._step.graphs is not None:
+                self._step.graphs.clear()
             if x.device.type == "cuda":
                 torch.cuda.empty_cache()
             self._notify(f"out of memory with {images} images at once, going on with {half}: the same training, slower")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.attacks.geometry import GEOMETRY
+from robudget.backend.graph import Graphs
 from robudget.backend.host_memory import kept_on_host
 from robudget.backend.precision import Precision
 from robudget.data.keyed import generator_for, key
@@ -46,7 +47,7 @@ class Step:
     the last call, if it failed, had begun to change the weights.
 
     x float32 (N, C, H, W) in [0, 1]; labels int64 (N,), which the adversary attacks; `target` what the loss compares
-    with.
+    with. `graphs`: of the attack's steps; `update`: the model as the update calls it, where that is another function.
     """
 
     def __init__(
@@ -63,13 +64,16 @@ class Step:
         calls: Counter[str],
         steps_per_epoch: int,
         physical: Physical | None = None,
+        graphs: Graphs | None = None,
+        update: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.physical, self.applied = physical or Physical(), False
+        self.physical, self.graphs, self.applied = physical or Physical(), graphs, False
         if LOSSES[recipe.loss].beta and (recipe.loss, recipe.metric) not in losses.PAIRED:
             raise InputError(
                 f"metric = {recipe.metric!r} with loss = {recipe.loss!r} "
                 "(allowed: standard, at, trades and the one-step losses)"
             )
+        self._network = update or model
         self._recipe, self._model, self._optimizer, self._ema = recipe, model, optimizer, ema
         self._kind = LOSSES[recipe.loss]
         self._autocast = precision.autocast
@@ -116,6 +120,7 @@ class Step:
                 autocast=autocast,
                 world=self._world,
                 physical=physical,
+                graphs=None if physical is not self.physical and self.physical.splits(len(x)) else self.graphs,
             )
         self._calls["craft_forward"] += self._adversary.steps * len(x)
         self._calls["craft_backward"] += self._adversary.steps * len(x)
@@ -127,8 +132,8 @@ class Step:
         def forward(rows: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
             """The mean loss over these rows, and their logits."""
             with self._autocast(), self._kept_on_host(len(x)):
-                clean = self._model(x[rows]) if self._kind.clean else None
-                crafted = self._model(x_adv[rows]) if x_adv is not None else None
+                clean = self._network(x[rows]) if self._kind.clean else None
+                crafted = self._network(x_adv[rows]) if x_adv is not None else None
             clean = clean.float() if clean is not None else None
             crafted = crafted.float() if crafted is not None else None
             images = len(target[rows]) * ((clean is not None) + (crafted is not None))
