@@ -31,7 +31,7 @@ from robudget.planning.answer import Measured, Option
 from robudget.planning.cost_model import CostModel
 from robudget.planning.next_runs import next_runs
 from robudget.prediction import Predictor, effects
-from robudget.prediction.predictor import PaperGBR
+from robudget.prediction.paper_predictor import PaperGBR
 from robudget.prediction.regressors import MODELS
 from robudget.tables import read_table
 

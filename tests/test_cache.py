@@ -89,14 +89,15 @@ def test_it_is_bounded_and_a_folder_that_cannot_be_written_costs_nothing(folder,
 def test_a_predictor_from_kept_numbers_is_the_same_and_a_changed_table_is_fitted(folder, grid, monkeypatch):
     def explained():
         predictor, gbr = Predictor.fit(grid, groups=()), PaperGBR.fit(grid)
+        assert predictor.importances
         said = predictor.partial("steps").to_dict(), predictor.collapse_map("steps", "loss").to_dict(), gbr.to_dict()
         return predictor, said
 
     fitted, of_models = explained()
     files = len(list(folder.iterdir()))
     with monkeypatch.context() as nothing_is_fitted:
-        for name in ("FittedModels", "Calibration", "paper_gbr"):
-            nothing_is_fitted.setattr(f"robudget.prediction.predictor.{name}", None)
+        for name in ("predictor.FittedModels", "predictor.Calibration", "paper_predictor.paper_gbr"):
+            nothing_is_fitted.setattr(f"robudget.prediction.{name}", None)
         kept, of_numbers = explained()
     assert of_numbers == of_models
     assert kept.coverage == fitted.coverage

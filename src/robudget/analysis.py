@@ -23,7 +23,8 @@ from robudget.laws.frontier import CURVES, FEWEST_RUNS, Frontier, fit_frontier
 from robudget.laws.law import Law
 from robudget.laws.price import Price, cost_laws, next_target, price_limit, price_of, same_clock
 from robudget.prediction.effects import Effects, effects, holm
-from robudget.prediction.predictor import PaperGBR, Predictor
+from robudget.prediction.paper_predictor import PaperGBR
+from robudget.prediction.predictor import Predictor
 from robudget.prediction.small_runs import SmallRuns, small_runs
 from robudget.tables.read import as_table
 from robudget.tables.usable import Counts, Points, is_percent, numbers_of, points, select_rows, standard_rows
@@ -208,6 +209,7 @@ def analyse(
     seed: int = 0,
     predict: bool = True,
     predictor: bool = True,
+    details: bool = True,
     splits: bool = True,
 ) -> Analysis:
     """Fit everything to a table, with `form` in the headline. `choose` selects rows first, e.g. {"dataset":
@@ -228,10 +230,10 @@ def analyse(
     mixture = average(laws) if laws else None
     holdouts = tuple(h for h in (_holdout(env, hidden, warnings) for hidden in ("decade", "bin")) if h is not None)
     warnings += [w for h in holdouts[:1] for w in h.warnings()]
-    gains, gbr, fitted = _predictors(frame, seed, predictor, warnings) if predict else (None, None, None)
+    gains, gbr, fitted = _predictors(frame, seed, predictor, details, warnings) if predict else (None, None, None)
     law = _frontier(runs, level, seed, warnings)
     bills = cost_laws(frame, x, seed=seed) if law else {}
-    parts = tuple(_splits(frame, x, y, level, seed)) if splits else ()
+    parts = tuple(_splits(frame, x, y, level, seed, details)) if splits else ()
     return Analysis(
         x=x, y=y, counts=runs.counts, envelope=env, law=headline, forms=forms, average=mixture,
         frontier=law, prices=tuple(price_of(law, t, frame, bills) for t in targets(env)) if law else (),
@@ -308,21 +310,21 @@ def _published(frame: pd.DataFrame, resamples: int, level: float, seed: int) -> 
     )
 
 
-def _splits(frame: pd.DataFrame, x: str, y: str, level: float, seed: int) -> list[Split]:
+def _splits(frame: pd.DataFrame, x: str, y: str, level: float, seed: int, details: bool) -> list[Split]:
     out: list[Split] = []
     frame = frame[~standard_rows(frame)]  # no robustness law has a point of theirs
     for name in SPLITS:
-        out += _levels(frame, name, x, y, level, seed)
+        out += _levels(frame, name, x, y, level, seed, details)
     regimes = [s for s in out if s.feature == REGIME]
     for regime in regimes:
         part = frame[(frame[REGIME] == regime.level).to_numpy(dtype=bool)]
         for name in ("steps", "loss"):
-            inside = _levels(part, name, x, y, level, seed)
+            inside = _levels(part, name, x, y, level, seed, details)
             out += [replace(split, within=(REGIME, regime.level)) for split in inside]
     return out
 
 
-def _levels(frame: pd.DataFrame, name: str, x: str, y: str, level: float, seed: int) -> list[Split]:
+def _levels(frame: pd.DataFrame, name: str, x: str, y: str, level: float, seed: int, details: bool) -> list[Split]:
     levels = sorted(frame[name].dropna().unique()) if name in frame.columns else []
     # Two amounts of synthetic data, one of them none, are what `synthetic` already says.
     if not (3 if name.startswith("synthetic_") else 2) <= len(levels) <= MOST_LEVELS:
@@ -331,15 +333,17 @@ def _levels(frame: pd.DataFrame, name: str, x: str, y: str, level: float, seed: 
     for value in levels:
         part = frame[(frame[name] == value).to_numpy(dtype=bool)]
         plain_level = value.item() if isinstance(value, np.generic) else value
+        law = frontier = None
         try:
-            law = fit_power_law(part, x, y, resamples=SPLIT_RESAMPLES, level=level, seed=seed)
+            runs = points(part, x, y)
+            if details:
+                law = fit_power_law(part, x, y, resamples=SPLIT_RESAMPLES, level=level, seed=seed)
+            if is_percent(y) and len(runs.x) >= FEWEST_RUNS:
+                frontier = fit_frontier(runs, level=level, seed=seed, test=False, curves=CURVES[:1])
         except InputError as error:
             out.append(Split(name, plain_level, len(part), None, None, str(error)))
             continue
-        runs = law.envelope.points
-        enough = is_percent(y) and len(runs.x) >= FEWEST_RUNS
-        frontier = fit_frontier(runs, level=level, seed=seed, test=False, curves=CURVES[:1]) if enough else None
-        out.append(Split(name, plain_level, law.n_runs, law, frontier))
+        out.append(Split(name, plain_level, runs.counts.used, law, frontier))
     return out
 
 
@@ -359,10 +363,11 @@ def _comparisons(splits: Sequence[Split]) -> tuple[Comparison, ...]:
 
 
 def _predictors(
-    frame: pd.DataFrame, seed: int, predictor: bool, warnings: list[str]
+    frame: pd.DataFrame, seed: int, predictor: bool, details: bool, warnings: list[str]
 ) -> tuple[Effects | None, PaperGBR | None, Predictor | None]:
     try:
-        gains, gbr = effects(frame, seed=seed), PaperGBR.fit(frame)
+        gains = effects(frame, seed=seed) if details else effects(frame, resamples=0)
+        gbr = PaperGBR.fit(frame) if details else None
         return gains, gbr, Predictor.fit(frame, seed=seed) if predictor else None
     except InputError as error:
         warnings.append(f"no effects and no predictor: {error}")

@@ -34,7 +34,7 @@ def fit(
         str | None, typer.Option(help="bins equal in log or linear x, quantile, pareto (no bins), or all runs")
     ] = None,
     no_predict: Annotated[
-        bool, typer.Option("--no-predict", help="laws only: no effects, no paper's predictor")
+        bool, typer.Option("--no-predict", help="laws only: no effects, no small runs as judges")
     ] = False,
     joint: Annotated[
         bool, typer.Option("--joint", help="one law in parameters, images seen and, where they vary, steps and data")
@@ -74,6 +74,7 @@ def fit(
         how=cast(How | None, how),
         predict=not (no_predict or checklist or (brief and not json)),
         predictor=False,
+        details=json,
         splits=not (checklist or (brief and not json)),
     )
     if checklist:
@@ -106,7 +107,7 @@ def predict(
     from robudget.cli.view.console import show
     from robudget.cli.view.prediction import prediction_text
     from robudget.config import parse_overrides
-    from robudget.prediction import Predictor
+    from robudget.prediction import PaperGBR, Predictor
     from robudget.recipe import Recipe
     from robudget.tables import read_table
     from robudget.tables.usable import select_rows
@@ -115,7 +116,8 @@ def predict(
     runs = select_rows(read_table(table), parse_overrides(where or []))
     predictor = Predictor.fit(runs, together=together or ())
     prediction = predictor.predict([chosen])[0]
-    show(json, prediction.to_dict, lambda: prediction_text(chosen.slug, prediction, predictor, brief=brief))
+    gbr = None if brief or json else PaperGBR.fit(runs)
+    show(json, prediction.to_dict, lambda: prediction_text(chosen.slug, prediction, predictor, gbr))
 
 
 @app.command()

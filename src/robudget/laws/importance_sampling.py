@@ -40,18 +40,19 @@ def sample(log_density: LogDensity, start: Floats, n: int, rng: np.random.Genera
     """n draws of the density, whose mode is looked for from `start` (p,)."""
     best = mode(log_density, start)
     p = len(best)
-    centres, root = best[None], np.asarray(np.diag(_widths(log_density, best)))
+    centres, root = np.repeat(best[None], KERNELS, axis=0), np.asarray(np.diag(_widths(log_density, best)))
     draws, densities, sums = np.empty((0, p)), np.empty(0), np.empty(0)
-    proposals: list[tuple[Floats, Floats]] = []
+    whiten, white, scale = np.empty((ROUNDS, p, p)), np.empty((ROUNDS, p + 2, KERNELS)), np.empty(ROUNDS)
     logs = np.empty(0)
-    for _ in range(ROUNDS):
+    for i in range(ROUNDS):
         jump = rng.standard_normal((PER_ROUND, p)) / np.sqrt(rng.chisquare(FREEDOM, (PER_ROUND, 1)) / FREEDOM)
         new = centres[np.arange(PER_ROUND) % len(centres)] + jump @ root.T
-        proposals.append((centres, root))
-        of_new = np.sum([_t_density(new, *one) for one in proposals], axis=0)
-        sums = np.append(sums + _t_density(draws, centres, root), of_new)
+        whiten[i] = np.linalg.inv(root).T
+        white[i], scale[i] = _white(centres @ whiten[i]), _t_scale(root)
+        of_new = _t_densities(new, whiten[: i + 1], white[: i + 1], scale[: i + 1]).sum(axis=0)
+        sums = np.append(sums + _t_densities(draws, whiten[i : i + 1], white[i : i + 1], scale[i : i + 1])[0], of_new)
         draws, densities = np.vstack([draws, new]), np.append(densities, log_density(new))
-        logs = densities - np.log(sums / len(proposals) + TINY)
+        logs = densities - np.log(sums / (i + 1) + TINY)
         softer = _tempered(logs)
         off = draws - softer @ draws
         root = np.asarray(np.linalg.cholesky(KERNEL_WIDTH**2 * (off.T * softer) @ off + 1e-8 * np.eye(p)))
@@ -102,11 +103,24 @@ def _tempered(logs: Floats) -> Floats:
         power *= 0.8
 
 
-def _t_density(x: Floats, centres: Floats, root: Floats) -> Floats:
-    """Density at each row of x of Student's t with the scale matrix root·rootᵀ, averaged over the centres (m, p)."""
-    p = x.shape[1]
-    here, there = np.linalg.solve(root, x.T).T, np.linalg.solve(root, centres.T).T
-    distance = (here**2).sum(axis=1)[:, None] - 2 * here @ there.T + (there**2).sum(axis=1)
-    density = (1 + np.maximum(distance, 0.0) / FREEDOM) ** (-0.5 * (FREEDOM + p))
+def _t_scale(root: Floats) -> float:
+    """The constant before the density of Student's t with the scale matrix root·rootᵀ."""
+    p = len(root)
     constant = gammaln((FREEDOM + p) / 2) - gammaln(FREEDOM / 2) - 0.5 * p * np.log(FREEDOM * np.pi)
-    return np.asarray(np.exp(constant - np.log(np.diag(root)).sum()) * density.mean(axis=1))
+    return float(np.exp(constant - np.log(np.diag(root)).sum()))
+
+
+def _white(centres: Floats) -> Floats:
+    """Centres (m, p), as they go into `_t_densities`: (p + 2, m)."""
+    return np.vstack([centres.T, (centres**2).sum(axis=1) / FREEDOM + 1, np.ones(len(centres))])
+
+
+def _t_densities(x: Floats, whiten: Floats, white: Floats, scale: Floats) -> Floats:
+    """Densities at each row of x (d, p) of k mixtures of Student t kernels, (k, d): `whiten` (k, p, p) takes x to where
+    the scale matrix is the identity, and `white` (k, p + 2, m) are the centres there."""
+    here = x @ whiten
+    size = (here**2).sum(axis=2, keepdims=True) / FREEDOM
+    # 1 + |x − centre|² / FREEDOM by one matrix product: passes over (k, d, m) numbers are what takes time here.
+    kernel = np.concatenate([here * (-2 / FREEDOM), np.ones_like(size), size], axis=2) @ white
+    np.power(kernel, -0.5 * (FREEDOM + x.shape[1]), out=kernel)
+    return np.asarray(kernel.mean(axis=2) * scale[:, None])

@@ -13,15 +13,14 @@ import numpy as np
 import pandas as pd
 
 from robudget.cache import remembered
-from robudget.columns import PAPER_FEATURES
 from robudget.errors import InputError, unknown
-from robudget.files import fields
-from robudget.laws.least_squares import r_squared
+from robudget.files import fields, to_plain
 from robudget.prediction.conformal import Calibration, Coverage
 from robudget.prediction.cross_validation import (
     GROUPS,
     REPEATS,
     OneSplit,
+    OutOfFold,
     Score,
     choose_model,
     leave_group_out,
@@ -38,7 +37,7 @@ from robudget.prediction.explain import (
     partial,
 )
 from robudget.prediction.features import MOST_RUNS, Features, rows_of, runs_with_features
-from robudget.prediction.regressors import MODELS, Bools, FittedModels, Kernels, ModelName, Outcomes, paper_gbr
+from robudget.prediction.regressors import MODELS, ROOMS, FittedModels, Kernels, ModelName, Outcomes
 from robudget.prediction.repeats import (
     Codes,
     Ran,
@@ -56,8 +55,6 @@ Rows = Recipe | Sequence[Recipe] | pd.DataFrame | Mapping[str, Any]
 LEVEL = 0.9
 NEAREST_RUNS = 3
 FEWEST_RECIPES = 5
-# The source that the kept numbers of a fit depend on.
-ROOMS = ("prediction", "laws/least_squares.py", "tables/usable.py", "columns.py", "accuracy.py")
 
 
 @dataclass(frozen=True)
@@ -95,67 +92,17 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class PaperGBR:
-    """The paper's predictor exactly: gradient boosting, 50 estimators of depth 5, fitted on 70% of the runs.
-
-    `r2` and `mae` (points) are on the other 30%; `truth` and `predicted` (m,) are those runs' accuracies and `rows`
-    (m,) their positions in the table; `importances` is the model's own, feature → share. Figures 1b and 1c.
-    """
-
-    r2: float
-    mae: float
-    n_train: int
-    n_test: int
-    seed: int
-    importances: dict[str, float]
-    truth: Floats = field(repr=False)
-    predicted: Floats = field(repr=False)
-    rows: Any = field(repr=False)
-
-    @classmethod
-    def fit(cls, frame: pd.DataFrame, seed: int = 0, features: Sequence[str] | None = None) -> PaperGBR:
-        """Features as in the paper where the table has them and they vary, else whatever varies. With repeats in the
-        table 30% of the recipes are held out, not of the runs."""
-        named = features or (PAPER_FEATURES if set(PAPER_FEATURES) <= set(frame.columns) else None)
-        runs, y, _, columns, positions = runs_with_features(frame, named)
-        X, codes = columns.matrix(runs), recipe_codes(runs, columns)
-
-        def fit() -> dict[str, Any]:
-            from sklearn.model_selection import train_test_split
-
-            members = [np.flatnonzero(codes == code) for code in range(int(codes.max()) + 1)]
-            split = train_test_split(np.arange(len(members)), test_size=0.3, random_state=seed)
-            train, test = (np.concatenate([members[code] for code in part]) for part in split)
-            model = paper_gbr(X[train], y[train])
-            shares: dict[str, float] = {}
-            for name, share in zip(columns.names, model.feature_importances_, strict=True):
-                shares[name] = shares.get(name, 0.0) + float(share)
-            return {"test": test.tolist(), "predicted": model.predict(X[test]).tolist(), "shares": shares}
-
-        numbers = remembered("gbr", (X, y, codes, columns.names, seed), ROOMS, fit)
-        test, predicted = np.array(numbers["test"]), np.array(numbers["predicted"], dtype=np.float64)
-        residual = predicted - y[test]
-        return cls(
-            r_squared(residual, y[test]), float(np.abs(residual).mean()), len(y) - len(test), len(test), seed,
-            dict(sorted(numbers["shares"].items(), key=lambda item: -item[1])),
-            y[test], predicted, positions[test],
-        )  # fmt: skip
-
-    def to_dict(self) -> dict[str, Any]:
-        return fields(self) | {"truth": self.truth.tolist(), "predicted": self.predicted.tolist()}
-
-
-@dataclass(frozen=True)
 class Predictor:
     """A fitted predictor. `fit` chooses and fits, `predict` answers; `importances`, `partial` and `collapse_map`
     explain.
 
-    `scores` are those of every model, at random and by group, and `model` the one they chose; all are of recipes that
-    the models were not fitted on. `one_split` is what a single yes-or-no question explains of them, and `coverage` what
-    the intervals hold of them, by group. `n_runs` finished runs of `n_recipes` recipes were fitted on, `n_collapsed` of
-    them collapsed; `n_left_out` had no accuracy, an unknown feature, or were too many. `seed_noise` is how far seeds of
-    one recipe scatter. `fitted` and `calibration` are fitted to `used`, the first time that they are needed: what the
-    report says of a table is kept between commands.
+    `random_scores` are those of every model on recipes that it was not fitted on, and `scores` these and, by each of
+    `groups`, those of whole levels left out; `model` is the one they chose. `one_split` is what a single yes-or-no
+    question explains of left-out recipes, and `coverage` what the intervals hold of them, by group. `n_runs` finished
+    runs of `n_recipes` recipes were fitted on, `n_collapsed` of them collapsed; `n_left_out` had no accuracy, an
+    unknown feature, or were too many. `seed_noise` is how far seeds of one recipe scatter. What not every question
+    needs (`fitted`, `calibration`, the scores by group, `importances`) is computed from `used` the first time that it
+    is asked for, and kept between commands where it is small.
     """
 
     model: ModelName
@@ -166,15 +113,17 @@ class Predictor:
     n_collapsed: int
     n_left_out: int
     seed_noise: SeedNoise
-    scores: tuple[Score, ...]
+    random_scores: tuple[Score, ...]
     one_split: OneSplit
     coverage: tuple[Coverage, ...]
-    importances: tuple[Importance, ...]
     warnings: tuple[str, ...]
     table: pd.DataFrame = field(repr=False)
     used: tuple[Any, ...] = field(repr=False)
+    groups: tuple[str, ...]
     fit_models: Callable[[], FittedModels] = field(repr=False)
     calibrate: Callable[[], Calibration] = field(repr=False)
+    score_group: Callable[[str], tuple[Score, ...]] = field(repr=False)
+    explain: Callable[[], tuple[Importance, ...]] = field(repr=False)
 
     @classmethod
     def fit(
@@ -182,9 +131,9 @@ class Predictor:
         level: float = LEVEL, seed: int = 0, repeats: int = REPEATS, groups: Sequence[str] = GROUPS,
         together: Sequence[str] = (),
     ) -> Predictor:  # fmt: skip
-        """Fit on the finished runs of one dataset and threat. The model is chosen by `repeats` of five-fold
-        cross-validation and by leaving out each level of each of `groups`, unless it is named. Runs of one recipe, and
-        runs that are equal in the columns `together`, are always left out together.
+        """Fit on the finished runs of one dataset and threat. The model is the blend unless it is named, or another is
+        better in `repeats` of five-fold cross-validation and where each level of each of `groups` is left out. Runs of
+        one recipe, and runs that are equal in the columns `together`, are always left out together.
 
         What the folds say is kept between commands (`robudget.cache`). Raises InputError for fewer than FEWEST_RUNS
         runs or FEWEST_RECIPES recipes, mixed threats, choices that do not vary, or runs that all have one accuracy.
@@ -202,23 +151,58 @@ class Predictor:
             for name in groups
             if any(c.name == name or name in c.aliases for c in columns.columns)
         }
-        models: list[FittedModels] = []
-
-        def cross_validate() -> dict[str, Any]:
-            from sklearn import config_context
-
-            # Everything below is fitted to arrays that are checked already; the checks of 22 × 200 trees take a tenth.
-            with config_context(assume_finite=True, skip_parameter_validation=True):
-                models.append(FittedModels(X, y, is_collapsed, seed, codes=codes))
-                return _cross_validation(models[0], columns, X, y, is_collapsed, codes, labels, model, seed, repeats)
-
         used = (X, y, is_collapsed, codes, repr(columns), labels, model, seed, repeats)
-        numbers = remembered("predictor", used, ROOMS, cross_validate)
+        searched: list[FittedModels] = []
+
+        def search() -> dict[str, Any]:
+            with _unchecked():
+                searched.append(FittedModels(X, y, is_collapsed, seed, codes=codes))
+            return {"kernels": searched[0].kernels.numbers()}
+
+        kernels = Kernels.of_numbers(remembered("kernels", used, ROOMS, search)["kernels"], X.shape[1])
 
         @cache
         def fit_models() -> FittedModels:
-            kernels = Kernels.of_numbers(numbers["kernels"], X.shape[1])
-            return models[0] if models else FittedModels(X, y, is_collapsed, seed, kernels, codes)
+            return searched[0] if searched else FittedModels(X, y, is_collapsed, seed, kernels, codes)
+
+        @cache
+        def left_out() -> OutOfFold:
+            with _unchecked():
+                return random_folds(X, y, is_collapsed, seed, kernels, repeats, codes)
+
+        @cache
+        def score_group(name: str) -> tuple[Score, ...]:
+            def leave_out() -> dict[str, Any]:
+                with _unchecked():
+                    out = leave_group_out(name, labels[name], X, y, is_collapsed, seed, kernels, codes)
+                return {"scores": [dataclasses.asdict(s) for s in out.scores(y, is_collapsed)] if out else []}
+
+            kept = remembered("group", (*used, name), ROOMS, leave_out)
+            return tuple(Score(**score) for score in kept["scores"])
+
+        def cross_validate() -> dict[str, Any]:
+            scores = left_out().scores(y, is_collapsed)
+            chosen = model or choose_model(scores)
+            if model is None and chosen != "blend":  # it must be better where whole levels are left out, too
+                chosen = choose_model([*scores, *(score for name in labels for score in score_group(name))])
+            return {
+                "model": chosen,
+                "scores": [dataclasses.asdict(score) for score in scores],
+                "one_split": dataclasses.asdict(one_split(X, y, codes, columns, seed)),
+                "out_of_fold": left_out().first_repeat(len(y)).numbers(),
+            }
+
+        numbers = remembered("predictor", used, ROOMS, cross_validate)
+
+        @cache
+        def explain() -> tuple[Importance, ...]:
+            def of_models() -> dict[str, Any]:
+                with _unchecked():
+                    found = importances(numbers["model"], left_out(), fit_models(), columns, X, y, seed)
+                return {"of": [dataclasses.asdict(i) for i in found]}
+
+            kept = remembered("importances", used, ROOMS, of_models)["of"]
+            return tuple(Importance(**one | {"aliases": tuple(one["aliases"])}) for one in kept)
 
         by = {c.name: list(runs[c.name]) for c in columns.columns if c.kind in ("flag", "category")}
 
@@ -235,8 +219,8 @@ class Predictor:
             numbers["model"], columns, level, len(y), n_recipes, int(is_collapsed.sum()), len(frame) - len(y), noise,
             tuple(Score(**score) for score in numbers["scores"]), OneSplit(**numbers["one_split"]),
             tuple(Coverage(**one) for one in coverage["of"]),
-            tuple(Importance(**one | {"aliases": tuple(one["aliases"])}) for one in numbers["importances"]),
-            _warnings(len(frame), len(y), columns, noise, n_recipes, level), runs, used, fit_models, calibrate,
+            _warnings(len(frame), len(y), columns, noise, n_recipes, level), runs, used, tuple(labels), fit_models,
+            calibrate, score_group, explain,
         )  # fmt: skip
 
     @property
@@ -246,6 +230,15 @@ class Predictor:
     @property
     def calibration(self) -> Calibration:
         return self.calibrate()
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        return (*self.random_scores, *(score for name in self.groups for score in self.score_group(name)))
+
+    @property
+    def importances(self) -> tuple[Importance, ...]:
+        """By permutation on left-out recipes and by the model, the most important by permutation first."""
+        return self.explain()
 
     def predict(self, rows: Rows) -> list[Prediction]:
         """One prediction per recipe or row; the features may come as recipes, rows of a table, or one mapping.
@@ -284,7 +277,9 @@ class Predictor:
 
     def score(self, design: str = "random", model: ModelName | None = None) -> Score | None:
         """The score of the chosen (or named) model in a design: `random`, `by steps`, …; None if it was not tried."""
-        return next((s for s in self.scores if s.design == design and s.model == (model or self.model)), None)
+        group = design.removeprefix("by ")
+        scores = self.random_scores if design == group else self.score_group(group) if group in self.groups else ()
+        return next((s for s in scores if s.design == design and s.model == (model or self.model)), None)
 
     def partial(self, feature: str) -> Partial:
         """The mean prediction over the table with one feature set to each of its levels."""
@@ -308,7 +303,8 @@ class Predictor:
         return collapse_map(chances, self.features, self.table, collapsed_rows(self.table), first, second)
 
     def to_dict(self) -> dict[str, Any]:
-        return fields(self)
+        more = {"scores": to_plain(self.scores), "importances": to_plain(self.importances)}
+        return {n: v for n, v in fields(self).items() if n not in ("random_scores", "groups")} | more
 
     def _nearest(self, X: Floats) -> list[tuple[tuple[str, float, float], ...]]:
         from sklearn.neighbors import NearestNeighbors
@@ -344,26 +340,11 @@ def predict(
     return predictions[0] if isinstance(recipe, Recipe | Mapping) else predictions
 
 
-def _cross_validation(
-    fitted: FittedModels, columns: Features, X: Floats, y: Floats, is_collapsed: Bools, codes: Codes,
-    labels: Mapping[str, Sequence[str]], model: ModelName | None, seed: int, repeats: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Everything that takes refits, as plain data: scores, the model they choose, out-of-fold predictions (one of each
-    run), importances, and the kernels of the models fitted on all runs."""
-    random = random_folds(X, y, is_collapsed, seed, fitted.kernels, repeats, codes)
-    scores = list(random.scores(y, is_collapsed))
-    for name, values in labels.items():
-        out = leave_group_out(name, values, X, y, is_collapsed, seed, fitted.kernels, codes)
-        scores += out.scores(y, is_collapsed) if out else ()
-    chosen = model or choose_model(scores)
-    return {
-        "model": chosen,
-        "scores": [dataclasses.asdict(score) for score in scores],
-        "one_split": dataclasses.asdict(one_split(X, y, codes, columns, seed)),
-        "importances": [dataclasses.asdict(i) for i in importances(chosen, random, fitted, columns, X, y, seed)],
-        "out_of_fold": random.first_repeat(len(y)).numbers(),
-        "kernels": fitted.kernels.numbers(),
-    }
+def _unchecked() -> Any:
+    """Models are fitted to arrays that are checked already; scikit-learn's checks would take a tenth of the time."""
+    from sklearn import config_context
+
+    return config_context(assume_finite=True, skip_parameter_validation=True)
 
 
 def _check_enough(y: Floats, codes: Codes) -> None:

@@ -11,9 +11,9 @@ Four predictors are made of them:
   outcome, between the mean (best for R²) and the median (best for the mean absolute error);
 - `blend`: 0.7 mixture, 0.3 forest.
 
-The members are scikit-learn's; how they are combined is ours, and `bench/laws.py predictor` measures its errors, AUC
-and coverage (bench/RESULTS.md). scikit-learn takes a second to import, so it is imported where a model is fitted: laws
-without a predictor start light.
+The members are scikit-learn's (of a forest, its trees: forest.py); how they are combined is ours, and `bench/laws.py
+predictor` measures its errors, AUC and coverage (bench/RESULTS.md). scikit-learn takes half a second to import, so it
+is imported where a model is fitted: laws without a predictor start light.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from robudget.prediction.forest import Forest
 from robudget.tables.usable import Floats
 
 ModelName = Literal["gbr", "forest", "mixture", "blend"]
@@ -33,9 +34,10 @@ MODELS: tuple[ModelName, ...] = get_args(ModelName)
 Bools = NDArray[np.bool_]
 Model = Callable[[Floats], Floats]  # rows of features (n, p) to one number each (n,)
 
+# The source that the kept numbers of a fit depend on.
+ROOMS = ("prediction", "laws/least_squares.py", "tables/usable.py", "columns.py", "accuracy.py")
 FEWEST_OF_CLASS = 3  # with fewer collapsed (or surviving) runs no collapse model is fitted: P(collapse) is their share
 CALIBRATION_FOLDS = 5  # of the support vectors' probabilities, which take as many runs of each class
-TREES = 50
 MOST_GP_RUNS = 600  # that a Gaussian process is fitted on: its cost is cubic
 LEAST_PROBABILITY = 0.003  # probabilities are clipped here: no model of a few hundred runs is surer
 LOG_ODDS_FACTOR = 1.5  # on the averaged log-odds: an average of cautious models is more cautious than the runs warrant
@@ -114,9 +116,9 @@ class FittedModels:
         self.scaler = StandardScaler().fit(X)
         Z = self.scaler.transform(X)
         self.limits = float(y.min()), float(y.max())
-        boosting, forest = paper_gbr(X, y, seed), _random_forest(Z, y, seed)
-        self.gbr, self.forest = _model(boosting), _model(forest)
-        self.shares = {"gbr": boosting.feature_importances_, "forest": forest.feature_importances_}
+        boosting, self.forest = paper_gbr(X, y, seed), Forest(Z, y, seed)
+        self.gbr = _model(boosting)
+        self.shares = {"gbr": boosting.feature_importances_, "forest": self.forest.importances()}
         self.p_collapse, collapse_kernel = _collapse_model(Z, collapsed, seed, kernels, codes)
         self.survivor, survivor_kernel = _survivor_model(Z[~collapsed], y[~collapsed], seed, kernels)
         self.collapsed = _forest(Z[collapsed], y[collapsed], seed) if collapsed.any() else _constant(0.0)
@@ -143,16 +145,10 @@ def paper_gbr(X: Floats, y: Floats, seed: int = 0) -> Any:
     return GradientBoostingRegressor(n_estimators=50, max_depth=5, random_state=seed).fit(X, y)
 
 
-def _random_forest(Z: Floats, y: Floats, seed: int) -> Any:
-    from sklearn.ensemble import RandomForestRegressor
-
-    return RandomForestRegressor(TREES, random_state=seed).fit(Z, y)
-
-
 def _forest(Z: Floats, y: Floats, seed: int) -> Model:
     if len(y) < 2 or np.ptp(y) == 0:
         return _constant(float(y.mean()) if len(y) else float("nan"))
-    return _model(_random_forest(Z, y, seed))
+    return Forest(Z, y, seed)
 
 
 def _survivor_model(Z: Floats, y: Floats, seed: int, kernels: Kernels | None) -> tuple[Model, Any]:
@@ -172,7 +168,6 @@ def _collapse_model(
     Z: Floats, collapsed: Bools, seed: int, kernels: Kernels | None, codes: NDArray[np.int64] | None
 ) -> tuple[Model, Any]:
     from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.ensemble import RandomForestClassifier
     from sklearn.gaussian_process import GaussianProcessClassifier
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
     from sklearn.svm import SVC
@@ -182,9 +177,9 @@ def _collapse_model(
     fitted = kernels.collapse if kernels is not None else None
     process = GaussianProcessClassifier(fitted or _collapse_kernel(Z.shape[1]), **_search(fitted))
     rows = _subset(len(collapsed), seed, collapsed)
-    members = [
-        RandomForestClassifier(TREES, random_state=seed).fit(Z, collapsed),
-        _fit_process(process, Z[rows], collapsed[rows]),
+    members: list[Model] = [
+        Forest(Z, collapsed, seed),
+        _chance(_fit_process(process, Z[rows], collapsed[rows])),
     ]
     recipes = np.arange(len(rows)) if codes is None else codes[rows]
     of_class = [len(np.unique(recipes[collapsed[rows] == state])) for state in (True, False)]
@@ -194,11 +189,11 @@ def _collapse_model(
             grouped = StratifiedGroupKFold(CALIBRATION_FOLDS, shuffle=True, random_state=seed)
             folds = list(grouped.split(Z[rows], collapsed[rows], recipes))
         machine = CalibratedClassifierCV(SVC(C=10), cv=folds, ensemble=False)
-        members.append(machine.fit(Z[rows], collapsed[rows]))
+        members.append(_chance(machine.fit(Z[rows], collapsed[rows])))
 
     def p_collapse(Z: Floats) -> Floats:
         least, most = LEAST_PROBABILITY, 1 - LEAST_PROBABILITY
-        log_odds = [logit(np.clip(member.predict_proba(Z)[:, 1], least, most)) for member in members]
+        log_odds = [logit(np.clip(member(Z), least, most)) for member in members]
         return np.asarray(expit(LOG_ODDS_FACTOR * np.mean(log_odds, axis=0)))
 
     return p_collapse, process.kernel_
@@ -207,13 +202,13 @@ def _collapse_model(
 def _survivor_kernel(width: int) -> Any:
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-    return ConstantKernel(1.0) * RBF(np.ones(width), (0.1, 30)) + WhiteKernel(0.1, (1e-4, 10))
+    return ConstantKernel(1.0) * RBF(np.full(width, 3.0), (0.1, 30)) + WhiteKernel(0.1, (1e-4, 10))
 
 
 def _collapse_kernel(width: int) -> Any:
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-    return ConstantKernel(10.0, (1.0, 1e3)) * RBF(np.ones(width), (0.3, 10))
+    return ConstantKernel(100.0, (1.0, 1e3)) * RBF(np.full(width, 2.0), (0.3, 10))
 
 
 def _subset(n: int, seed: int, rare: Bools | None = None) -> NDArray[np.int64]:
@@ -246,6 +241,10 @@ def _fit_process(process: Any, Z: Floats, y: Any) -> Any:
 
 def _model(model: Any) -> Model:
     return lambda rows: np.asarray(model.predict(rows), dtype=np.float64)
+
+
+def _chance(classifier: Any) -> Model:
+    return lambda rows: np.asarray(classifier.predict_proba(rows)[:, 1], dtype=np.float64)
 
 
 def _constant(value: float) -> Model:

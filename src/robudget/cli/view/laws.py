@@ -68,16 +68,6 @@ def fit_text(analysis: Analysis, brief: bool = False) -> Group:
         parts += titled(title, rows, ("form",))
     if analysis.effects:
         parts += _effects(analysis.effects)
-    if analysis.gbr:
-        shares = sorted(analysis.gbr.importances.items(), key=lambda item: -item[1])
-        leads = ", ".join(f"{column(name).phrase} {share:.0%}" for name, share in shares)
-        parts += [
-            Text(""),
-            Text(
-                f"Paper's predictor (gradient boosting, 70:30, {analysis.gbr.n_test} held-out runs): "
-                f"R² {analysis.gbr.r2:.2f}, MAE {analysis.gbr.mae:.1f} points; importances: {leads}"
-            ),
-        ]
     if analysis.predictor:
         parts += [Text(line) for line in quality(analysis.predictor)]
     if analysis.small_runs:

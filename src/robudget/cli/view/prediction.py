@@ -11,21 +11,21 @@ from rich.text import Text
 from robudget.cli.view.console import TextTable, notes, titled
 from robudget.columns import COLUMNS, MAIN_COSTS, column
 from robudget.formats import fixed, percent
-from robudget.prediction import Prediction, Predictor
+from robudget.prediction import PaperGBR, Prediction, Predictor
 from robudget.prediction.conformal import Coverage
 from robudget.prediction.repeats import RUN_LEVEL, Ran, SeedNoise
 from robudget.prediction.small_runs import SmallRuns
 from robudget.tables.usable import level_of
 
 
-def prediction_text(name: str, prediction: Prediction, predictor: Predictor, *, brief: bool = False) -> Group:
-    """What `robudget predict` prints: the answer in a sentence, what it stands on, then (unless `brief`) the nearest
-    real runs and what the intervals hold, by group."""
+def prediction_text(name: str, prediction: Prediction, predictor: Predictor, gbr: PaperGBR | None = None) -> Group:
+    """What `robudget predict` prints: the answer in a sentence, what it stands on, then, with the paper's predictor
+    `gbr`, the nearest real runs, what the intervals hold, by group, and how good that one is."""
     p = prediction
     lines = _lines(name, p, predictor)
     parts: list[RenderableType] = [Text(lines[0], style="bold"), *(Text(line) for line in lines[1:])]
     parts += notes(_doubts(p, predictor))
-    if brief:
+    if gbr is None:
         return Group(*parts)
     rows = [
         {"nearest real runs": run, "robust %": fixed(accuracy), "distance": fixed(distance, 2)}
@@ -37,7 +37,15 @@ def prediction_text(name: str, prediction: Prediction, predictor: Predictor, *, 
         [{"runs": group_name(c), "inside": percent(100 * c.covered, 0), "n": str(c.n)} for c in predictor.coverage],
         ("runs",),
     )
-    return Group(*parts)
+    return Group(*parts, Text(""), Text(_papers(gbr)))
+
+
+def _papers(gbr: PaperGBR) -> str:
+    leads = ", ".join(f"{column(name).phrase} {share:.0%}" for name, share in gbr.importances.items())
+    return (
+        f"The paper's predictor (gradient boosting, 70:30, {gbr.n_test} held-out runs): R² {fixed(gbr.r2, 2)}, mean "
+        f"error {gbr.mae:.1f} points; its importances: {leads}."
+    )
 
 
 def _lines(name: str, p: Prediction, predictor: Predictor) -> list[str]:

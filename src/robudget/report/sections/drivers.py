@@ -15,7 +15,8 @@ from robudget.columns import COSTS, column
 from robudget.formats import fixed, interval, known, number, percent, word
 from robudget.planning.allocation import allocation
 from robudget.prediction.effects import Effect, Effects
-from robudget.prediction.predictor import PaperGBR, Predictor
+from robudget.prediction.paper_predictor import PaperGBR
+from robudget.prediction.predictor import Predictor
 from robudget.report import style
 from robudget.report.figure_files import Drawing
 from robudget.report.sections import judges
