@@ -337,7 +337,8 @@ TOP = (
     "datasets.py", "accuracy.py", "formats.py", "config.py", "files.py", "cache.py", "stop.py", "errors.py", "data/",
     "models/", "attacks/",
     "backend/", "training/", "evaluation/", "meter/", "forecast/", "lease.py", "store.py", "energy_log.py", "runner.py",
-    "benchmark.py", "beyond.py", "sweep/", "tables/", "laws/", "prediction/", "planning/", "analysis.py", "report/",
+    "benchmark.py", "beyond.py", "sweep/", "tables/", "laws/", "prediction/", "planning/", "analysis.py", "answers/",
+    "report/",
     "interop/", "demo.py", "doctor.py", "cli/", "__main__.py",
 )  # fmt: skip
 ABOUT = {"recipes/": "the recipes that ship", "studies/": "the studies that ship"}

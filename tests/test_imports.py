@@ -42,7 +42,8 @@ ALLOWED = {
     "prediction": {"tables", "laws", "meter"},
     "planning": {"tables", "laws", "prediction", "meter"},
     "analysis": {"tables", "laws", "prediction", "planning"},
-    "report": {"analysis", "tables", "laws", "prediction", "planning"},
+    "answers": {"tables", "laws", "prediction"},
+    "report": {"analysis", "answers", "tables", "laws", "prediction", "planning"},
     "demo": {"sweep", "store", "analysis", "report", "tables"},
 }
 

@@ -1,4 +1,4 @@
-"""Verbs that show what there is: runs, studies, devices, and what a recipe will cost."""
+"""Verbs that show what there is: runs, devices, and what a recipe will cost."""
 
 from __future__ import annotations
 
@@ -25,24 +25,6 @@ def runs(
 
     table = load_runs(store, prices=PriceList.load(prices) if prices else None)
     show(json, lambda: table, lambda: f"no finished runs in {store!r} yet" if table.empty else leaderboard(table, top))
-
-
-@app.command()
-def study(
-    name: Annotated[str | None, typer.Argument(help="show this one")] = None,
-    json: AsJson = False,
-) -> None:
-    """List the studies that ship with robudget, or show one."""
-    from robudget.cli.view.console import TextTable, show
-    from robudget.config import named
-    from robudget.sweep.study import Study
-
-    studies = [Study.load(n) for n in ([name] if name else named("studies"))]
-    rows = [
-        {"study": s.name, "runs": str(len(s.recipes)), "axes": " × ".join(s.axes), "question": s.question}
-        for s in studies
-    ]
-    show(json, lambda: rows, lambda: TextTable(rows, left=("study", "axes", "question")))
 
 
 @app.command()

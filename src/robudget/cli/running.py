@@ -100,7 +100,7 @@ def sweep(
     from robudget.store import Store
     from robudget.sweep.drive import drive
     from robudget.sweep.executor import open_executor, split_options
-    from robudget.sweep.frontier import unconfirmed
+    from robudget.sweep.frontier import with_frontier
     from robudget.sweep.study import MOST, Study
 
     words, options = split_options(overrides or [])
@@ -135,11 +135,7 @@ def sweep(
                 watch=display.update,
             )
 
-    state = run_all(recipes, chosen.name)
-    while chosen.frontier and state.done == len(chosen.recipes) and (best := unconfirmed(recipes, Store(store))):
-        full = {recipe.id: recipe for recipe in best}
-        asked = [full.get(recipe.id, recipe) for recipe in recipes]
-        state = run_all(asked, f"{chosen.name}: its frontier by the standard ensemble")
+    state = with_frontier(chosen, recipes, Store(store), run_all)
     # pandas is imported after the first runs are under way
     from robudget.cli.view.runs import leaderboard
     from robudget.tables.read import load_runs

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from robudget.recipe import Recipe
 from robudget.store import Store
+from robudget.sweep.queue import SweepState
+from robudget.sweep.study import Study
+
+
+def with_frontier(
+    study: Study, recipes: Sequence[Recipe], store: Store, run_all: Callable[[Sequence[Recipe], str], SweepState]
+) -> SweepState:
+    """`run_all(recipes, title)`, and where the study asks for it and all its runs are done, again for the full
+    evaluation of its frontier until that stands. How the last of these ended."""
+    state = run_all(recipes, study.name)
+    while study.frontier and state.done == len(study.recipes) and (best := unconfirmed(recipes, store)):
+        full = {recipe.id: recipe for recipe in best}
+        asked = [full.get(recipe.id, recipe) for recipe in recipes]
+        state = run_all(asked, f"{study.name}: its frontier by the standard ensemble")
+    return state
 
 
 def unconfirmed(recipes: Sequence[Recipe], store: Store) -> list[Recipe]:

@@ -27,7 +27,7 @@ from robudget import stop
 from robudget.errors import InputError, RunFailed
 from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.sweep.drive import drive
+from robudget.sweep.drive import Terms, drive
 from robudget.sweep.executor import TAIL_LINES, Event, Executor, Job, attempt
 from robudget.sweep.queue import SweepState
 from robudget.threads import cores, held_by_others, share
@@ -44,12 +44,15 @@ def sweep(
     store: str | Path = "runs",
     site: Site | None = None,
     workers: int = 0,
+    order: str = "longest-first",
     watch: Callable[[SweepState], None] = lambda state: None,
 ) -> SweepState:
     """Run what is not done yet, `workers` at a time (0 = one per GPU where there is one, else one per core), on this
-    machine. What `watch` gets, and what is raised: `drive`."""
-    place = site or Site()
-    return drive(recipes, lambda runs: LocalPool(place, workers, runs), store=store, site=site, watch=watch)
+    machine. What `order` allows: `drive.Terms`; what `watch` gets, and what is raised: `drive`."""
+    place, terms = site or Site(), Terms(order)
+    return drive(
+        recipes, lambda runs: LocalPool(place, workers, runs), store=store, site=site, terms=terms, watch=watch
+    )
 
 
 def open_executor(address: str, *, site: Site, workers: int, runs: int, options: Mapping[str, str]) -> Executor:

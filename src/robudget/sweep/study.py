@@ -11,6 +11,10 @@
     model_flops: 1e8             # optional: every model is as wide as brings one image nearest to so many FLOP
     flops: 1e13                  # optional: all train for so many FLOP, counted exactly, by longer or shorter epochs
     frontier: standard           # optional: at last, the standard ensemble for the best runs that quick evaluated
+    analysis: exponents          # optional: what answers the question from the runs (robudget.answers)
+    along: size                  # optional: the axis that the analysis compares
+    sizes:                       # optional: the study as `NAME:smoke`, `NAME:small`, …; what each says goes before the
+      smoke: {base: digits}      #   study's own, an axis as a whole
 
 Alternatives are dotted overrides, so that an axis may change several fields at once and no combination is meaningless
 (standard training has no attack steps). Imports no torch.
@@ -30,7 +34,7 @@ from robudget.config import load_yaml, named, read_named
 from robudget.errors import InputError, unknown
 from robudget.recipe import Recipe
 
-KEYS = ("question", "base", "axes", "model_flops", "flops", "frontier")
+KEYS = ("question", "base", "axes", "model_flops", "flops", "frontier", "analysis", "along", "sizes")
 LARGEST_BASE = 4096  # 256 times as wide as published
 MOST = 1_000_000  # runs of a study that nobody has confirmed
 NEAR = 1.25  # a model may miss the FLOPs that are asked of it by this factor
@@ -39,21 +43,28 @@ NEAR = 1.25  # a model may miss the FLOPs that are asked of it by this factor
 @dataclass(frozen=True)
 class Study:
     """`recipes` are in the order of the axes, the first axis slowest; no two have the same id. `frontier`: those
-    that turn out best for their compute are evaluated in full at last (`frontier.unconfirmed` says which)."""
+    that turn out best for their compute are evaluated in full at last (`frontier.unconfirmed` says which). `choices`:
+    of every recipe, its alternative by axis; `analysis`, `along`: what answers the question, and the axis it compares
+    (`robudget.answers`)."""
 
     name: str
     question: str
     axes: Mapping[str, Mapping[str, Mapping[str, Any]]]
     recipes: tuple[Recipe, ...]
     frontier: bool = False
+    choices: tuple[Mapping[str, str], ...] = ()
+    analysis: str | None = None
+    along: str | None = None
 
     @classmethod
     def load(cls, source: str | Path, overrides: Mapping[str, Any] | None = None, *, most: int | None = MOST) -> Study:
-        """A named study (`studies/<name>.yaml` of the package) or a YAML file; `overrides` change every recipe."""
+        """A named study (`studies/<name>.yaml` of the package) or a YAML file, `NAME:SIZE` where it comes in sizes;
+        `overrides` change every recipe."""
+        source, size = split_size(source)
         text, where = read_named("studies", "study", source)
-        return cls.from_dict(
-            load_yaml(text, where), name=Path(source).stem, where=where, overrides=overrides, most=most
-        )
+        name = Path(source).stem + (f"-{size}" if size else "")
+        data = of_size(load_yaml(text, where), size, where)
+        return cls.from_dict(data, name=name, where=where, overrides=overrides, most=most)
 
     @classmethod
     def from_dict(
@@ -76,9 +87,12 @@ class Study:
         if most is not None and size > most:
             raise InputError(f"{where}: the axes have {size:,} combinations (allowed: {most:,}; more with --yes)")
         _refuse_contradictions(axes, where)
+        if data.get("along") is not None and data["along"] not in axes:
+            raise unknown(f"{where}: axis in along", data["along"], axes)
         base = data.get("base", {})
         start = Recipe.load(base) if isinstance(base, str) else Recipe.from_dict(base, where=f"{where}: base")
         recipes: dict[str, Recipe] = {}
+        choices: dict[str, dict[str, str]] = {}
         for choice in itertools.product(*(axis.items() for axis in axes.values())):
             label = "/".join(str(alternative) for alternative, _ in choice)
             changes = {key: value for _, change in choice for key, value in (change or {}).items()}
@@ -88,9 +102,50 @@ class Study:
             if "flops" in data:
                 recipe = _at_flops(recipe, data["flops"], f"{where}: {label}")
             recipes.setdefault(recipe.id, recipe)
-        if data.get("frontier", "standard") != "standard":
+            names = (str(alternative) for alternative, _ in choice)
+            choices.setdefault(recipe.id, dict(zip(axes, names, strict=True)))
+        if data.get("frontier") not in (None, "standard"):
             raise InputError(f"{where}: frontier = {data['frontier']!r} (allowed: standard, or leave it out)")
-        return cls(name, str(data.get("question", "")), axes, tuple(recipes.values()), "frontier" in data)
+        return cls(
+            name, str(data.get("question", "")), axes, tuple(recipes.values()), data.get("frontier") is not None,
+            tuple(choices.values()), data.get("analysis"), data.get("along"),
+        )  # fmt: skip
+
+
+def split_size(source: str | Path) -> tuple[str, str | None]:
+    """`cifar10-law:small` → name and size; the size is None where none is written."""
+    name, colon, size = str(source).rpartition(":")
+    return (name, size) if colon and name and size.isidentifier() else (str(source), None)
+
+
+def of_size(data: Mapping[str, Any], size: str | None, where: str) -> dict[str, Any]:
+    """The study as it is at a size: what the size says goes before the study's own, an axis as a whole. Raises
+    InputError for a size that it does not have, and where it has some and none is asked for."""
+    sizes = data.get("sizes") or {}
+    if not isinstance(sizes, Mapping) or not all(isinstance(change, Mapping) for change in sizes.values()):
+        raise InputError(f"{where}: sizes must map each size to keys of a study, e.g. smoke: {{base: digits}}")
+    if size is None and not sizes:
+        return dict(data)
+    if size not in sizes:
+        if not sizes:
+            raise InputError(f"{where} comes in one size (allowed: {where}, not {where}:{size})")
+        if size is None:
+            choice = ", ".join(f"{where}:{name}" for name in sizes)
+            raise InputError(f"study {where} comes in sizes (allowed: {choice})")
+        raise unknown(f"size of study {where}", size, sizes)
+    change = dict(sizes[size])
+    if odd := [key for key in change if key not in KEYS or key in ("sizes", "analysis", "along")]:
+        raise unknown(f"key in size {size} of study {where}", odd[0], KEYS)
+    out = {key: value for key, value in data.items() if key != "sizes"} | change
+    if "axes" in change:
+        out["axes"] = dict(data.get("axes") or {}) | dict(change["axes"] or {})
+    return out
+
+
+def sizes_in(name: str) -> list[str]:
+    """The sizes of a study by its name or file, in its order; none where it comes in one."""
+    text, where = read_named("studies", "study", name)
+    return list(load_yaml(text, where).get("sizes") or {})
 
 
 def _refuse_contradictions(axes: Mapping[str, Mapping[str, Any]], where: str) -> None:
@@ -168,10 +223,11 @@ def recipes_of(source: str | Path, overrides: Mapping[str, Any] | None = None) -
     A file is a study if it has axes. Raises InputError naming the nearest of either.
     """
     names = {"recipes": named("recipes"), "studies": named("studies")}
-    if str(source) in names["studies"]:
+    study, _ = split_size(source)
+    if study in names["studies"]:
         return list(Study.load(source, overrides).recipes)
-    if Path(source).suffix in (".yaml", ".yml"):
-        text, where = read_named("studies", "study", source)
+    if Path(study).suffix in (".yaml", ".yml"):
+        text, where = read_named("studies", "study", study)
         if "axes" in load_yaml(text, where):
             return list(Study.load(source, overrides).recipes)
     elif str(source) not in names["recipes"]:
