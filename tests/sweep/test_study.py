@@ -11,7 +11,7 @@ from robudget.errors import InputError
 from robudget.forecast.forecast import training_flops
 from robudget.meter.flops import of_recipe, totals, training_calls
 from robudget.models import build
-from robudget.sweep.study import Study
+from robudget.sweep.study import Study, sizes_in
 from robudget.training import Trainer
 
 
@@ -25,7 +25,9 @@ def test_the_paper_study_is_its_320_recipes() -> None:
     assert sum(r.synthetic.share == 0.7 for r in study.recipes) == 160
 
 
-@pytest.mark.parametrize("name", named("studies"))
+@pytest.mark.parametrize(
+    "name", [f"{name}:{size}" if size else name for name in named("studies") for size in sizes_in(name) or [""]]
+)
 def test_named_studies_expand_to_distinct_recipes(name: str) -> None:
     study = Study.load(name)
     assert study.question
