@@ -11,8 +11,10 @@ help: ## this list
 demo: $(READY) ## train, attack, meter and fit a law on scikit-learn's digits; ends with a report (about 4 minutes)
 	@$(VENV)/bin/robudget demo $(ARGS)
 
+# Three processes on two cores, since one of them waits for a cluster or a browser most of the time; what is asked for by
+# ARGS runs in one, which starts soonest.
 test: $(READY) ## the tests (offline, CPU); make test ARGS="-k apgd" for some
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(VENV)/bin/python -m pytest $(or $(ARGS),-n 3 --dist loadfile --no-loadscope-reorder)
 
 lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .

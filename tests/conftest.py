@@ -48,6 +48,23 @@ TINY = {
 }
 
 
+# The files that take longest, so that no process is left with one of them at the end. Each process takes its first file
+# and the one that is as many processes further on: the two that wait for clusters go to one process of three.
+LONGEST = (
+    "sweep/test_slurm.py", "test_docs.py", "sweep/test_local.py",
+    "sweep/test_ray.py", "test_torchrun.py", "evaluation/test_reference.py",
+    "test_analysis.py", "planning/test_planner.py", "report/test_page.py", "report/test_browser.py", "cli/test_cli.py",
+    "training/test_distributed.py", "test_golden.py", "evaluation/test_confirmation.py", "test_stop.py",
+    "prediction/test_predictor.py", "evaluation/test_quick.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes
+        places = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Weights that a test draws are the same in any order of tests."""
