@@ -161,6 +161,7 @@ class _Run:
                 folder=self.folder.path,
                 window=self.energy.window,
                 notify=self._notice,
+                activation_bytes=self._flops.activation_bytes if self.device.type == "cuda" else None,
             )
         self._report_epoch(len(trainer.records))
         epochs = iter(trainer)

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from robudget import data
 from robudget.backend import host_memory
+from robudget.backend.batch_size import free_bytes
 from robudget.backend.precision import Precision
 from robudget.errors import InputError, RunFailed
 from robudget.execution import Site
 from robudget.models import build
 from robudget.recipe import Recipe
-from robudget.training import Trainer
+from robudget.training import Trainer, memory
 from robudget.training.distributed import World
+from robudget.training.memory import images_that_fit
 from robudget.training.optimisation import build_optimizer
 from robudget.training.physical import Physical
 from robudget.training.records import PHASES, Stopwatch
@@ -155,6 +157,38 @@ def test_out_of_memory_goes_on_with_half(tmp_path: Path) -> None:
     assert whole.records[-1].calls == short.records[-1].calls  # the pass that failed is not counted
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(short.model.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_physical_batch_is_what_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert images_that_fit(512, 1, 1000, 0, None) == 0  # a CPU
+    assert images_that_fit(512, 1, 1000, 0, 512_000) == 0
+    assert images_that_fit(512, 1, 1000, 1, 512_000) == 256  # weights, gradients and momentum count too
+    assert images_that_fit(512, 2, 1000, 0, 512_000) == 256  # both the clean and the adversarial image
+    assert images_that_fit(512, 1, 1000, 0, 100_000) == 64
+    assert images_that_fit(512, 1, 1000, 0, 1) == 4  # a step will tell
+    assert images_that_fit(6, 1, 1000, 0, 1) == 0
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 40_000)
+    heard: list[str] = []
+    digits = data.load("digits")
+    few = Trainer(RECIPE, digits, notify=heard.append, activation_bytes=1000)
+    parameters = sum(p.numel() for p in few.model.parameters())
+    low = few.precision.name == "bfloat16"
+    assert few.physical.images == images_that_fit(32, 2, 1000 // (1 + low), parameters, 40_000)
+    assert 0 < few.physical.images < 32
+    assert heard == [f"0.0 GB are free, too few for 32 images at once: going on with {few.physical.images}"]
+    list(few)  # and it trains
+    assert Trainer(RECIPE, digits, activation_bytes=None).physical.images == 0
+    assert Trainer(RECIPE, digits, Site(physical_batch=16), activation_bytes=1000).physical.images == 16
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 40)
+    assert Trainer(RECIPE, digits, activation_bytes=1000).physical.images == 0
+
+
+def test_free_memory_is_that_of_the_device_and_of_torchs_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"memory_reserved": 700, "memory_allocated": 300, "mem_get_info": (1000, 5000)}
+    for name, value in sizes.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_bytes(torch.device("cuda", 0)) == 1400
+    assert free_bytes(CPU) is None
 
 
 def test_no_memory_at_all_is_one_line() -> None:

@@ -108,6 +108,20 @@ def tile(device: torch.device, batch_size: int) -> int:
     return min(batch_size, 8 if device.type == "cpu" else 64)
 
 
+def training_bytes(parameters: int, copies: int, images: int, activation_bytes: int) -> int:
+    """What a training holds: `copies` of the weights in float32 (of themselves, gradients, momentum, average), and what
+    an update keeps of `images` images for its backward pass."""
+    return copies * 4 * parameters + images * activation_bytes
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a GPU, with what torch's allocator holds and nothing uses; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + int(unused)
+
+
 def validation_size(batch_size: int) -> int:
     """Images a call of a validation, which keeps nothing for a backward pass through the weights, so more fit."""
     return max(batch_size, _VALIDATION)

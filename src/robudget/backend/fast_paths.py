@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from robudget.attacks.victim import out_of_memory
+from robudget.backend.graph import Graphs
 from robudget.execution import Site
 from robudget.losses import LOSSES
 from robudget.recipe import Recipe
@@ -34,6 +35,33 @@ def asked_for(recipe: Recipe, site: Site, device: torch.device, processes: int) 
         name: next((f"off: {reason}" for reason, holds in each.items() if holds), "on")
         for name, each in reasons.items()
     }
+
+
+class FastPaths:
+    """The fast paths of one training: `graphs` and `update` where they are on, else None; `tuned()` around its steps;
+    `record` says of each whether it is on, or why not."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        site: Site,
+        model: nn.Module,
+        device: torch.device,
+        processes: int,
+        notify: Callable[[str], None],
+    ) -> None:
+        self._asked = asked_for(recipe, site, device, processes)
+        self.graphs = Graphs(device, notify) if self._asked["CUDA graphs"] == "on" else None
+        self.update = Compiled(model, notify) if self._asked["compiled update"] == "on" else None
+
+    def tuned(self) -> AbstractContextManager[None]:
+        return tuned_convolutions(self._asked["cudnn.benchmark"] == "on")
+
+    @property
+    def record(self) -> dict[str, str]:
+        paths = {"CUDA graphs": self.graphs, "compiled update": self.update}
+        failed = {name: f"off: {path.failed}" for name, path in paths.items() if path is not None and path.failed}
+        return self._asked | failed
 
 
 @contextmanager

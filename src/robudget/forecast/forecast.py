@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from robudget.backend.batch_size import training_bytes
 from robudget.datasets import Sizes, sizes_of
 from robudget.forecast.passes import RIGHT_SHARE, TrainingPasses, evaluation_passes, training_passes
 from robudget.forecast.step_timing import Calibration, Work, calibrate, layer_kind, timing_key
@@ -220,7 +221,7 @@ class _Plan:
         """Weights, gradients, momentum and average, and what one update keeps for its backward, in float32."""
         copies = 3 + (self.recipe.ema.decay is not None)
         images = self.recipe.batch_size * LOSSES[self.recipe.loss].images
-        return (copies * 4 * self.flops.parameters + images * self.flops.activation_bytes) / 1e9
+        return training_bytes(self.flops.parameters, copies, images, self.flops.activation_bytes) / 1e9
 
     def forecast(
         self, device: str, gpus: int, prices: Prices, times: tuple[Span, Span], watts: Span, basis: str, *notes: str

@@ -15,8 +15,7 @@ from torch import nn
 
 from robudget import stop
 from robudget.backend.batch_size import keep_freed_memory, validation_size
-from robudget.backend.fast_paths import Compiled, asked_for, tuned_convolutions
-from robudget.backend.graph import Graphs
+from robudget.backend.fast_paths import FastPaths
 from robudget.backend.precision import check_training, float32_as, gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
 from robudget.data.stream import prepare
@@ -32,7 +31,7 @@ from robudget.training.batches import Batches, relabel
 from robudget.training.batchnorm import synchronise_batchnorm
 from robudget.training.distributed import World, current, first_on_node
 from robudget.training.looks import Looks
-from robudget.training.memory import FittingStep
+from robudget.training.memory import FittingStep, chosen_batch
 from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
 from robudget.training.physical import Physical
 from robudget.training.records import PHASES, Best, EpochRecord, Stopwatch
@@ -59,7 +58,8 @@ class Trainer:
     resume too. Of the `site`, which does not change what is trained: `synthetic_root` and
     `teacher` (weights as safetensors with their recipe) for recipes that ask for them; `checkpointing` recomputes
     activations in the backward pass to save memory. `window(name)` is entered around each epoch's "train" and
-    "validation". `notify` gets one-line notices.
+    "validation". `notify` gets one-line notices. `activation_bytes`: what an update keeps of one image in float32; from
+    it and a GPU's free memory the physical batch is chosen where the site names none.
 
     Under an initialised torch.distributed every process makes the same Trainer, on its own `device`, and gets the same
     records: the batch is shared out, only the first one writes. With `site.sync_batchnorm` (default) BatchNorm's
@@ -80,6 +80,7 @@ class Trainer:
         window: Window | None = None,
         notify: Callable[[str], None] = warnings.warn,
         save_seconds: float = 600.0,
+        activation_bytes: int | None = None,
     ) -> None:
         self.recipe, self.dataset, self.site = recipe, dataset, site
         self.device, self.world = torch.device(device), current()
@@ -128,10 +129,10 @@ class Trainer:
         self._watch = Stopwatch(self.device)
         self._sums = EpochSums(self.steps_per_epoch, self.world, self.device)
         self.physical = Physical(site.physical_batch)
-        wanted = asked_for(recipe, site, self.device, self.world.size)
-        self._graphs = Graphs(self.device, notify) if wanted["CUDA graphs"] == "on" else None
-        self._compiled = Compiled(self.model, notify) if wanted["compiled update"] == "on" else None
-        self._wanted = wanted
+        if not site.physical_batch and activation_bytes is not None and not site.checkpointing:
+            batch = recipe.batch_size // self.world.size
+            self.physical.images = chosen_batch(recipe, batch, activation_bytes, model, self.precision, notify)
+        self._fast = FastPaths(recipe, site, self.model, self.device, self.world.size, notify)
         self._step = Step(
             recipe,
             self.model,
@@ -144,8 +145,8 @@ class Trainer:
             calls=self._calls,
             steps_per_epoch=self.steps_per_epoch,
             physical=self.physical,
-            graphs=self._graphs,
-            update=self._compiled,
+            graphs=self._fast.graphs,
+            update=self._fast.update,
         )
         self._fitting_step = FittingStep(
             self._step,
@@ -201,10 +202,8 @@ class Trainer:
     @property
     def fast_paths(self) -> dict[str, str]:
         """Each one's name: "on", or "off" and why."""
-        failures = {"CUDA graphs": self._graphs, "compiled update": self._compiled}
-        failed = {name: f"off: {path.failed}" for name, path in failures.items() if path is not None and path.failed}
         layout = "on" if self.precision.memory_format == torch.channels_last else "off: the update is in float32"
-        return {"channels-last": layout} | self._wanted | failed
+        return {"channels-last": layout} | self._fast.record
 
     @property
     def collapsed_at(self) -> list[int]:
@@ -216,8 +215,7 @@ class Trainer:
             while not self.done:
                 if self.step > 0:
                     self._stop_where_asked()
-                tuned = tuned_convolutions(self.fast_paths["cudnn.benchmark"] == "on")
-                with self._window("train"), float32_as(tf32=self.site.tf32), tuned:
+                with self._window("train"), float32_as(tf32=self.site.tf32), self._fast.tuned():
                     self._train_epoch()
                 yield self._end_epoch()
         finally:

@@ -1,4 +1,7 @@
-"""A step that the memory does not hold: again with half the images at once, which changes nothing but the speed."""
+"""How many images the memory holds at once: by an estimate at first, and half as many where a step shows it was wrong.
+
+Neither changes anything of a training but its speed.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,49 @@ import torch
 from torch import Tensor, nn
 
 from robudget.attacks.victim import out_of_memory
+from robudget.backend.batch_size import free_bytes, training_bytes
+from robudget.backend.precision import Precision
 from robudget.errors import RunFailed
+from robudget.losses import LOSSES
+from robudget.recipe import Recipe
 from robudget.training.distributed import World
 from robudget.training.optimisation import Optimizer
 from robudget.training.physical import Physical
 from robudget.training.step import Outcome, Step
 
 SMALLEST = 4  # images at once
+
+
+def images_that_fit(batch: int, images: int, activation_bytes: int, parameters: int, free: int | None) -> int:
+    """The physical batch that `free` bytes hold: 0 for the whole `batch`, else the first of its halves, quarters, …, at
+    least SMALLEST. An update takes `images` images through the model for each image of the batch and keeps
+    `activation_bytes` of each; gradients and momentum of the parameters are still to come."""
+    size = batch
+    while free is not None and training_bytes(parameters, 2, size * images, activation_bytes) > free:
+        if size // 2 < SMALLEST:
+            break
+        size //= 2
+    return 0 if size == batch else size
+
+
+def chosen_batch(
+    recipe: Recipe,
+    batch: int,
+    activation_bytes: int,
+    model: nn.Module,
+    precision: Precision,
+    notify: Callable[[str], None],
+) -> int:
+    """The physical batch for `batch` images a process on the model's device, 0 for all; `notify` is told of a smaller
+    one. `activation_bytes`: of one image in float32."""
+    free = free_bytes(precision.device)
+    if precision.name == "bfloat16":
+        activation_bytes //= 2
+    parameters = sum(p.numel() for p in model.parameters())
+    size = images_that_fit(batch, LOSSES[recipe.loss].images, activation_bytes, parameters, free)
+    if free is not None and size:
+        notify(f"{free / 1e9:.1f} GB are free, too few for {batch} images at once: going on with {size}")
+    return size
 
 
 class FittingStep:
