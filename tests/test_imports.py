@@ -31,7 +31,7 @@ ALLOWED = {
     "lease": set(),
     "store": {"lease"},
     "energy_log": {"meter", "store"},
-    "runner": {"data", "attacks", "training", "evaluation", "meter", "store", "lease", "energy_log"},
+    "runner": {"data", "attacks", "backend", "training", "evaluation", "meter", "store", "lease", "energy_log"},
     "benchmark": {"data", "attacks", "evaluation", "meter", "store", "energy_log", "runner"},
     "doctor": {"backend", "meter", "runner"},
     "sweep": {"store", "lease", "runner", "forecast", "meter"},

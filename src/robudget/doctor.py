@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from robudget import __version__
+from robudget.backend.device import why_no_gpu
 from robudget.backend.precision import has_bfloat16
 from robudget.execution import Site
 from robudget.meter import cpu, gpu
@@ -72,9 +73,7 @@ def _machine(device: torch.device, site: Site, store: Path) -> Iterator[Line]:
 
 def _gpus(device: torch.device) -> Iterator[Line]:
     if not torch.cuda.is_available():
-        built = torch.version.cuda
-        why = f"torch is built with CUDA {built} and sees no GPU" if built else "torch is built without CUDA"
-        yield Line("machine", "device", str(device), why)
+        yield Line("machine", "device", str(device), why_no_gpu())
         return
     yield Line("machine", "device", str(device), f"{torch.cuda.device_count()} CUDA GPUs are visible")
     for index in range(torch.cuda.device_count()):

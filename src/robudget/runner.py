@@ -21,6 +21,7 @@ import torch
 
 from robudget import __version__, data, stop
 from robudget.attacks.victim import Model
+from robudget.backend.device import answering, why_no_gpu
 from robudget.data.dataset import sampled_fingerprint
 from robudget.energy_log import EnergyLog
 from robudget.errors import InputError
@@ -108,6 +109,7 @@ def run(
         stop.on_file(Path(store), stop_token),
         claimed(site.threads, begun_with=folder.threads),
         _algorithms(site.deterministic),
+        answering(),
         joined(str(resolve_device(site.device))) as (world, device),
     ):
         part = recipe.data
@@ -401,7 +403,8 @@ def resolve_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} is not supported (allowed: auto, cpu, cuda, cuda:1)")
     gpus = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise InputError(f"device = {name!r}, but this machine has {gpus} CUDA GPUs (allowed: auto, cpu)")
+        why = f": {why_no_gpu()}" if gpus == 0 else ""
+        raise InputError(f"device = {name!r}, but this machine has {gpus} CUDA GPUs{why} (allowed: auto, cpu)")
     return device
 
 

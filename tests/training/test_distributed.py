@@ -56,32 +56,39 @@ PROGRAM = textwrap.dedent(
     import torch.distributed as dist
     from safetensors.torch import save_file
     from robudget import data
+    from robudget.data import synthetic
     from robudget.recipe import Recipe
     from robudget.training import Trainer
     from robudget.training.distributed import join
     torch.set_num_threads(1)
     world, device = join("cpu")
     out = Path(sys.argv[1])
+    fit = synthetic.mixture
+    def mixture(*arguments, **options):
+        (out / f"{world.rank}.fitted").touch()
+        return fit(*arguments, **options)
+    synthetic.mixture = mixture
     recipe = Recipe.load(out / "recipe.yaml")
     digits = data.load("digits")
     next(iter(Trainer(recipe, digits, device=device, folder=out / "run")))
     trainer = Trainer(recipe, digits, device=device, folder=out / "run")  # resumes after the first epoch
     list(trainer)
     (out / f"{world.rank}.json").write_text(json.dumps([asdict(record) for record in trainer.records]))
-    save_file(trainer.model.state_dict(), out / f"{world.rank}.safetensors")
+    average = {name: torch.as_tensor(value) for name, value in trainer.ema.state().items()}
+    save_file({**trainer.model.state_dict(), **average}, out / f"{world.rank}.safetensors")
     dist.destroy_process_group()
     """
 )
 
 
-def pair(program: str, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """Two processes of one group, without a launcher that watches over them."""
+def group(program: str, folder: Path, count: int) -> list[subprocess.Popen[bytes]]:
+    """`count` processes of one group, without a launcher that watches over them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = []
-    for rank in range(2):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for rank in range(count):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         processes.append(
             subprocess.Popen([sys.executable, "-c", program, str(folder)], env=os.environ | place | meeting)
@@ -89,31 +96,41 @@ def pair(program: str, folder: Path) -> list[subprocess.Popen[bytes]]:
     return processes
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
+def tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.as_tensor(value) for name, value in state.items()}
+
+
+def test_four_processes_are_one(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE.to_yaml())
-    processes = pair(PROGRAM, tmp_path)
+    processes = group(PROGRAM, tmp_path, 4)
     whole = Trainer(RECIPE, data.load("digits"))
     list(whole)
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=240) for process in processes] == [0] * 4
 
-    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(first[name], second[name]), name
+    first, *others = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(4))
+    assert whole.ema is not None
+    for name, tensor in {**whole.model.state_dict(), **tensors(whole.ema.state())}.items():
+        assert all(torch.equal(first[name], other[name]) for other in others), name
         torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-    records = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    for one, a, b in zip(whole.records, *records, strict=True):
+    records = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
+    assert [[r | {"seconds": 0} for r in told] for told in records[1:]] == [
+        [r | {"seconds": 0} for r in records[0]]
+    ] * 3
+    fitted = [(tmp_path / f"{rank}.fitted").exists() for rank in range(4)]
+    assert fitted == [True, False, False, False]  # the mixture, by the first one alone
+    for one, a in zip(whole.records, records[0], strict=True):
         for name in ("epoch", "steps", "images", "lr", "best", "val_images"):
-            assert a[name] == b[name] == getattr(one, name)
+            assert a[name] == getattr(one, name)
         assert a["train_loss"] == pytest.approx(one.train_loss, rel=1e-3)
         for name in ("craft_acc", "val_clean", "val_robust", "one_step", "multi_step"):
-            assert a[name] == b[name] == pytest.approx(getattr(one, name), abs=0.03)
+            assert a[name] == pytest.approx(getattr(one, name), abs=0.03)
         for phase in ("craft_forward", "craft_backward", "update_forward", "update_backward"):
             assert a["calls"][phase] == one.calls[phase]
     assert (tmp_path / "run" / "best.safetensors").exists()
 
-    heard: list[str] = []  # one process goes on where two have stopped
+    heard: list[str] = []  # one process goes on where four have stopped
     alone = Trainer(RECIPE.with_({"epochs": 2}), data.load("digits"), folder=tmp_path / "run", notify=heard.append)
-    assert heard == ["begun on 2 processes, going on with 1: equal up to rounding, not bit for bit"]
+    assert heard == ["begun on 4 processes, going on with 1: equal up to rounding, not bit for bit"]
     assert alone.done
     assert torch.equal(alone.model.state_dict()["head.weight"], first["head.weight"])
 
@@ -189,7 +206,7 @@ def test_two_processes_are_one_whatever_is_asked(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE.to_yaml())
     start = "import sys; from robudget.training.distributed import dist, join; world, device = join('cpu')"
     end = "torch.save(scenarios(sys.argv[1]), f'{sys.argv[1]}/{world.rank}.pt'); dist.destroy_process_group()"
-    processes = pair("\n".join((SCENARIOS, "torch.set_num_threads(1)", start, end)), tmp_path)
+    processes = group("\n".join((SCENARIOS, "torch.set_num_threads(1)", start, end)), tmp_path, 2)
     space: dict[str, Any] = {}
     exec(SCENARIOS, space)
     alone = space["scenarios"](tmp_path)

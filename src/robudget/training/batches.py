@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from robudget.data.augment import crop_flip, cutmix, randaugment
 from robudget.data.dataset import Dataset, Split, to_unit
 from robudget.data.keyed import generator_for
-from robudget.data.stream import Prepared, Stream
+from robudget.data.stream import Prepared, Stream, prepare
 from robudget.errors import InputError
 from robudget.models.build import build_for
 from robudget.recipe import Recipe
 from robudget.training import losses
 from robudget.training.checkpoint import load_weights
-from robudget.training.distributed import World
+from robudget.training.distributed import World, first_on_node
 
 
 class Batches:
@@ -67,6 +67,19 @@ class Batches:
         if self._recipe.label_smoothing:
             target = losses.smooth(target, self._classes, self._recipe.label_smoothing)
         return to_unit(images).contiguous(memory_format=self._format), labels, target
+
+
+def prepare_once(recipe: Recipe, dataset: Dataset, synthetic_root: str | Path | None, world: World) -> Prepared:
+    """`prepare` of every process. Files are decoded into the cache by the first one of each machine before the others
+    read them there; a mixture is fitted by the first of all, which gives its images to the others."""
+    if recipe.synthetic.source != "mixture" or world.size == 1:
+        return first_on_node(world, lambda: prepare(recipe, dataset, synthetic_root))
+    prepared = prepare(recipe if world.leads else recipe.with_({"synthetic.source": None}), dataset)
+    made = prepared.synthetic
+    images, labels, soft = world.given([made.images, made.labels, made.soft] if made is not None else None)
+    assert images is not None
+    assert labels is not None
+    return replace(prepared, synthetic=Split(images, labels, soft))
 
 
 def relabel(

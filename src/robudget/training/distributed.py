@@ -89,6 +89,20 @@ class World:
         for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def given(self, tensors: Sequence[Tensor | None] | None) -> list[Tensor | None]:
+        """The first process's tensors of the CPU, in every process; the others hand over None."""
+        about = [None if tensors is None else [None if t is None else (t.shape, t.dtype) for t in tensors]]
+        dist.broadcast_object_list(about, src=0, group=_waiting)
+        assert about[0] is not None
+        given: list[Tensor | None] = []
+        for number, shape in enumerate(about[0]):
+            own = tensors[number] if tensors is not None else None
+            tensor = None if shape is None else own if own is not None else torch.empty(shape[0], dtype=shape[1])
+            if tensor is not None:
+                dist.broadcast(tensor, src=0, group=_waiting)
+            given.append(tensor)
+        return given
+
     def barrier(self) -> None:
         """Wait, for days if need be, until every process is here. Raises where one of them has ended."""
         if self.size > 1:

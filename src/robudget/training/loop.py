@@ -18,7 +18,6 @@ from robudget.backend.batch_size import keep_freed_memory, validation_size
 from robudget.backend.fast_paths import FastPaths
 from robudget.backend.precision import check_training, float32_as, gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
-from robudget.data.stream import prepare
 from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.files import make_folder
@@ -27,9 +26,9 @@ from robudget.models.build import build_for
 from robudget.models.preact import checkpoint_activations
 from robudget.recipe import Recipe
 from robudget.training import checkpoint
-from robudget.training.batches import Batches, relabel
+from robudget.training.batches import Batches, prepare_once, relabel
 from robudget.training.batchnorm import synchronise_batchnorm
-from robudget.training.distributed import World, current, first_on_node
+from robudget.training.distributed import current
 from robudget.training.looks import Looks
 from robudget.training.memory import FittingStep, chosen_batch
 from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
@@ -91,9 +90,7 @@ class Trainer:
         if recipe.batch_size % self.world.size:
             raise InputError(f"batch_size = {recipe.batch_size} can't be shared by {self.world.size} processes")
 
-        # Files are decoded into a cache; a mixture is fitted in each process's memory, at the same time.
-        alone = World() if recipe.synthetic.source == "mixture" else self.world
-        data = first_on_node(alone, lambda: prepare(recipe, dataset, site.synthetic_root))
+        data = prepare_once(recipe, dataset, site.synthetic_root, self.world)
         self.data = relabel(data, recipe, dataset, site.teacher, self.device, self.world)
         synthetic = self.data.synthetic
         self._synthetic = sampled_fingerprint(synthetic) if synthetic is not None else "none"
