@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint setup clean help
+.PHONY: demo test lint gpu setup clean help
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
@@ -20,6 +20,9 @@ lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+gpu: ## what only a GPU can show, in ten minutes, as a block for bench/RESULTS.md; needs torch there, installs nothing
+	@PYTHONPATH=src $${PYTHON:-$$(test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo $(PYTHON))} bench/gpu.py $(ARGS)
 
 setup: $(READY) ## only the set-up
 
