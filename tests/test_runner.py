@@ -10,10 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import robudget as rb
+from robudget.environment import resolve_device
 from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.runner import Progress, resolve_device
+from robudget.runner import Progress
 from robudget.store import RunFolder
 
 

@@ -20,6 +20,7 @@ from robudget.attacks.victim import Model
 from robudget.data import imagenet
 from robudget.datasets import Preprocessing
 from robudget.energy_log import EnergyLog
+from robudget.environment import environment, resolve_device
 from robudget.errors import InputError
 from robudget.evaluation.comparison import Comparison
 from robudget.evaluation.comparison import compare as compare_verdicts
@@ -35,7 +36,7 @@ from robudget.files import write_json
 from robudget.meter.energy import Energy
 from robudget.meter.flops import PassFlops, count, stage_record, totals
 from robudget.meter.machine import open_meter
-from robudget.runner import environment, evaluate_metered, part_of, resolve_device
+from robudget.metered import evaluate_metered, part_of
 from robudget.store import RunFolder, WorkFolder, writing
 from robudget.threads import claimed
 from robudget.threat import CUSTOMARY, Threat

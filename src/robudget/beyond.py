@@ -15,6 +15,7 @@ from robudget.benchmark import Candidate, benchmark, folder_of, merged_name, row
 from robudget.data.corruptions import computed
 from robudget.data.corruptions import read as read_corruptions
 from robudget.energy_log import EnergyLog
+from robudget.environment import resolve_device
 from robudget.errors import InputError
 from robudget.evaluation.corruptions import Corruptions, corruptions, merge_corruptions
 from robudget.evaluation.curve import ATTACKS, Curve, curve, merge_curves
@@ -27,7 +28,6 @@ from robudget.evaluation.unseen import UnseenAccuracy, merge_unseen, unseen
 from robudget.evaluation.verdicts import Verdicts
 from robudget.execution import Site
 from robudget.meter.machine import open_meter
-from robudget.runner import resolve_device
 from robudget.store import writing
 from robudget.threads import claimed
 from robudget.threat import Norm, Threat

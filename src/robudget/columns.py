@@ -164,6 +164,8 @@ _ALL = (
     Column("co2_kg", "cost", "log", "carbon", "CO₂e", "kg CO₂e", "co2_kg_how", "eval_co2_kg", budget=_CARBON),
     Column("eval_co2_kg", "evaluation cost", "log", "carbon of evaluation", "eval CO₂e", "kg CO₂e", "eval_energy_how"),
     Column("co2_kg_how", "how", "category", "how carbon was obtained"),
+    Column("lost_flops", "other cost", "log", "compute of killed attempts", "lost FLOP", "FLOP", "lost_flops_how"),
+    Column("lost_flops_how", "how", "category", "how the compute of killed attempts was obtained"),
     Column("rent_usd", "other cost", "log", "rent of GPUs", "rent", "$"),
     Column("synthetic_energy_kwh", "other cost", "log", "energy of making the synthetic images", "synthetic energy",
            "kWh", "synthetic_energy_how"),

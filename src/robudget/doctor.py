@@ -18,10 +18,10 @@ import torch
 from robudget import __version__
 from robudget.backend.device import why_no_gpu
 from robudget.backend.precision import has_bfloat16
+from robudget.environment import resolve_device
 from robudget.execution import Site
 from robudget.meter import cpu, gpu
 from robudget.meter.machine import open_meter
-from robudget.runner import resolve_device
 from robudget.threads import cores, held_by_others, quota, share
 
 _WRITTEN_BYTES = 64 << 20  # of the store's disk, to time it

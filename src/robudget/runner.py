@@ -1,41 +1,42 @@
 """One run, composed: data and model, training, evaluation, the meter around both, and the record.
 
-From top to bottom: `run` prepares, then `_Run` trains, evaluates and records. `evaluate_metered` serves every
-evaluation, of a run and of any other classifier (`benchmark`).
+From top to bottom: `run` prepares, then `_Run` trains, evaluates and records.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from robudget import __version__, data, stop
-from robudget.attacks.victim import Model
-from robudget.backend.device import answering, why_no_gpu
+from robudget import data, stop
+from robudget.backend.device import answering
 from robudget.data.dataset import sampled_fingerprint
 from robudget.energy_log import EnergyLog
-from robudget.errors import InputError
-from robudget.evaluation.evaluator import Evaluator
+from robudget.environment import algorithms, chosen, environment, resolve_device
 from robudget.evaluation.specification import Specification
 from robudget.evaluation.state import Progress as EvaluationProgress
 from robudget.evaluation.verdicts import Verdicts, merge
-from robudget.evaluation.victims import Backward
 from robudget.execution import Site
 from robudget.files import write_json
 from robudget.lease import Observer
-from robudget.meter.flops import PassFlops, model_record, of_recipe, stage_record, training_record
-from robudget.meter.gpu import driver_version
+from robudget.meter.flops import (
+    PassFlops,
+    model_record,
+    of_recipe,
+    stage_record,
+    totals,
+    training_calls,
+    training_record,
+)
 from robudget.meter.machine import open_meter
+from robudget.metered import evaluate_metered, part_of
 from robudget.recipe import Recipe
 from robudget.store import RunFolder, Store, writing
 from robudget.threads import claimed
@@ -57,6 +58,21 @@ class Progress:
     fraction: float
     note: str
     key: str
+
+
+@dataclass(frozen=True)
+class Until:
+    """Where a training pauses before its last epoch: after so many epochs (0: nowhere) and, with `collapse`, as soon as
+    the collapse watch has fired."""
+
+    epoch: int = 0
+    collapse: bool = False
+
+    def reached(self, epoch: int, collapsed_at: Sequence[int]) -> str:
+        """Why to pause after this epoch; "" where not to."""
+        if self.collapse and collapsed_at:
+            return f"collapsed at epoch {collapsed_at[0]}"
+        return f"epoch {epoch}" if 0 < self.epoch <= epoch else ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,7 @@ def run(
     progress: Callable[[Progress], None] = lambda progress: None,
     over: int | None = None,
     stop_token: str | None = None,
+    until: Until = Until(),
 ) -> RunResult:
     """Train `recipe`, evaluate it, meter both, and write the record to `store`; what is done already is only read.
 
@@ -99,8 +116,9 @@ def run(
     `over` is for who has watched the run's lease already: the number of a stale one to take over, 0 for none; otherwise
     a lease of another host is watched here until it moves or has stood still for `lease.STALE_SECONDS`. `stop_token`:
     what the store's file of requests said when the sweep began (`stop.on_file`); default: what it says now.
+    `until`: where the training pauses; what it has taken so far is then in `partial.json`.
     Raises `store.Busy` where another process has the run, InputError for what the user can mend, RunFailed when
-    training diverges, stop.Stopped where that was requested (`stop.py`).
+    training diverges, stop.Stopped where that was requested (`stop.py`), stop.Paused.
     """
     site, folder = site or Site(), Store(store).folder(recipe)
     if folder.has(recipe):
@@ -108,7 +126,7 @@ def run(
     with (
         stop.on_file(Path(store), stop_token),
         claimed(site.threads, begun_with=folder.threads),
-        _algorithms(site.deterministic),
+        algorithms(site.deterministic),
         answering(),
         joined(str(resolve_device(site.device))) as (world, device),
     ):
@@ -120,7 +138,7 @@ def run(
                     open_meter(str(device), **site.meter) as meter,
                     EnergyLog(folder, meter, rank=world.rank) as energy,
                 ):
-                    _Run(recipe, dataset, site, device, world, folder, energy, progress).complete()
+                    _Run(recipe, dataset, site, device, world, folder, energy, progress, until).complete()
     return RunResult(folder, folder.record())
 
 
@@ -136,13 +154,15 @@ class _Run:
     folder: RunFolder
     energy: EnergyLog
     progress: Callable[[Progress], None]
+    until: Until
     attacks: set[str] = field(default_factory=set)  # that this process has begun
 
     def complete(self) -> None:
         """Train and evaluate what is not done yet, and write the record."""
         if self.world.leads:
             with writing(self.folder.path):
-                write_json(self.folder.path / "environment.json", environment(self.device) | _chosen(self.site))
+                write_json(self.folder.path / "environment.json", environment(self.device) | chosen(self.site))
+                self.folder.go_on()
         self.world.barrier()
         self.folder.log("start", rank=self.world.rank)
         training = self.folder.record() if self.folder.done else self.train()
@@ -152,9 +172,9 @@ class _Run:
         self.world.barrier()
 
     def train(self) -> dict[str, Any]:
-        """The parts of the record that the training determines."""
+        """`trained`, at the end. Raises stop.Paused before that, where it shall."""
         recipe = self.recipe
-        with self.energy.window("training"):
+        with self.energy.window("training", calls=dict):
             trainer = Trainer(
                 recipe,
                 self.dataset,
@@ -169,23 +189,40 @@ class _Run:
         epochs = iter(trainer)
         slowest = 0.0
         while not trainer.done:
+            if why := self.until.reached(len(trainer.records), trainer.collapsed_at):
+                self.pause(trainer, why)
             if slowest > stop.seconds_left():
                 stop.request("the next epoch would not end in time")  # the trainer looks before it begins one
             began = time.monotonic()
-            with self.energy.window("training"):
+            with self.energy.window("training", calls=lambda: trainer.calls):
                 record = next(epochs)
             slowest = max(slowest, time.monotonic() - began)
             if self.world.leads:
                 self.folder.log("epoch", **asdict(record))
             self._report_epoch(record.epoch, record.val_robust)
+        return self.trained(trainer)
+
+    def pause(self, trainer: Trainer, why: str) -> NoReturn:
+        """Leave the training with what it has taken so far in `partial.json`."""
+        with self.energy.window("training", calls=dict):
+            trainer.leave()
+        if self.world.leads:
+            trained = self.trained(trainer)
+            status = {"status": "paused", "why": why}
+            self.folder.leave(self.head() | status | trained | {"training": self.trained_for(trained["training"])})
+        self.world.barrier()
+        raise stop.Paused(why)
+
+    def trained(self, trainer: Trainer) -> dict[str, Any]:
+        """The parts of the record that the training determines, as far as it has come."""
+        recipe = self.recipe
         last, best, synthetic = trainer.records[-1], trainer.best, trainer.data.synthetic
-        assert best is not None, "the last epoch is always validated"
         return {
             "environment": environment(self.device)
             | {"precision": trainer.precision.name, "processes": self.world.size, "arithmetic": trainer.arithmetic}
             | {"fast_paths": trainer.fast_paths}
             | {"physical_batch": trainer.physical.images or recipe.batch_size // self.world.size}
-            | _chosen(self.site),
+            | chosen(self.site),
             "dataset": {
                 "name": self.dataset.name,
                 "fingerprint": self.dataset.fingerprint,
@@ -199,9 +236,9 @@ class _Run:
                 "epochs": last.epoch,
                 "steps": last.steps,
                 "images_seen": last.images,
-                "best_epoch": best.epoch,
-                "val_clean": best.val_clean,
-                "val_robust": best.val_robust,
+                "best_epoch": best.epoch if best is not None else None,
+                "val_clean": best.val_clean if best is not None else None,
+                "val_robust": best.val_robust if best is not None else None,
                 "val_images": len(trainer.data.validation),
                 "collapsed_at": trainer.collapsed_at,
                 "stopped": trainer.stopped,
@@ -248,20 +285,15 @@ class _Run:
 
     def record(self, trained: Mapping[str, Any], verdicts: Verdicts) -> dict[str, Any]:
         """run.json; `trained` is what `train` returned, or an earlier run.json."""
-        recipe, training, threat = self.recipe, trained["training"], self.recipe.evaluation_threat
-        images, steps, calls = training["images_seen"], training["steps"], training["calls"]
-        energy = self.energy.total("training")
+        recipe, threat = self.recipe, self.recipe.evaluation_threat
         low, high = verdicts.interval
-        return {
-            "id": recipe.id,
-            "slug": recipe.slug,
+        whole, asked = verdicts.total, {"evaluation": recipe.evaluation_id}
+        kept = {f"evaluation_{way}": getattr(whole, way) for way in ("forward", "backward")}
+        return self.head() | {
             "status": "done",
-            "recipe": recipe.to_dict(),
             "environment": trained["environment"],
             "dataset": trained["dataset"],
-            "model": model_record(self._flops),
-            "training": training
-            | training_record(recipe, self._flops, calls, images=images, steps=steps, energy=energy),
+            "training": self.trained_for(trained["training"]),
             "evaluation": {
                 "id": recipe.evaluation_id,
                 "norm": threat.norm,
@@ -276,11 +308,29 @@ class _Run:
                 "calls": verdicts.calls,
                 "findings": [finding.to_dict() for finding in verdicts.findings],
             }
-            | stage_record(
-                self._flops, verdicts.calls, self.energy.total("evaluation", evaluation=recipe.evaluation_id)
-            ),
+            | stage_record(self._flops, verdicts.calls, self.energy.total("evaluation", **asked))
+            | self._lost("evaluation", kept, **asked),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+    def head(self) -> dict[str, Any]:
+        """What every record begins with."""
+        recipe = self.recipe
+        model = model_record(self._flops)
+        return {"id": recipe.id, "slug": recipe.slug, "recipe": recipe.to_dict(), "model": model}
+
+    def trained_for(self, training: Mapping[str, Any]) -> dict[str, Any]:
+        """What `trained` says of the training, with its cost."""
+        images, steps, calls = training["images_seen"], training["steps"], training["calls"]
+        energy = self.energy.total("training")
+        cost = training_record(self.recipe, self._flops, calls, images=images, steps=steps, energy=energy)
+        return dict(training) | cost | self._lost("training", calls)
+
+    def _lost(self, stage: str, kept: Mapping[str, int], **about: Any) -> dict[str, Any]:
+        """FLOPs of killed attempts, which no other figure of FLOPs has in it (their energy is in the stage's)."""
+        lost = self.energy.lost(stage, kept, **about)
+        flops = totals(self._flops, training_calls(self.recipe, lost.calls, steps=0))
+        return {"flops_lost": sum(flops.values()), "flops_lost_how": lost.how}
 
     @property
     def _flops(self) -> PassFlops:
@@ -310,51 +360,6 @@ class _Run:
         self._report("train", 0.0, text, text)
 
 
-def evaluate_metered(
-    model: Model,
-    specification: Specification,
-    dataset: data.Dataset,
-    rows: range,
-    *,
-    folder: Path,
-    energy: EnergyLog,
-    device: torch.device,
-    flops: Callable[[], PassFlops | None],
-    progress: Callable[[EvaluationProgress], None] | None,
-    backward: Backward = "own",
-    surrogate_flops: Callable[[], PassFlops | None] = lambda: None,
-    known: Verdicts | None = None,
-    **about: Any,
-) -> Verdicts:
-    """Evaluate a model on these rows of the test split, and save the verdicts in `folder` with each attack's FLOPs and
-    energy. An evaluation that was stopped, however, goes on where it was.
-
-    The energy of the whole is logged as the window "evaluation" with what `about` says of it. `flops` are those of one
-    image's passes, None where they are unknown: asked for afterwards, since counting could change a stranger's model;
-    so are `surrogate_flops`, where gradients are taken through a surrogate (`backward`). Raises stop.Stopped,
-    everything saved, where that was requested.
-    """
-    images = dataset.test[rows.start : rows.stop]
-    with energy.window("evaluation", **about):
-        evaluator = Evaluator(model, specification, device, folder / "state", progress, energy.window, backward, known)
-        index = torch.arange(rows.start, rows.stop)
-        verdicts = evaluator.run(images.images, images.labels, index=index, classes=dataset.classes)
-    verdicts = replace(verdicts, about={**verdicts.about, "dataset": dataset.name})
-    counted = flops()
-    if counted is not None:
-        surrogate = surrogate_flops() if verdicts.surrogate_calls else None
-        of_surrogate = None if surrogate is None else (surrogate.forward, surrogate.input_backward)
-        verdicts = verdicts.with_flops(counted.forward, counted.input_backward, of_surrogate)
-    with writing(folder):
-        verdicts.save(folder)  # after the window: whoever finds the verdicts finds their energy in the log
-    return verdicts
-
-
-def part_of(n: int, i: int, count: int) -> range:
-    """The i-th, from 0, of `count` contiguous parts of n rows."""
-    return range(n * i // count, n * (i + 1) // count)
-
-
 def _evaluated(folder: Path) -> bool:
     return (folder / "result.json").exists()
 
@@ -374,70 +379,3 @@ def _locked(folder: RunFolder, recipe: Recipe, world: World, over: int | None) -
     with folder.lock(over=Observer().wait(folder.path) if over is None else over):
         world.barrier()
         yield
-
-
-@contextmanager
-def _algorithms(deterministic: bool) -> Iterator[None]:
-    if not deterministic:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    before = torch.get_deterministic_debug_mode()
-    # `use_deterministic_algorithms` sets the same flag, and imports torch's compiler (3 s) to tell it too.
-    torch.set_deterministic_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(before)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device for `auto`, `cpu`, `cuda` or `cuda:1`. Raises InputError where there is no such GPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise InputError(f"unknown device {name!r} (allowed: auto, cpu, cuda, cuda:1)") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device {name!r} is not supported (allowed: auto, cpu, cuda, cuda:1)")
-    gpus = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        why = f": {why_no_gpu()}" if gpus == 0 else ""
-        raise InputError(f"device = {name!r}, but this machine has {gpus} CUDA GPUs{why} (allowed: auto, cpu)")
-    return device
-
-
-def _chosen(site: Site) -> dict[str, Any]:
-    """What was asked of the site: beside its defaults, paths left out."""
-    asked = site.model_dump(exclude_defaults=True, exclude={"data_root", "synthetic_root", "teacher"})
-    return {"tf32": site.tf32, "site": asked}
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a result may depend on beside the recipe: versions, device, threads, the CPU's capability."""
-    packages = ("torch", "timm", "numpy", "scikit-learn")
-    return {
-        "robudget": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-        "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        **(cuda_versions(device) if device.type == "cuda" else {}),
-    }
-
-
-def cuda_versions(device: torch.device) -> dict[str, Any]:
-    """Versions of what computes on a GPU, and how many GPUs there are (the driver by NVML, None where it is silent)."""
-    return {
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-        "driver": driver_version(),
-        "gpus": torch.cuda.device_count(),
-        "compute_capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
-    }

@@ -34,6 +34,10 @@ class Stopped(RobudgetError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
+class Paused(RobudgetError):
+    """The training has come to where it was to pause, with everything saved; without that it goes on from there."""
+
+
 def request(why: str) -> None:
     """Ask the work of this process to save and stop. `why` is a few words, e.g. "SIGTERM"; the first one stays."""
     global _why

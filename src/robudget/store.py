@@ -7,6 +7,7 @@
         last.pt            where training resumes; best.safetensors  the weights to use
         evals/<id>/        verdicts.parquet and result.json of one evaluation
         run.json           the record: written last, atomically; its presence means done
+        partial.json       the same of a training that a sweep has paused or ended early, as far as it came
 
 Raw records are kept; `tables/read.py` derives the table's columns from them, so that another price or a corrected
 formula needs no rerun. Imports neither torch nor pandas.
@@ -29,8 +30,10 @@ from robudget.files import allowed, local, to_plain, write_json, write_text
 from robudget.lease import Busy, Lease, LeaseLost, share, take
 from robudget.recipe import Recipe
 
-__all__ = ["Busy", "LeaseLost", "RunFolder", "Store", "WorkFolder", "read_record", "writing"]
+__all__ = ["ENDED_EARLY", "Busy", "LeaseLost", "RunFolder", "Store", "WorkFolder", "read_record", "writing"]
 FORMAT = 1
+PARTIAL = "partial.json"
+ENDED_EARLY = "ended early"
 
 
 class WorkFolder:
@@ -114,6 +117,15 @@ class RunFolder(WorkFolder):
             return None
         return threads if isinstance(threads, int) and threads > 0 else None
 
+    @property
+    def gpus(self) -> int:
+        """How many GPUs this run was begun on, by environment.json and the logs of its processes."""
+        try:
+            device = json.loads((self.path / "environment.json").read_text("utf-8"))["device"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        return len(self.ranks()) if device == "cuda" else 0
+
     @cached_property
     def recipe(self) -> Recipe:
         path = self.path / "recipe.yaml"
@@ -145,6 +157,30 @@ class RunFolder(WorkFolder):
     def record(self) -> dict[str, Any]:
         """run.json, checked to be of this version."""
         return read_record(self.path / "run.json")
+
+    # -- a training that was left before its last epoch ----------------------------------------------------------------
+
+    def leave(self, record: Mapping[str, Any]) -> None:
+        """Write partial.json: the training has paused, or (with the status `ENDED_EARLY`) will not go on by itself."""
+        with writing(self.path):
+            write_json(self.path / PARTIAL, {"format": FORMAT, **record})
+
+    def partial(self) -> dict[str, Any] | None:
+        """partial.json; None where the run is done, or nothing was left."""
+        if self.done or not (self.path / PARTIAL).exists():
+            return None
+        return read_record(self.path / PARTIAL)
+
+    @property
+    def ended_early(self) -> str | None:
+        """Why a sweep has ended this run early; None where none has, or where it was finished since."""
+        record = self.partial()
+        return str(record["why"]) if record is not None and record["status"] == ENDED_EARLY else None
+
+    def go_on(self) -> None:
+        """Forget that the training was left."""
+        with writing(self.path):
+            (self.path / PARTIAL).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -72,17 +72,18 @@ def test_log_bins_by_brute_force(runs, bins):
 
 def test_runs_left_out_are_counted():
     frame = table(
-        [1.0, 2, 3, 4, np.nan, -1, 5, 6],
-        [40.0, 5, 50, 60, 50, 50, 50, np.nan],
-        status=["done"] * 7 + ["failed"],
-        loss=["at", "at", "standard", "at", "at", "at", "at", "at"],
+        [1.0, 2, 3, 4, np.nan, -1, 5, 6, 7],
+        [40.0, 5, 50, 60, 50, 50, 50, np.nan, 70],
+        status=["done"] * 7 + ["failed", "ended early"],
+        loss=["at", "at", "standard", "at", "at", "at", "at", "at", "at"],
     )
     counts = envelope(frame, bins=2).counts
     assert counts.to_dict() == {
-        "total": 8, "used": 3, "failed": 1, "standard": 1, "collapsed": 1, "unknown": 1, "impossible": 1,
+        "total": 9, "used": 3, "failed": 1, "standard": 1, "collapsed": 1, "unknown": 1, "impossible": 1,
+        "ended_early": 1,
     }  # fmt: skip
     assert counts.sentence() == (
-        "3 of 8 runs used; left out: 1 failed, 1 trained without an adversary, 1 collapsed, "
+        "3 of 9 runs used; left out: 1 failed, 1 ended early, 1 trained without an adversary, 1 collapsed, "
         "1 with a value missing, 1 with an impossible value"
     )
 

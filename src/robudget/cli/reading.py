@@ -45,10 +45,10 @@ def cost(
     from robudget.cli.view.runs import forecasts_text
     from robudget.config import parse_overrides
     from robudget.datasets import PUBLISHED, Sizes
+    from robudget.environment import resolve_device
     from robudget.execution import Site
     from robudget.forecast.forecast import forecast_study, total
     from robudget.meter.prices import Prices as PriceList
-    from robudget.runner import resolve_device
     from robudget.sweep.study import recipes_of
     from robudget.threads import claimed
 

@@ -84,6 +84,12 @@ def sweep(
     max_failures: Annotated[
         int | None, typer.Option(min=1, help="end when so many runs have failed; default: when 5 fail for one cause")
     ] = None,
+    halving: Annotated[
+        int, typer.Option(help="of so many runs one trains on at each rung of validation, the others end early")
+    ] = 0,
+    end_collapsed: Annotated[
+        bool, typer.Option("--end-collapsed", help="end a run where catastrophic overfitting is seen on validation")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="go on without this terminal; see robudget status")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list what would run, and what it would cost")] = False,
     device: Annotated[
@@ -93,7 +99,15 @@ def sweep(
     json: AsJson = False,
 ) -> None:
     """Run every recipe of a study, several side by side; skips what is done and resumes what was begun."""
-    from robudget.cli.sweep_terms import chosen_recipes, detached, dry_run_text, forecast_rows, set_end, terms_of
+    from robudget.cli.sweep_terms import (
+        chosen_recipes,
+        detached,
+        dry_run_text,
+        early_text,
+        forecast_rows,
+        set_end,
+        terms_of,
+    )
     from robudget.cli.view.console import SweepDisplay, out, show
     from robudget.config import parse_overrides
     from robudget.execution import Site
@@ -101,6 +115,7 @@ def sweep(
     from robudget.sweep.drive import drive
     from robudget.sweep.executor import open_executor, split_options
     from robudget.sweep.frontier import with_frontier
+    from robudget.sweep.halving import Adaptive
     from robudget.sweep.study import MOST, Study
 
     words, options = split_options(overrides or [])
@@ -114,6 +129,7 @@ def sweep(
     terms = terms_of(
         chosen, recipes, store, site, on,
         order=order, budget=budget, prices=prices, limit=limit, max_failures=max_failures,
+        adaptive=Adaptive(halving, end_collapsed),
     )  # fmt: skip
     if dry_run:
         rows = forecast_rows(recipes, Store(store), terms, device)
@@ -147,7 +163,9 @@ def sweep(
         show(json, lambda: table, lambda: leaderboard(table))
     for index, why in state.failed.items():
         print(f"error: {recipes[index].slug}: {why}", file=sys.stderr)
-    left = len(recipes) - state.done - len(state.failed)
+    if said := early_text(state, Store(store), terms):
+        print(said, file=sys.stderr)
+    left = len(recipes) - state.done - len(state.failed) - state.early
     if state.ended:
         print(f"ended with {left} runs not done: {state.ended}", file=sys.stderr)
     elif left:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time as clock
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group
@@ -15,14 +16,16 @@ from rich.text import Text
 
 from robudget import stop
 from robudget.cli.view.console import TextTable, duration
+from robudget.cli.view.sweeps import money
 from robudget.errors import InputError, unknown
 from robudget.execution import Site
 from robudget.formats import UNKNOWN, known
-from robudget.meter.prices import PAPER, Prices
+from robudget.meter.prices import Prices
 from robudget.recipe import Recipe
-from robudget.store import Store, writing
+from robudget.store import ENDED_EARLY, Store, writing
 from robudget.sweep.drive import ORDERS, Terms
-from robudget.sweep.ledger import Budget, Ledger
+from robudget.sweep.halving import Adaptive, rungs
+from robudget.sweep.ledger import Budget, Ledger, Spend
 from robudget.sweep.queue import SweepState
 from robudget.sweep.study import Study
 
@@ -54,6 +57,7 @@ def terms_of(
     prices: str | None,
     limit: int | None,
     max_failures: int | None,
+    adaptive: Adaptive,
 ) -> Terms:
     limits = Budget.parse(budget, Prices.load(prices) if prices else None) if budget is not None else None
     if limits is not None and limits.unit == "gpu_hours" and site.device == "cpu":
@@ -61,7 +65,9 @@ def terms_of(
     ranks = frontier_ranks(recipes, store) if order == FRONTIER else None
     if ranks is None and order not in ORDERS:
         raise unknown("order", order, [*ORDERS, FRONTIER])
-    return Terms(order, ranks, limit, limits, max_failures, study.name, on)
+    if adaptive.eta:
+        rungs(recipes, adaptive.eta)  # raises where there is none
+    return Terms(order, ranks, limit, limits, max_failures, adaptive, study.name, on)
 
 
 def frontier_ranks(recipes: Sequence[Recipe], store: str) -> list[float]:
@@ -118,9 +124,9 @@ def detached(store: Store, title: str) -> str:
 def forecast_rows(recipes: Sequence[Recipe], store: Store, terms: Terms, device: str | None) -> list[dict[str, Any]]:
     """What a dry run says: a row a run in the order of the sweep, those done first, and one for all. Seconds, kWh and
     usd as measured of a done run, else as forecast: by the finished runs of the store, or on a device of the table."""
-    state = SweepState.begin(recipes, store)
+    state = SweepState.begin(recipes, store, adaptive=bool(terms.adaptive))
     ledger = Ledger(recipes, state.weights, store)
-    prices = terms.budget.prices if terms.budget is not None else PAPER
+    prices = terms.prices
     table: dict[str, dict[str, Any]] = {}
     if device is not None:
         from robudget.forecast.forecast import forecast_study
@@ -131,7 +137,10 @@ def forecast_rows(recipes: Sequence[Recipe], store: Store, terms: Terms, device:
     for index in [*(i for i in range(len(recipes)) if i not in pending), *to_do]:
         recipe = recipes[index]
         row: dict[str, Any] = {"run": recipe.slug, "id": recipe.id, "state": "to do" if index in pending else "done"}
-        if index in ledger.done:
+        if index in state.ended_before:
+            row |= {"state": ENDED_EARLY}
+            spend, how = ledger.begun.get(index, Spend(*[float("nan")] * 4)), "measured"
+        elif index in ledger.done:
             spend, how = ledger.done[index], "measured"
         elif device is not None:
             found = table[recipe.id]
@@ -149,6 +158,17 @@ def forecast_rows(recipes: Sequence[Recipe], store: Store, terms: Terms, device:
             spend, how = known_spend, "by the store's runs"
         rows.append(row | {"seconds": spend.seconds, "kwh": spend.kwh, "usd": spend.usd(prices), "how": how})
     return rows
+
+
+def early_text(state: SweepState, store: Store, terms: Terms) -> str:
+    """How many runs were ended early, and what that saved; "" where none was."""
+    early = [*state.ended_before, *state.ended_early]
+    if not early:
+        return ""
+    saved = Ledger(state.recipes, state.weights, store).saved(early)
+    what = UNKNOWN if saved is None else money(asdict(saved) | {"usd": saved.usd(terms.prices)})
+    now = f", {len(state.ended_early)} of them now" if state.ended_before else ""
+    return f"{len(early)} runs were ended early{now}: saved {what} (forecast less spent)"
 
 
 def dry_run_text(rows: Sequence[dict[str, Any]], question: str) -> Group:

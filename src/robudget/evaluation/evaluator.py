@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robudget import stop
 from robudget.attacks.build import build, check_images, rows_of
 from robudget.attacks.driver import Report, drive
-from robudget.attacks.ensemble import Member, fit_to_classes
+from robudget.attacks.ensemble import Member, Passes, fit_to_classes
 from robudget.attacks.noise import Noise
 from robudget.attacks.victim import Model, frozen, margin
 from robudget.backend.batch_size import keep_freed_memory
@@ -98,7 +98,7 @@ class Evaluator:
     each attack its energy. `backward`: a surrogate that gradients are taken through (`attacks.victim.Victim` says how);
     by default the model's own `surrogate()`, where it has that method. Verdicts are of the model alone. `known`:
     verdicts of the same model on the same images under another threat, whose clean pass is taken over (where they are
-    of others, it is made).
+    of others, it is made). `counting` is given a function at the start: the passes that the attacks have made so far.
     """
 
     model: Model
@@ -109,6 +109,7 @@ class Evaluator:
     window: Window | None = None
     backward: Backward = "own"
     known: Verdicts | None = None
+    counting: Callable[[Callable[[], Passes]], None] | None = None
 
     def run(self, x: Tensor, y: Tensor, *, index: Tensor | None = None, classes: int | None = None) -> Verdicts:
         """A verdict for each image x (N, C, H, W) float32 in [0, 1], or uint8, with label y (N,) int64.
@@ -150,6 +151,8 @@ class _Evaluation:
         self.specification, self.images, self.victims = evaluator.specification, images, victims
         self.folder = None if evaluator.state is None else Path(evaluator.state)
         self.window, self.known = evaluator.window or (lambda name: nullcontext()), evaluator.known
+        if evaluator.counting is not None:
+            evaluator.counting(lambda: victims.passes)
         members = self.specification.members
         blind = [member.name for member in members if member.name not in ("square", "transfer")]
         if blind and not victims.differentiable:

@@ -21,8 +21,9 @@ from robudget.files import local
 from robudget.lease import Observer
 from robudget.meter.prices import PAPER, Prices
 from robudget.recipe import Recipe
-from robudget.store import RunFolder, Store, writing
+from robudget.store import ENDED_EARLY, Busy, RunFolder, Store, writing
 from robudget.sweep.executor import Event, Executor, Job
+from robudget.sweep.halving import Adaptive, Halving
 from robudget.sweep.journal import Journal
 from robudget.sweep.ledger import Budget, Ledger
 from robudget.sweep.queue import Status, SweepState
@@ -45,19 +46,25 @@ class Terms:
     """How a sweep is driven. `order`: "longest-first", so that no worker waits long for the end of the others;
     "cheapest-first"; or by `ranks`, one a recipe, lowest first. `limit`: start so many of the missing runs at most.
     `budget`: start none that would pass it, what the study's runs in the store have taken before included.
-    `max_failures`: end when so many runs have failed. `title` and `on` are for `robudget status`."""
+    `max_failures`: end when so many runs have failed. `adaptive`: end runs early, and leave those alone that were
+    ended early before (without it they are finished). `title` and `on` are for `robudget status`."""
 
     order: str = "longest-first"
     ranks: Sequence[float] | None = None
     limit: int | None = None
     budget: Budget | None = None
     max_failures: int | None = None
+    adaptive: Adaptive = field(default_factory=Adaptive)
     title: str = "sweep"
     on: str = "local"
 
     def __post_init__(self) -> None:
         if self.ranks is None and self.order not in ORDERS:
             raise unknown("order", self.order, ORDERS)
+
+    @property
+    def prices(self) -> Prices:
+        return self.budget.prices if self.budget is not None else PAPER
 
     def sorted(self, to_do: Sequence[int], weights: Sequence[float]) -> list[int]:
         if self.ranks is not None:
@@ -83,7 +90,7 @@ def drive(
     exception (Ctrl-C among them) the executor is closed at once; every run keeps what it had saved.
     """
     home, terms = Store(store), terms or Terms()
-    state = SweepState.begin(recipes, home)
+    state = SweepState.begin(recipes, home, adaptive=bool(terms.adaptive))
     state.to_do = terms.sorted(state.to_do, state.weights)
     state.left_out = state.to_do[terms.limit :] if terms.limit is not None else []
     state.to_do = state.to_do[: terms.limit]
@@ -132,6 +139,10 @@ class _Drive:
         self.causes: dict[str, int] = {}  # runs set aside since one was last done, by cause
         self.watched = time.monotonic()
         self.ledger = Ledger(state.recipes, state.weights, home)
+        self.halving: Halving | None = None
+        if terms.adaptive:
+            self.halving = halving = Halving(terms.adaptive, state.recipes, home, state.to_do)
+            self.waiting = deque(index for index in state.to_do if not halving.waits(index))
         self.journal = Journal(home, terms.title, terms.on)
 
     def run(self) -> None:
@@ -152,7 +163,7 @@ class _Drive:
         self.watch(self.state)
 
     def loop(self) -> None:
-        while self.state.running or (self.state.ended is None and (self.waiting or self.later)):
+        while self.state.running or (self.state.ended is None and self.some_left):
             stop.look()
             if stop.requested():
                 self.stop()
@@ -166,12 +177,16 @@ class _Drive:
                 self.watch(self.state)
                 self.note()
 
+    @property
+    def some_left(self) -> bool:
+        return bool(self.waiting or self.later or (self.halving is not None and self.halving.undecided))
+
     def note(self, last: str | None = None) -> None:
         """Tell the journal how it stands."""
         if last is None and not self.journal.due:
             return
         state = self.state
-        ended = state.finished.keys() | state.failed.keys()
+        ended = state.finished.keys() | state.failed.keys() | state.ended_early.keys()
         left = [index for index in state.to_do if index not in ended]
         spent, still = self.ledger.spent(), self.ledger.left(left)
         self.journal.write(
@@ -180,21 +195,18 @@ class _Drive:
                 "done": state.done,
                 "left": len(left),
                 "left_out": len(state.left_out) + len(self.too_dear),
+                "ended_early": state.early,
                 "retries": state.retries,
                 "running": {self.folder(index).path.name: asdict(run) for index, run in state.running.items()},
                 "failed": {self.folder(index).path.name: error for index, error in state.failed.items()},
                 "seconds_left": state.seconds_left,
-                "spent": asdict(spent) | {"usd": spent.usd(self.prices)},
-                "forecast": None if still is None else asdict(still) | {"usd": still.usd(self.prices)},
+                "spent": asdict(spent) | {"usd": spent.usd(self.terms.prices)},
+                "forecast": None if still is None else asdict(still) | {"usd": still.usd(self.terms.prices)},
                 "budget": self.terms.budget.text if self.terms.budget is not None else None,
                 "last": last,
             },
             last=last is not None,
         )
-
-    @property
-    def prices(self) -> Prices:
-        return self.terms.budget.prices if self.terms.budget is not None else PAPER
 
     def submit(self) -> None:
         """Start as many attempts as the executor has slots for; none while the store is away."""
@@ -203,11 +215,10 @@ class _Drive:
         now = time.monotonic()
         self.waiting.extend(index for at, index in self.later if at <= now)
         self.later = [(at, index) for at, index in self.later if at > now]
-        while self.waiting and len(self.state.running) < self.executor.slots:
-            index = self.waiting.popleft()
+        while len(self.state.running) < self.executor.slots and (index := self.next()) is not None:
             recipe, folder = self.state.recipes[index], self.folder(index)
             if folder.has(recipe):
-                self.state.finish(index, "was done by another process")
+                self.finish(index, "was done by another process")
                 continue
             free, over = self.observer.look(folder.path)
             if not free:
@@ -221,6 +232,43 @@ class _Drive:
                 self.tries[index] = _Tries(progress_mark(folder))
             self.state.running[index] = Status()
             self.executor.submit(index, self.job(index, over))
+
+    def next(self) -> int | None:
+        """The run to start next: one that goes on from a rung before one that waits for its turn."""
+        if self.halving is None:
+            return self.waiting.popleft() if self.waiting else None
+        while True:
+            for index, why in self.halving.judge().items():
+                self.end_early(index, why)
+            if (up := self.halving.next_up()) is not None:
+                return up
+            if not self.waiting:
+                return None
+            index = self.waiting.popleft()
+            if reason := self.halving.look(index):
+                self.end_early(index, reason)
+            elif by_another := self.folder(index).ended_early:
+                self.state.end_early(index, by_another)
+            elif not self.halving.waits(index):
+                return index
+
+    def end_early(self, index: int, why: str) -> None:
+        """Make it known in the store, under the run's lease."""
+        folder = self.folder(index)
+        try:
+            with folder.lock(over=self.observer.look(folder.path)[1]):
+                record = folder.partial()
+                if record is None or record["status"] != "paused":
+                    self.try_again(index, 0.0)  # it has gone on, or another driver was first
+                    return
+                folder.leave(record | {"status": ENDED_EARLY, "why": why})
+                folder.log("ended early", text=why)
+        except Busy:
+            self.try_again(index, BUSY_SECONDS)
+            return
+        self.state.end_early(index, why)
+        assert self.halving is not None
+        self.halving.look(index)
 
     def job(self, index: int, over: int) -> Job:
         room = self.tries[index].room
@@ -236,6 +284,8 @@ class _Drive:
             seconds=known.seconds if known is not None else 0.0,
             over=over,
             stop_token=self.token,
+            pause_epoch=self.halving.until(index) if self.halving is not None else 0,
+            pause_collapse=self.halving is not None and self.halving.collapse(index),
         )
 
     def folder(self, index: int) -> RunFolder:
@@ -248,7 +298,7 @@ class _Drive:
             return
         state.running.pop(index, None)
         if event.kind == "done":
-            state.finish(index, event.note)
+            self.finish(index, event.note)
             self.ledger.finished(index)
             self.causes.clear()
             self.waiting.extend(self.too_dear)  # what is forecast has changed
@@ -257,8 +307,19 @@ class _Drive:
             self.try_again(index, BUSY_SECONDS)
         elif event.kind == "stopped":  # by a scheduler, for what is no fault of the run
             self.try_again(index, RETRY_SECONDS)
-        else:
+        elif event.kind != "paused":
             self.failed(index, event)
+        elif self.halving is None:  # on a cluster, for an earlier driver that ended runs early
+            self.try_again(index, 0.0)
+        elif why := self.halving.look(index):
+            self.end_early(index, why)
+        elif not self.halving.waits(index):
+            self.waiting.appendleft(index)
+
+    def finish(self, index: int, summary: str) -> None:
+        self.state.finish(index, summary)
+        if self.halving is not None:
+            self.halving.look(index)
 
     def failed(self, index: int, event: Event) -> None:
         """Try it again or set it aside: attempts count only until the next one that makes progress."""
@@ -285,6 +346,8 @@ class _Drive:
         count = max(tries.failures.count(how), tries.lost)
         times = f" ({count} attempts without progress)" if count > 1 else ""
         self.state.fail(index, f"{event.note}{times}" + (f"\n{event.tail}" if event.tail else ""))
+        if self.halving is not None:
+            self.halving.failed(index)
         self.causes[how] = self.causes.get(how, 0) + 1
         most = self.terms.max_failures
         if most is not None and len(self.state.failed) >= most:

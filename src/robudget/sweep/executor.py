@@ -22,7 +22,7 @@ from robudget.store import Busy
 if TYPE_CHECKING:
     from robudget.runner import Progress
 
-Kind = Literal["progress", "done", "failed", "busy", "lost", "stopped"]
+Kind = Literal["progress", "done", "failed", "busy", "lost", "stopped", "paused"]
 TAIL_LINES = 12  # of a traceback, kept for the user
 # Each module has `open_executor(address, *, site, workers, runs, options) -> Executor`.
 EXECUTORS = {"local": "robudget.sweep.local", "ray": "robudget.sweep.ray", "slurm": "robudget.sweep.slurm"}
@@ -35,7 +35,8 @@ class Job:
 
     `gpus`, `cpus` and `memory_bytes` are what it needs (0 bytes: nothing is known), `seconds` its forecast (0 unknown).
     `over` is the number of a stale lease of the run that the driver has watched (`lease.Observer`), 0 for none;
-    `stop_token` is what the store's file of requests said when the driver began (`stop.on_file`).
+    `stop_token` is what the store's file of requests said when the driver began (`stop.on_file`). `pause_epoch` and
+    `pause_collapse`: where the training pauses (`runner.Until`).
     `version` is the driver's: a worker of another one refuses.
     """
 
@@ -48,6 +49,8 @@ class Job:
     seconds: float = 0.0
     over: int = 0
     stop_token: str = ""
+    pause_epoch: int = 0
+    pause_collapse: bool = False
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,7 +71,8 @@ class Event:
 
     `progress` (with `phase`, `fraction` and `note` as `runner.Progress` has them) may come any number of times, then
     one of: `done` (`note` is the summary), `failed` (`note` is the error), `busy` (another process has the run), `lost`
-    (its process or node ended without a word), `stopped` (saved and ended on request). `cause` of a failure: "input"
+    (its process or node ended without a word), `stopped` (saved and ended on request), `paused` (where it was to, saved
+    too). `cause` of a failure: "input"
     and "failed", which another attempt would meet again, "memory", or "crash". `tail`: the last lines it printed.
     """
 
@@ -141,7 +145,7 @@ def split_options(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def run_job(job: Mapping[str, Any], progress: Callable[[Progress], None] = lambda progress: None) -> str:
     """Do a job (as `Job.to_dict` gave it) and return its summary; raises what `runner.run` raises."""
-    from robudget.runner import run
+    from robudget.runner import Until, run
 
     if job["version"] != __version__:
         raise InputError(
@@ -151,7 +155,8 @@ def run_job(job: Mapping[str, Any], progress: Callable[[Progress], None] = lambd
         raise FileNotFoundError(f"the store {job['store']!r} is not there")
     recipe, site = Recipe.from_dict(job["recipe"]), Site(**job["site"])
     claim = {"over": job["over"], "stop_token": job["stop_token"]}
-    return run(recipe, store=job["store"], site=site, progress=progress, **claim).summary
+    until = Until(job["pause_epoch"], job["pause_collapse"])
+    return run(recipe, store=job["store"], site=site, progress=progress, until=until, **claim).summary
 
 
 def attempt(number: int, job: Mapping[str, Any], tell: Callable[[Event], None] = lambda event: None) -> Event:
@@ -166,6 +171,8 @@ def attempt(number: int, job: Mapping[str, Any], tell: Callable[[Event], None] =
         return Event(number, "busy", str(error))
     except stop.Stopped as error:
         return Event(number, "stopped", str(error))
+    except stop.Paused as error:
+        return Event(number, "paused", str(error))
     except RobudgetError as error:
         cause = "input" if isinstance(error, InputError) else "failed" if isinstance(error, RunFailed) else "crash"
         return Event(number, "failed", str(error), cause=cause)

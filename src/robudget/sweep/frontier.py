@@ -16,7 +16,7 @@ def with_frontier(
     """`run_all(recipes, title)`, and where the study asks for it and all its runs are done, again for the full
     evaluation of its frontier until that stands. How the last of these ended."""
     state = run_all(recipes, study.name)
-    while study.frontier and state.done == len(study.recipes) and (best := unconfirmed(recipes, store)):
+    while study.frontier and state.done + state.early == len(study.recipes) and (best := unconfirmed(recipes, store)):
         full = {recipe.id: recipe for recipe in best}
         asked = [full.get(recipe.id, recipe) for recipe in recipes]
         state = run_all(asked, f"{study.name}: its frontier by the standard ensemble")

@@ -6,7 +6,7 @@ import math
 import re
 from bisect import bisect, insort
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from operator import itemgetter
 from typing import Any, Self
 
@@ -24,17 +24,19 @@ UNITS = {"usd": "usd", "$": "usd", "kwh": "kwh", "gpu-h": "gpu_hours", "gpuh": "
 
 @dataclass(frozen=True)
 class Spend:
-    """Wall seconds of a run, energy at the plug, and hours × GPUs; NaN where it is not known."""
+    """Wall seconds of a run, its energy, hours × GPUs, and the FLOP (exact) of what it stands on; NaN where it is not
+    known."""
 
     seconds: float = 0.0
     kwh: float = 0.0
     gpu_hours: float = 0.0
+    flops: float = 0.0
 
     def __add__(self, other: Spend) -> Spend:
-        return Spend(self.seconds + other.seconds, self.kwh + other.kwh, self.gpu_hours + other.gpu_hours)
+        return Spend(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def times(self, factor: float) -> Spend:
-        return Spend(factor * self.seconds, factor * self.kwh, factor * self.gpu_hours)
+        return Spend(*(factor * mine for mine in astuple(self)))
 
     def usd(self, prices: Prices) -> float:
         """Electricity, and rent of GPUs where the prices have one."""
@@ -48,14 +50,19 @@ class Spend:
         seconds = sum(stage["seconds"] for stage in stages)
         kwh = [stage["energy"]["kwh"] for stage in stages]
         gpus = where.get("processes", 1) if where.get("device") == "cuda" else 0
-        return cls(seconds, math.nan if None in kwh else sum(kwh), gpus * seconds / 3600)
+        flops = sum(stage.get("flops_exact", math.nan) for stage in stages)
+        return cls(seconds, math.nan if None in kwh else sum(kwh), gpus * seconds / 3600, flops)
 
     @classmethod
     def so_far(cls, folder: RunFolder) -> Self:
-        """Of a run that has begun: what its log has of the attempts that ended."""
+        """Of a run that has begun: what its log has of the attempts that ended. Its FLOP are known where it has paused
+        or was ended early."""
         windows = [e for e in folder.events("energy") if e.get("window") in ("training", "evaluation")]
         seconds = sum(event.get("seconds") or 0.0 for event in windows)
-        return cls(seconds, sum(math.nan if (kwh := event.get("kwh")) is None else kwh for event in windows))
+        kwh = sum(math.nan if (kwh := event.get("kwh")) is None else kwh for event in windows)
+        partial = folder.partial()
+        flops = partial["training"]["flops_exact"] if partial is not None else math.nan
+        return cls(seconds, kwh, folder.gpus * seconds / 3600, flops)
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,16 @@ class Ledger:
             if (spend := self.forecast(index)) is None:
                 return None
             total += spend
+        return total
+
+    def saved(self, indices: Iterable[int]) -> Spend | None:
+        """What runs that were ended early would still have taken; None where nothing is known."""
+        total = Spend()
+        for index in indices:
+            self.look(index)
+            if (whole := self.forecast(index)) is None:
+                return None
+            total += whole + self.begun.get(index, Spend()).times(-1)
         return total
 
     def fits(self, budget: Budget, index: int, running: Iterable[int]) -> bool:

@@ -23,7 +23,8 @@ class Status:
 @dataclass
 class SweepState:
     """Runs are named by their index into `recipes`. `to_do` were not done at the start; of these, `running` are in
-    work, `finished` and `failed` hold the summary or the error of the others."""
+    work, `finished`, `failed` and `ended_early` hold the summary, the error or the reason of the others;
+    `ended_before` that of the runs that were ended early before the start, and stay so."""
 
     recipes: Sequence[Recipe]
     weights: Sequence[float]
@@ -31,26 +32,43 @@ class SweepState:
     running: dict[int, Status] = field(default_factory=dict)
     finished: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    ended_early: dict[int, str] = field(default_factory=dict)
+    ended_before: dict[int, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     retries: int = 0  # attempts that were made again
     ended: str | None = None  # why no further runs are started although some are left
     left_out: list[int] = field(default_factory=list)  # not done and, by a limit, not to be done now
 
     @classmethod
-    def begin(cls, recipes: Sequence[Recipe], store: Store) -> SweepState:
-        """Looks in the store for what is done; longest first."""
+    def begin(cls, recipes: Sequence[Recipe], store: Store, *, adaptive: bool = False) -> SweepState:
+        """Looks in the store for what is done; longest first. What was ended early is to do unless `adaptive`."""
         weights = [weight(recipe) for recipe in recipes]
         to_do = [i for i, recipe in enumerate(recipes) if not store.folder(recipe).has(recipe)]
-        return cls(recipes, weights, sorted(to_do, key=lambda i: -weights[i]))
+        before: dict[int, str] = {}
+        if adaptive:
+            reasons = ((i, store.folder(recipes[i]).ended_early) for i in to_do)
+            before = {i: why for i, why in reasons if why is not None}
+            to_do = [i for i in to_do if i not in before]
+        return cls(recipes, weights, sorted(to_do, key=lambda i: -weights[i]), ended_before=before)
 
     @property
     def done(self) -> int:
         """Runs that need no more work, those done before the start included."""
-        return len(self.recipes) - len(self.to_do) - len(self.left_out) + len(self.finished)
+        begun = len(self.to_do) + len(self.left_out) + len(self.ended_before)
+        return len(self.recipes) - begun + len(self.finished)
+
+    @property
+    def early(self) -> int:
+        """Runs that were ended early, now or before the start."""
+        return len(self.ended_early) + len(self.ended_before)
 
     def finish(self, index: int, summary: str) -> None:
         self.running.pop(index, None)
         self.finished[index] = summary
+
+    def end_early(self, index: int, why: str) -> None:
+        self.running.pop(index, None)
+        self.ended_early[index] = why
 
     def fail(self, index: int, error: str) -> None:
         self.running.pop(index, None)
@@ -60,7 +78,7 @@ class SweepState:
     def seconds_left(self) -> float | None:
         """By the share of the work done since the start; None until 2% of it is."""
         total = sum(self.weights[i] for i in self.to_do)
-        ended = sum(self.weights[i] for i in (*self.finished, *self.failed))
+        ended = sum(self.weights[i] for i in (*self.finished, *self.failed, *self.ended_early))
         done = ended + sum(self.weights[i] * status.fraction for i, status in self.running.items())
         if done <= 0.02 * total:
             return None

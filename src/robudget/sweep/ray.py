@@ -144,6 +144,7 @@ class RayExecutor:
 
     def events(self, timeout: float) -> list[Event]:
         if not self._pending:
+            time.sleep(timeout)
             return []
         try:
             ready, _ = self._ray.wait(list(self._pending), timeout=timeout)
@@ -170,7 +171,7 @@ class RayExecutor:
         flight = self._flights[name]
         flight.events[rank] = event = self._outcome(flight.number, reference)
         left = [r for r in flight.references if r in self._pending]
-        if left and event.kind not in ("done", "busy", "stopped"):
+        if left and event.kind not in ("done", "busy", "stopped", "paused"):
             for other in left:  # they would wait for it for ever
                 del self._pending[other]
                 self._ray.cancel(other, force=True)

@@ -18,14 +18,15 @@ from robudget.store import RunFolder, Store
 from robudget.sweep.journal import Driver, clock_of
 from robudget.sweep.journal import read as read_journals
 
-STATES = ("running", "stale", "failed", "stopped", "done")
+STATES = ("running", "stale", "failed", "stopped", "paused", "ended early", "done")
 _TAIL_BYTES = 8192  # of a log: enough for its last events
 
 
 @dataclass(frozen=True)
 class RunStatus:
     """`state`: running; stale (its owner is dead, or silent for `lease.STALE_SECONDS`); failed, as a driver says;
-    stopped (begun, and nobody works on it); done. `last`: what its log says last, `seconds_ago` when."""
+    stopped (begun, and nobody works on it); paused (it waits for others to be as far); ended early, by a sweep; done.
+    `last`: what its log says last, `seconds_ago` when."""
 
     run: str
     state: str
@@ -53,12 +54,12 @@ class StoreStatus:
     def waiting(self) -> int:
         """The most that one driver has left, less what is begun: several may drive the same runs."""
         left = max((driver.data.get("left", 0) for driver in self.live), default=0)
-        return max(0, left - self.count("running") - self.count("stopped") - self.count("stale"))
+        return max(0, left - sum(self.count(state) for state in ("running", "stopped", "stale", "paused")))
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "store": self.store,
-            **{state: self.count(state) for state in STATES},
+            **{state.replace(" ", "_"): self.count(state) for state in STATES},
             "waiting": self.waiting,
             "runs": [asdict(run) for run in self.runs],
             "drivers": [
@@ -94,6 +95,8 @@ def _of_run(folder: RunFolder, failed: dict[str, str], now: float) -> RunStatus:
     if entry is None or entry.released:
         if name in failed:
             return RunStatus(name, "failed", "", failed[name].splitlines()[0], ago)
+        if (partial := folder.partial()) is not None:
+            return RunStatus(name, partial["status"], "", partial["why"] if folder.ended_early else last, ago)
         return RunStatus(name, "stopped", "", last, ago)
     silent = entry.free or now - beaten > lease.STALE_SECONDS
     return RunStatus(name, "stale" if silent else "running", str(entry), last, ago)

@@ -70,7 +70,7 @@ def read_table(source: str | Path) -> pd.DataFrame:
 
 
 def load_runs(root: Path | str, *, prices: Prices | None = None) -> pd.DataFrame:
-    """The finished runs of a store as a table, one row a run.
+    """The finished runs of a store as a table, one row a run, and those that a sweep has ended early (their `status`).
 
     Accuracies are percent; `train_flops_*` are FLOP of the whole run on all devices; `train_energy_kwh` is that
     of GPU, CPU and memory, without PUE; `cost_usd` and `co2_kg` are the training's, by `prices` (default: the paper's).
@@ -82,9 +82,12 @@ def load_runs(root: Path | str, *, prices: Prices | None = None) -> pd.DataFrame
         paths, facts = [where for where, _ in found], [_facts(record, where) for where, record in found]
     else:
         store = Store(root)
-        finished = [folder for folder in store.folders() if folder.done]
-        paths = [str(folder.path) for folder in finished]
+        folders = store.folders()
+        finished = [folder for folder in folders if folder.done]
+        early = [folder for folder in folders if folder.ended_early is not None]
+        paths = [str(folder.path) for folder in (*finished, *early)]
         facts = facts_of(store.root, finished, _of_folder, Path(__file__))
+        facts += [_facts(folder.partial() or {}, str(folder.path)) for folder in early]
     rows = [{**row, **_bills(row, prices), "path": path} for row, path in zip(facts, paths, strict=True)]
     return pd.DataFrame(rows, columns=list(stored()))
 
@@ -125,6 +128,7 @@ def _facts(record: Mapping[str, Any], where: str, evals: Path | None = None) -> 
         "train_flops_paper": _number(training.get("flops_paper")),
         "train_flops_how": "counted",
         "eval_flops_exact": _number(evaluation.get("flops_exact")),
+        **_lost(training, evaluation),
         "train_seconds": seconds,
         "train_seconds_how": "measured",
         "gpu_hours": gpus * seconds / 3600 if on_gpu else math.nan,
@@ -141,6 +145,14 @@ def _facts(record: Mapping[str, Any], where: str, evals: Path | None = None) -> 
 
 
 _GPUS, _SYNTHETIC = "gpus", "synthetic_images"  # what a bill needs beside the columns
+
+
+def _lost(*stages: Mapping[str, Any]) -> dict[str, Any]:
+    """FLOPs of killed attempts at a training and its evaluation; unknown of records of earlier versions."""
+    ways = {stage["flops_lost_how"] for stage in stages if stage.get("flops_lost")}
+    flops = sum(_number(stage.get("flops_lost")) for stage in stages if stage)
+    how = "estimated" if "estimated" in ways else None if math.isnan(flops) else "counted"
+    return {"lost_flops": flops, "lost_flops_how": how}
 
 
 def _beyond(evals: Path | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from robudget import accuracy
 from robudget.columns import ACCURACIES, AUDIT_SD, COLUMNS, ERRORS, ROBUST, SCOPE
 from robudget.errors import InputError, hint
+from robudget.store import ENDED_EARLY
 from robudget.threat import parse_eps
 
 Floats = NDArray[np.float64]
@@ -29,6 +30,7 @@ class Counts:
     collapsed: int = 0  # catastrophic overfitting: adversarial loss and aa_acc < 0.3 × clean_acc
     unknown: int = 0  # x or y missing
     impossible: int = 0  # x ≤ 0, y < 0, or an accuracy above 100
+    ended_early: int = 0  # by a sweep, so that its accuracy is not known
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -39,6 +41,7 @@ class Counts:
             f"{n} {name}"
             for name, n in [
                 ("failed", self.failed),
+                ("ended early", self.ended_early),
                 ("trained without an adversary", self.standard),
                 ("collapsed", self.collapsed),
                 ("with a value missing", self.unknown),
@@ -133,7 +136,15 @@ def standard_rows(frame: pd.DataFrame) -> NDArray[np.bool_]:
     return (frame["loss"] == "standard").to_numpy(dtype=np.bool_)
 
 
+def early_rows(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Rows of runs that a sweep has ended early."""
+    if "status" not in frame:
+        return np.zeros(len(frame), dtype=np.bool_)
+    return (frame["status"] == ENDED_EARLY).to_numpy(dtype=np.bool_, na_value=False)
+
+
 def failed_rows(frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Rows of runs that are not done, those ended early among them."""
     if "status" not in frame:
         return np.zeros(len(frame), dtype=np.bool_)
     return (~frame["status"].isin(["done"]) & frame["status"].notna()).to_numpy(dtype=np.bool_)
@@ -199,6 +210,7 @@ def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None =
         use[mask] = False
         return n
 
+    n_early = leave_out(early_rows(frame))
     n_failed = leave_out(failed_rows(frame))
     n_unknown = leave_out(np.isnan(xs) | np.isnan(ys))
     wrong = (xs <= 0) | ~np.isfinite(xs) | (ys < 0) | ~np.isfinite(ys)
@@ -210,7 +222,7 @@ def points(frame: pd.DataFrame, x: str, y: str, *, drop_collapsed: bool | None =
     rows = np.flatnonzero(use)
     counts = Counts(
         total=len(frame), used=len(rows), failed=n_failed, standard=n_standard,
-        collapsed=n_collapsed, unknown=n_unknown, impossible=n_impossible,
+        collapsed=n_collapsed, unknown=n_unknown, impossible=n_impossible, ended_early=n_early,
     )  # fmt: skip
     if not len(rows):
         raise InputError(f"no run is left to fit {y} against {x}: {counts.sentence()}")

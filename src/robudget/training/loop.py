@@ -203,6 +203,11 @@ class Trainer:
         return {"channels-last": layout} | self._fast.record
 
     @property
+    def calls(self) -> dict[str, int]:
+        """Image-passes so far by phase, as in `EpochRecord.calls`, of this process."""
+        return dict(self._calls)
+
+    @property
     def collapsed_at(self) -> list[int]:
         """Epochs (from 1) after which the collapse watch fired."""
         return [record.epoch for record in self.records if record.collapsed]
@@ -261,11 +266,9 @@ class Trainer:
         self._stop(bool(self.world.largest((stop.requested(),), self.device)[0]))
 
     def _stop(self, asked: bool) -> None:
-        """Save, wait until that is on the disk, and raise stop.Stopped, where one of the processes was `asked` to."""
+        """`leave`, and raise stop.Stopped, where one of the processes was `asked` to."""
         if asked:
-            if self._saver.step != self.step:
-                self.save()
-            self._saver.wait()
+            self.leave()
             stop.request("another process was asked to stop")
             stop.check()
 
@@ -403,6 +406,12 @@ class Trainer:
             **self._sums.state(),
         }
         self._saver.save(state)
+
+    def leave(self) -> None:
+        """Save what is not saved yet, and wait until it is on the disk. Every process calls it."""
+        if self._saver.step != self.step:
+            self.save()
+        self._saver.wait()
 
     def _weights(self) -> checkpoint.State:
         """Everything that an update changes."""

@@ -173,13 +173,14 @@ class SweepDisplay(_Display):
             self.console.print(f"{self.title}: {len(state.to_do)} of {n} runs to do")
         self._began = True
         before = n - len(state.to_do) - len(state.left_out)
-        for ended in (state.finished, state.failed):
+        for ended in (state.finished, state.failed, state.ended_early):
             for index in ended.keys() - self._logged:
                 line = f"[{before + len(self._logged) + 1:>3}/{n}] {state.recipes[index].slug}  {ended[index]}"
                 self._log(index, line, "red" if ended is state.failed else "")
         for ended_key in self._tasks.keys() - state.running.keys() - {None}:
             self._bars.remove_task(self._tasks.pop(ended_key))
         failed = f", {len(state.failed)} failed" if state.failed else ""
+        failed += f", {state.early} ended early" if state.early else ""
         note = f"{state.done} of {n} runs done{failed}, {duration(time.monotonic() - self._started)} so far"
         self._show(self.title, state.done / n, note, seconds_left=state.seconds_left)
         for index, run in state.running.items():

@@ -12,6 +12,7 @@ from rich.text import Text
 from robudget.cli.view.console import TextTable, notes
 from robudget.columns import COSTS, MAIN_COSTS, column
 from robudget.formats import amount_range, fixed, interval, known, number, word
+from robudget.store import ENDED_EARLY
 
 if TYPE_CHECKING:
     from robudget.demo import DemoResult
@@ -24,12 +25,12 @@ EVALUATION = ("eval_seconds", "eval_energy_kwh")
 
 def leaderboard(table: pd.DataFrame, top: int = 0) -> Group:
     """Runs, most robust first, the best `top` of them (0: all); an estimated value is marked."""
-    noted = bool((table.collapsed | (table.status == "failed")).any())
+    noted = bool((table.collapsed | (table.status != "done")).any())
     rows = []
     ordered = table.sort_values(["aa_acc", "train_flops_exact"], ascending=[False, True], na_position="last")
     shown = ordered.head(top or len(ordered))
     for rank, (_, run) in enumerate(shown.iterrows(), 1):
-        note = "failed" if run.status == "failed" else "collapsed" if run.collapsed else ""
+        note = run.status if run.status != "done" else "collapsed" if run.collapsed else ""
         rows.append({
             "rank": str(rank), "run": run.slug, "id": run.run_id, "AutoAttack %": fixed(run.aa_acc),
             "95% interval": interval(run.aa_acc_low, run.aa_acc_high), "clean %": fixed(run.clean_acc),
@@ -37,6 +38,9 @@ def leaderboard(table: pd.DataFrame, top: int = 0) -> Group:
             **{column(name).short: _cost(run, name) for name in (*MAIN_COSTS, *EVALUATION)},
         })  # fmt: skip
     lines = [Text("~ is estimated, not measured", style="dim")] if "~" in str(rows) else []
+    if early := int((table.status == ENDED_EARLY).sum()):
+        lines.append(Text(f"{early} ended early by a sweep, in no law; the sweep without --halving and --end-collapsed "
+                          "finishes them (robudget status says why)", style="dim"))  # fmt: skip
     if len(shown) < len(table):
         lines.append(Text(f"the best {len(shown)} of {len(table)} runs; --top 0 or --json: all", style="dim"))
     for how in dict.fromkeys(table.synthetic_energy_how[table.synthetic]):

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from robudget.cli.view.console import TextTable, duration
 from robudget.formats import UNKNOWN, known
+from robudget.sweep.status import STATES
 
 if TYPE_CHECKING:
     from robudget.sweep.journal import Driver
@@ -19,7 +20,7 @@ MOST = 30  # runs shown that are not done
 
 def status_text(now: StoreStatus) -> Group:
     """A sentence, a line for each driver, and a table of what is not done."""
-    counts = ", ".join(f"{now.count(s)} {s}" for s in ("done", "running", "stopped", "failed", "stale") if now.count(s))
+    counts = ", ".join(f"{now.count(s)} {s}" for s in reversed(STATES) if now.count(s))
     waiting = f", {now.waiting} not begun" if now.waiting else ""
     lines = [Text(f"{now.store}: {counts or 'no runs yet'}{waiting}", style="bold")]
     lines += [Text(driver_text(driver, live=driver in now.live)) for driver in now.drivers]
@@ -44,6 +45,8 @@ def driver_text(driver: Driver, *, live: bool) -> str:
     data = driver.data
     who = f"{driver.title} on {driver.on} (process {driver.owner['pid']} on {driver.owner['host']})"
     text = f"{who}: {data['done']} of {data['runs']} runs done"
+    if data.get("ended_early"):
+        text += f", {data['ended_early']} ended early"
     if data.get("failed"):
         text += f", {len(data['failed'])} failed"
     if not live:
@@ -51,15 +54,17 @@ def driver_text(driver: Driver, *, live: bool) -> str:
         text += f"; ended: {last}"
     elif data.get("seconds_left") is not None:
         text += f", about {duration(data['seconds_left'])} left"
-    text += f"; spent {_money(data['spent'])}"
+    text += f"; spent {money(data['spent'])}"
     if data["left"]:
-        text += f", forecast of the rest {_money(data['forecast'])}"
+        text += f", forecast of the rest {money(data['forecast'])}"
     return text + (f", budget {data['budget']}" if data.get("budget") else "")
 
 
-def _money(spend: dict[str, Any] | None) -> str:
+def money(spend: dict[str, Any] | None) -> str:
+    """A spend's FLOP, energy, money and hours of GPUs, as far as they are known."""
     if spend is None:
         return UNKNOWN
-    names = (("kwh", "kWh"), ("usd", "usd"), ("gpu_hours", "GPU-h"))
-    parts = [f"{spend[key]:.3g} {unit}" for key, unit in names if spend[key] is not None and known(spend[key])]
+    names = (("flops", "FLOP"), ("kwh", "kWh"), ("usd", "usd"), ("gpu_hours", "GPU-h"))
+    known_parts = ((spend.get(key), unit) for key, unit in names)  # an earlier version's has no FLOP
+    parts = [f"{value:.3g} {unit}" for value, unit in known_parts if value is not None and known(value)]
     return ", ".join(part for part in parts if not part.startswith("0 ")) or UNKNOWN
