@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from robudget.meter import cpu, gpu
-from robudget.meter.cpu import NoRapl, ProcessShare, RaplSource, machine_seconds, open_counters, process_seconds
+from robudget.meter.cpu import (
+    MemorySource,
+    NoRapl,
+    ProcessShare,
+    RaplSource,
+    machine_seconds,
+    open_counters,
+    process_seconds,
+)
+from robudget.meter.energy import Meter
 
 
 def zone(root: Path, name: str, label: str, microjoules: int | None, span: int = 65_532_610_987) -> Path:
@@ -94,6 +103,22 @@ def test_shares_of_a_machine() -> None:
     assert share.of(120.0) == pytest.approx(25 + 20)
     times.update(mine=6.0, busy=30.0)
     assert share.of(200.0) <= 45 + 80
+
+
+def test_windows_beside_busy_others_add_up_to_at_most_the_window_around_them() -> None:
+    """On two cores, alone and then beside two others: its share of a stretch falls faster than the stretch grows."""
+    times = {"now": 0.0, "mine": 0.0, "busy": 0.0}
+    share = ProcessShare(process=lambda: times["mine"], machine=lambda: times["busy"])
+    meter = Meter([MemorySource(10.0, share, lambda: times["now"])], clock=lambda: times["now"])
+    parts = []
+    with meter.window("whole") as whole:
+        for own, busy in ((0.1, 0.1), (0.0, 0.2), (0.1, 0.1), (0.0, 0.2), (0.1, 0.1)):
+            with meter.window("part") as part:
+                times.update(now=times["now"] + 0.1, mine=times["mine"] + own, busy=times["busy"] + busy)
+            parts.append(part.energy.kwh)
+    assert min(parts) >= 0
+    assert 0 < sum(parts) <= whole.energy.kwh * (1 + 1e-12)
+    assert whole.energy.kwh <= 10.0 * times["now"] / 3.6e6
 
 
 def test_the_real_clocks_move() -> None:

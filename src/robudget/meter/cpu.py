@@ -70,17 +70,21 @@ class ProcessShare:
         machine: Callable[[], float] = machine_seconds,
     ) -> None:
         self._process, self._machine = process, machine
-        self._settled = 0.0
+        self._settled = self._latest = 0.0
         self._from = (0.0, process(), machine())
 
     def of(self, total: float) -> float:
-        """This process's part of everything since the beginning, given the machine's `total` now (NaN: unknown)."""
+        """This process's part of everything since the beginning, given the machine's `total` now (NaN: unknown).
+
+        It never falls, so that windows side by side add up to at most the window around them: within a stretch that is
+        too short to divide by, what others do later does not take back what this process was given before.
+        """
         if math.isnan(total):
             return math.nan
         now = (total, self._process(), self._machine())
         growth, own, busy = (b - a for a, b in zip(self._from, now, strict=True))
         share = own / max(busy, own) if own > 0 else 0.0
-        part = self._settled + growth * share
+        part = self._latest = max(self._latest, self._settled + growth * share)
         if busy >= _SHORTEST_SECONDS:
             self._settled, self._from = part, now
         return part

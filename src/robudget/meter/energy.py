@@ -250,7 +250,7 @@ class Meter:
 
 
 def _part(source: Source, start: Reading, end: Reading) -> Part:
-    # A share of the machine is known with a delay, which may make a window of milliseconds slightly negative.
+    # What a source has counted does not fall, except by rounding where totals from before were added again.
     kwh = max(end.joules - start.joules, 0.0) / JOULES_PER_KWH if end.lost == start.lost else math.nan
     raw = {key: value - start.raw.get(key, 0.0) for key, value in end.raw.items()}
     how: How = source.how if not math.isnan(kwh) else "unknown"
