@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
+import multiprocessing
 import re
-from collections.abc import Callable, Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +24,12 @@ from matplotlib.figure import Figure
 
 from robudget import files
 from robudget.report.style import COLUMN, FONTS, THEMED
+from robudget.threads import cores
 
 DPI = 300  # of the PNG
+MOST_PROCESSES = 4  # that write figures at once
+
+_jobs: list[Callable[[], FigureFile]] = []  # of a process that writes figures
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,34 @@ class FigureFile:
     wide: bool
 
 
+def save_all(drawn: Sequence[tuple[Drawing, Figure, str]], folder: Path) -> list[FigureFile]:
+    """`save` of every drawing with its figure and caption: in as many processes as there are cores, where this one can
+    be copied (on Linux, with no other thread of Python that the copies would lack). The files are the same."""
+    jobs = [partial(save, figure, folder, d.name, title=d.title, caption=caption) for d, figure, caption in drawn]
+    processes = min(cores(), len(jobs), MOST_PROCESSES)
+    if processes < 2 or sys.platform != "linux" or threading.active_count() > 1:
+        return [job() for job in jobs]
+    # Copies have the figures already; they only render, which takes no library's threads.
+    with multiprocessing.get_context("fork").Pool(processes, _take, (jobs,)) as pool:
+        return pool.map(_save, range(len(jobs)), chunksize=1)
+
+
+def _take(jobs: list[Callable[[], FigureFile]]) -> None:
+    _jobs[:] = jobs
+
+
+def _save(number: int) -> FigureFile:
+    return _jobs[number]()
+
+
 def save(figure: Figure, folder: Path, name: str, *, title: str, caption: str) -> FigureFile:
     """Write name.pdf, name.svg and name.png, each in one step and without a date, so that equal input gives equal
     bytes."""
     # The name in the SVG's ids makes them different from those of every other figure of a page.
     with _quiet(), mpl.rc_context({"svg.hashsalt": name}):
         # `savefig` lays out and draws everything twice for every format; once laid out, the canvases draw it once each.
-        figure.draw_without_rendering()
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
         figure.set_layout_engine("none")
         nothing = dict.fromkeys(("Date", "Format", "Type", "Creator"))
         svg = _bytes(FigureCanvasSVG(figure).print_svg, metadata={"Title": title, **nothing}).decode("utf-8")
