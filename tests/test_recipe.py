@@ -95,6 +95,15 @@ def test_overrides_read_yaml_and_fractions() -> None:
         ({"craft": {"stpes": 3}}, "did you mean 'craft.steps'"),
         ({"steps": 3}, "did you mean 'craft.steps'"),
         ({"craft": {"steps": 0}}, "craft.steps = 0 with loss = 'at'"),
+        ({"loss": "fgsm-pgi", "craft": {"steps": 2}}, "craft.steps = 2 with loss = 'fgsm-pgi': it takes 1 step"),
+        (
+            {"loss": "fgsm-pgi", "craft": {"steps": 1}, "data": {"cutmix": True}},
+            "data.cutmix = True with loss = 'fgsm-pgi', which remembers a perturbation of every real image",
+        ),
+        (
+            {"loss": "fgsm-pgi", "craft": {"steps": 1}, "synthetic": {"source": "mixture"}},
+            "synthetic.source = mixture with loss = 'fgsm-pgi'",
+        ),
         ({"craft": {"steps": "many"}}, "craft.steps = 'many'"),
         ({"threat": {"eps": 2}}, "outside (0, 1]"),
         ({"threat": {"eps": 0}}, "outside (0, 1]"),

@@ -10,7 +10,7 @@ from typing import Literal
 
 from robudget.errors import InputError, unknown
 
-LossName = Literal["standard", "at", "trades", "mart", "fgsm-rs", "n-fgsm", "free-at"]
+LossName = Literal["standard", "at", "trades", "mart", "fgsm-rs", "n-fgsm", "fgsm-pgi", "free-at"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Loss:
     `craft` is what its attack raises: the cross-entropy (`ce`), KL(clean ‖ adversarial) (`kl`, for which the clean
     logits are needed first), or nothing (`none`). An update sees the `clean` images, the `adversarial` ones, or both;
     with both, `beta` weighs the robust term. `steps`: the number of attack steps where the definition fixes it.
-    `replays`: a batch is replayed K times, and one backward pass serves both the attack and the update.
+    `replays`: a batch is replayed K times, and one backward pass serves both the attack and the update. `remembers`: a
+    perturbation is kept of every training image, from which its next attack starts and which the update sees too.
     """
 
     label: str
@@ -40,11 +41,12 @@ class Loss:
     adversarial: bool = True
     steps: int | None = None
     replays: bool = False
+    remembers: bool = False
 
     @property
     def images(self) -> int:
         """Images that an update takes through the model for each image of the batch: 1 or 2."""
-        return self.clean + self.adversarial
+        return self.clean + self.adversarial + self.remembers
 
     @property
     def beta(self) -> bool:
@@ -58,6 +60,7 @@ LOSSES: dict[LossName, Loss] = {
     "mart": Loss("MART", "Wang et al. 2020", clean=True),
     "fgsm-rs": Loss("FGSM-RS", "Wong et al. 2020", steps=1),
     "n-fgsm": Loss("N-FGSM", "de Jorge et al. 2022", steps=1),
+    "fgsm-pgi": Loss("FGSM-PGI", "Jia et al. 2022", steps=1, remembers=True),
     "free-at": Loss("Free-AT", "Shafahi et al. 2019", replays=True),
 }
 
@@ -79,4 +82,6 @@ def passes_per_image(name: str, steps: int) -> ImagePasses:
         raise InputError(f"steps = {steps} with loss = {name!r} (allowed: at least 1)")
     if loss.replays:
         return ImagePasses(0, 0, steps, steps)
+    if loss.remembers:  # the attack's forward pass is one of the update's
+        return ImagePasses(0, 1, 2, 2)
     return ImagePasses(steps + (loss.craft == "kl"), steps, loss.images, loss.images)

@@ -222,6 +222,8 @@ class Recipe(_Part):
             raise InputError(
                 f"craft.steps = {self.craft.steps} with loss = {self.loss!r}: it takes 1 step by definition"
             )
+        if LOSSES[self.loss].remembers:
+            self._can_remember()
         if self.optim.nesterov and self.optim.momentum == 0:
             raise InputError("optim.nesterov = true with optim.momentum = 0: Nesterov's step needs momentum")
         if self.optim.cooldown_epochs >= self.epochs:
@@ -229,6 +231,22 @@ class Recipe(_Part):
                 f"optim.cooldown_epochs = {self.optim.cooldown_epochs:g} leaves nothing of epochs = {self.epochs}"
             )
         return self
+
+    def _can_remember(self) -> None:
+        """A perturbation kept of every training image needs images that are the same ones each time."""
+        others = {
+            "threat.norm": (self.threat.norm, "linf"),
+            "synthetic.source": (self.synthetic.source, None),
+            "data.cutmix": (self.data.cutmix, False),
+            "awp.gamma": (self.awp.gamma, None),
+            "metric": (self.metric, "kl"),
+        }
+        for key, (value, allowed) in others.items():
+            if value != allowed:
+                raise InputError(
+                    f"{key} = {value} with loss = {self.loss!r}, which remembers a perturbation of every real image "
+                    f"(allowed: {'null' if allowed is None else str(allowed).lower()})"
+                )
 
     @property
     def adversarial(self) -> bool:

@@ -31,6 +31,7 @@ SMALL = {"model.base": 4, "epochs": 2, "epoch_images": 128, "validation.steps": 
         {"loss": "standard", "epochs": 3, "validation.every": 2},
         {"loss": "mart", "craft.steps": 1, "validation.split": "paper", "validation.images": 50},
         {"loss": "free-at", "craft.steps": 3, "ema.decay": 0.9, "collapse.action": "off"},
+        {"loss": "fgsm-pgi", "craft.steps": 1},
         {"loss": "fgsm-rs", "craft.steps": 1, "awp.gamma": 0.005, "awp.after_epochs": 1},
     ],
 )

@@ -43,6 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "adamw": {"optim.name": "adamw", "optim.lr": 0.01},
     "trades, synthetic, cutmix": {"loss": "trades", "synthetic.source": "mixture", "data.cutmix": True},
     "free-at": {"loss": "free-at"},
+    "fgsm-pgi": {"loss": "fgsm-pgi", "craft.steps": 1},
     "weight perturbation, randaugment": {"awp.gamma": 0.01, "data.randaugment": 5},
     "restore": {"collapse.action": "restore"},
 }

@@ -17,6 +17,7 @@ from robudget.models import build
 from robudget.recipe import Recipe
 from robudget.training.distributed import World
 from robudget.training.optimisation import build_optimizer
+from robudget.training.prior import Memory
 from robudget.training.records import PHASES, Stopwatch
 from robudget.training.step import Step
 
@@ -142,6 +143,50 @@ def test_free_adversarial_training() -> None:
     assert step.delta is not None
     torch.testing.assert_close(step.delta, delta)
     assert (calls["craft_forward"], calls["update_forward"], calls["update_backward"]) == (0, 72, 72)
+
+
+def test_prior_guided_steps_are_those_of_a_plain_implementation() -> None:
+    """FGSM-MEP of Jia et al. 2022 written out for the whole of three epochs of one batch each."""
+    recipe, model, step, calls = setting(loss="fgsm-pgi")
+    x, y = batch()
+    step.rows_of, step.images = lambda number: (torch.arange(12) + number) % 12, 12
+    other = copy.deepcopy(model)
+    eps, delta, momentum = 0.1, Memory.begin(recipe, 12, x, 0).delta, torch.zeros_like(x)
+    torch.testing.assert_close(delta.abs(), torch.full_like(x, eps))
+    assert 0.4 < (delta > 0).float().mean() < 0.6
+    for number in range(3):
+        rows = (torch.arange(12) + number) % 12
+        images, labels = x[rows], y[rows]
+        step(images, labels, labels, number)
+        start = (images + delta[rows]).requires_grad_(True)
+        logits = other(start)
+        gradient = torch.autograd.grad(F.cross_entropy(logits, labels), start, retain_graph=True)[0]
+        attacked = (delta[rows] + eps * gradient.sign()).clamp(-eps, eps).clamp(min=-images, max=1 - images)
+        momentum[rows] = gradient / gradient.norm(p=1) + 0.3 * momentum[rows]
+        kept = (delta[rows] + eps * momentum[rows].sign()).clamp(-eps, eps).clamp(min=-images, max=1 - images)
+        final = other(images + attacked)
+        descend(other, F.cross_entropy(final, labels) + 10 * F.mse_loss(final, logits))
+        delta[rows] = kept
+        close(model, other)
+        assert step.memory is not None
+        torch.testing.assert_close(step.memory.delta, delta, rtol=1e-4, atol=1e-5)
+    assert calls["craft_backward"] == 3 * 12
+    assert calls["update_forward"] == calls["update_backward"] == 3 * 24
+    assert "craft_forward" not in {name for name, count in calls.items() if count}
+
+
+def test_a_prior_is_forgotten_every_forty_epochs() -> None:
+    recipe, _, step, _ = setting(loss="fgsm-pgi")
+    x, y = batch()
+    step.rows_of, step.images = lambda number: torch.arange(12), 12
+    for number in (38, 39):
+        step(x, y, y, number)
+    assert step.memory is not None
+    assert step.memory.momentum.abs().sum() != pytest.approx(1, rel=1e-4)
+    step(x, y, y, 40)
+    assert step.memory.momentum.abs().sum() == pytest.approx(1, rel=1e-4), "of this step's gradient alone"
+    first, later = (Memory.begin(recipe, 12, x, epoch).delta for epoch in (0, 40))
+    assert not torch.equal(first, later)
 
 
 def test_clipping_bounds_the_step() -> None:

@@ -25,7 +25,7 @@ def asked_for(recipe: Recipe, site: Site, device: torch.device, processes: int) 
         "cuda_graphs=false": not site.cuda_graphs,
         "checkpointing=true": site.checkpointing,
         "an attack step exchanges BatchNorm's statistics": statistics,
-        "the loss crafts and updates at once": LOSSES[recipe.loss].replays,
+        "the loss crafts and updates at once": LOSSES[recipe.loss].replays or LOSSES[recipe.loss].remembers,
         "nothing is crafted": not recipe.adversarial,
     }
     benchmark = {"cudnn_benchmark=false": not site.cudnn_benchmark, "deterministic=true": site.deterministic}

@@ -182,6 +182,10 @@ class Stream:
         self._ahead = {number: future for number, future in self._ahead.items() if number > step}
         return batch
 
+    def rows(self, step: int) -> Tensor:
+        """int64 row numbers, among the real images trained on, of the real images of batch `step`."""
+        return self._sources[0].passes.rows(step)
+
     def _reader(self, split: Split, chosen: Tensor | None, passes: Passes) -> _Reader:
         size = split.images[0].numel() * (len(split) if chosen is None else len(chosen))
         if self._device.type == "cuda":

@@ -51,6 +51,10 @@ class Batches:
             mine=world.mine,
         )
 
+    def rows(self, step: int) -> Tensor:
+        """int64 (N,): which of the real images trained on are batch `step`, where all of it are real."""
+        return self._stream.rows(step)
+
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         part, total, mine = self._recipe.data, self._recipe.batch_size, self._world.mine
         batch = self._stream.batch(step)

@@ -33,6 +33,7 @@ from robudget.training.looks import Looks
 from robudget.training.memory import FittingStep, chosen_batch
 from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
 from robudget.training.physical import Physical
+from robudget.training.prior import Memory
 from robudget.training.records import PHASES, Best, EpochRecord, Stopwatch
 from robudget.training.saver import SAVE_SECONDS, Saver
 from robudget.training.step import Step
@@ -145,6 +146,12 @@ class Trainer:
             graphs=self._fast.graphs,
             update=self._fast.update,
         )
+        if LOSSES[recipe.loss].remembers:
+            if self.world.size > 1:
+                raise InputError(
+                    f"loss = {recipe.loss!r} on {self.world.size} processes: what it remembers is in one (allowed: 1)"
+                )
+            self._step.rows_of, self._step.images = self._batches.rows, len(self.data.rows)
         self._fitting_step = FittingStep(
             self._step,
             self.model,
@@ -396,6 +403,7 @@ class Trainer:
             "step": self.step,
             **self._weights(),
             "delta": self.world.whole(delta) if delta is not None else None,
+            "memory": vars(memory) if (memory := self._step.memory) is not None else None,
             "good": self._good,
             "lr_scale": self._lr_scale,
             "best": asdict(self.best) if self.best else None,
@@ -449,6 +457,8 @@ class Trainer:
         if state["delta"] is not None:
             delta = state["delta"][self.world.mine].to(self.device)
             self._step.delta = delta.contiguous(memory_format=self.precision.memory_format)
+        if (memory := state.get("memory")) is not None:  # a checkpoint of an earlier version has no such key
+            self._step.memory = Memory(**{name: value.to(self.device) for name, value in memory.items()})
         self.step, self.stopped = state["step"], state["stopped"]
         self._good, self._lr_scale = state["good"], state["lr_scale"]
         self.best = Best(**state["best"]) if state["best"] else None

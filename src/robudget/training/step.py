@@ -21,13 +21,14 @@ from robudget.data.keyed import generator_for, key
 from robudget.errors import InputError
 from robudget.losses import LOSSES
 from robudget.recipe import Recipe
-from robudget.training import losses
+from robudget.training import losses, prior
 from robudget.training.batchnorm import SyncBatchNorm2d, norms_of, running_statistics, untracked
 from robudget.training.craft import adversary_of, craft, cross_entropy, divergence
 from robudget.training.craft_mode import CraftMode
 from robudget.training.distributed import World
 from robudget.training.optimisation import Ema, Optimizer
 from robudget.training.physical import EVERY, Physical
+from robudget.training.prior import Memory
 from robudget.training.records import Stopwatch
 
 Forward = Callable[[slice], tuple[Tensor, Tensor | None, Tensor | None]]
@@ -87,13 +88,19 @@ class Step:
         self._statistics = [] if synchronised else running_statistics(model)  # to be averaged over the processes
         self._random = any(_drops(module) for module in model.modules())
         self._awp_from = recipe.awp.after_epochs * steps_per_epoch
+        self._steps_per_epoch = steps_per_epoch
         self.delta: Tensor | None = None  # Free-AT's perturbation, which outlives its batch
+        self.rows_of: Callable[[int], Tensor] | None = None  # of a step: which training images are its batch
+        self.images = 0  # that are trained on
+        self.memory: Memory | None = None  # FGSM-PGI's perturbation of each of them
 
     def __call__(self, x: Tensor, labels: Tensor, target: Tensor, number: int) -> Outcome:
         self.applied = False
         with self._dropout(x.device, number):
             if self._kind.replays:
                 return self._free(x, labels, target)
+            if self._kind.remembers:
+                return self._prior_guided(x, labels, target, number)
             x_adv = self._craft(x, labels, number) if self._recipe.adversarial else None
             self._watch.lap("craft")
             return self._update(x, x_adv, labels, target, number)
@@ -161,7 +168,7 @@ class Step:
     def _kept_on_host(self, n: int) -> AbstractContextManager[object]:
         """Where a batch of n is more than fits at once and can't be split, what its backward pass needs waits in the
         CPU's memory, which changes no bit."""
-        whole = bool(self._norms) or self._kind.replays
+        whole = bool(self._norms) or self._kind.replays or self._kind.remembers
         if not (whole and self.physical.splits(n)):
             return nullcontext()
         return kept_on_host(n)
@@ -239,6 +246,36 @@ class Step:
             right = (logits.detach().argmax(1) == labels).sum()
         self._watch.lap("update")
         return Outcome(total, None, right)
+
+    # -- FGSM with a prior -----------------------------------------------------------------------------------------
+
+    def _prior_guided(self, x: Tensor, labels: Tensor, target: Tensor, number: int) -> Outcome:
+        """Cross-entropy of one step's adversarial images, and their logits' squared distance to those at the start of
+        the step (Jia et al. 2022). The start's forward pass serves the attack and this distance, so that an image takes
+        two forward passes, one backward pass to itself and two to the weights. The model stays in training mode."""
+        assert self.rows_of is not None
+        epoch, start = divmod(number, self._steps_per_epoch)
+        if self.memory is None or (start == 0 and epoch % prior.RESET_EPOCHS == 0):
+            self.memory = Memory.begin(self._recipe, self.images, x, epoch)
+        rows, eps = self.rows_of(number).to(x.device), self._recipe.threat.eps
+        at_start = (x + self.memory.delta[rows]).requires_grad_(True)
+        self._optimizer.zero_grad()
+        with self._autocast(), self._kept_on_host(len(x)):
+            before = self._model(at_start)
+        (gradient,) = torch.autograd.grad(losses.cross_entropy(before.float(), target), at_start, retain_graph=True)
+        x_adv, after = self.memory.advanced(rows, x, gradient, eps, self._recipe.craft.step_size or eps)
+        self._watch.lap("craft")
+        with self._autocast(), self._kept_on_host(len(x)):
+            logits = self._model(x_adv)
+        loss = losses.cross_entropy(logits.float(), target)
+        loss = loss + prior.WEIGHT * (logits.float() - before.float()).square().mean()
+        torch.autograd.backward(loss)
+        self._apply()
+        self.memory.store(rows, after)
+        self._calls["craft_backward"] += len(x)
+        self._calls["update_forward"] += 2 * len(x)
+        self._calls["update_backward"] += 2 * len(x)
+        return Outcome(loss.detach(), None, (logits.detach().argmax(1) == labels).sum())
 
     @contextmanager
     def _dropout(self, device: torch.device, number: int) -> Iterator[None]:
