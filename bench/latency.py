@@ -3,7 +3,7 @@
 Each command runs in a process of its own, start included, in an empty folder; n runs of each checkout in turn.
 `--cold` also runs each with no byte code to read and none written, as in a container that forbids it. `--beside N`
 runs N busy processes meanwhile. `--pairs` runs two evaluations at once and one after the other, and gives the ratio.
-`--quota 0.5` runs all within a control group of so many CPUs (version 2, as root; says why where there is none).
+`--quota 0.5` runs all within a control group of so many CPUs (as root; says why where none can be made).
 """
 
 from __future__ import annotations
@@ -187,10 +187,17 @@ def limited(cpus: float | None) -> Iterator[None]:
     if cpus is None:
         yield
         return
-    group = Path("/sys/fs/cgroup/robudget-latency")
+    root = Path("/sys/fs/cgroup")
+    if (root / "cgroup.controllers").exists():
+        group, file, text = root / "robudget-latency", "cpu.max", f"{round(cpus * 100_000)} 100000"
+    else:  # version 1, where `cpu.cfs_period_us` is 100,000 unless somebody changed it
+        group, file, text = root / "cpu" / "robudget-latency", "cpu.cfs_quota_us", str(round(cpus * 100_000))
     try:
         group.mkdir(exist_ok=True)
-        (group / "cpu.max").write_text(f"{round(cpus * 100_000)} 100000")
+        if not (group / file).exists():
+            group.rmdir()
+            raise OSError(f"{group} has no {file}")
+        (group / file).write_text(text)
         (group / "cgroup.procs").write_text(str(os.getpid()))
     except OSError as error:
         raise SystemExit(f"--quota {cpus:g}: no control group can be made here ({error})") from None
@@ -226,7 +233,7 @@ def main() -> None:
 
 
 def measure(checkouts: list[Path], options: argparse.Namespace, places: dict[str, str]) -> None:
-    with limited(options.quota), busy(options.beside):
+    with busy(options.beside), limited(options.quota):
         if options.pairs:
             pairs(checkouts, options.rounds)
             return

@@ -12,6 +12,7 @@ import torch
 import robudget as rb
 from robudget import threads
 from robudget.execution import Site
+from robudget.recipe import Recipe
 from robudget.store import Store
 
 
@@ -185,3 +186,30 @@ def test_threads_wait_asleep_beside_others_and_as_the_user_says() -> None:
     finally:
         other.kill()
         other.wait()
+
+
+def test_two_runs_at_once_take_at_most_half_as_much_work_again_as_one_after_the_other(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    """CPU seconds of the processes, with as many threads as they choose: threads that wait must not turn in circles."""
+    recipe = tiny.with_({"epochs": 1, "batch_size": 128, "validation.images": 8, "evaluation.images": 4})
+    chosen = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "GOMP_"))}
+
+    def start(seed: int) -> subprocess.Popen[bytes]:
+        path = tmp_path / f"{seed}.yaml"
+        path.write_text(recipe.with_({"seed": seed}).to_yaml())
+        words = ["run", str(path), "device=cpu", "--store", str(tmp_path / "runs")]
+        return subprocess.Popen([sys.executable, "-m", "robudget", *words], env=chosen, stdout=subprocess.DEVNULL)
+
+    def work(*processes: subprocess.Popen[bytes]) -> float:
+        used = 0.0
+        for process in processes:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            assert process.returncode == 0
+            used += usage.ru_utime + usage.ru_stime
+        return used
+
+    alone = work(start(0))
+    together = work(start(1), start(2))
+    assert together <= 1.5 * 2 * alone
