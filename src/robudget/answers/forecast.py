@@ -63,7 +63,7 @@ def forecast(runs: pd.DataFrame, beside: pd.DataFrame | None = None) -> Answer:
     held = {
         "yes": "It does",
         "no": "It does not",
-        "undecided": f"Undecided: an interval of {width:.0f} points holds nearly anything",
+        "undecided": f"An interval of {width:.0f} points leaves it open",
     }[verdict]
     sentence = (
         f"{held}. The law of {law.n_runs} runs of {below.x.min():.2g} to {below.x.max():.2g} FLOP expects "
