@@ -27,7 +27,16 @@ from robudget.prediction.paper_predictor import PaperGBR
 from robudget.prediction.predictor import Predictor
 from robudget.prediction.small_runs import SmallRuns, small_runs
 from robudget.tables.read import as_table
-from robudget.tables.usable import Counts, Points, is_percent, numbers_of, points, select_rows, standard_rows
+from robudget.tables.usable import (
+    Counts,
+    Points,
+    check_not_tied,
+    is_percent,
+    numbers_of,
+    points,
+    select_rows,
+    standard_rows,
+)
 
 COSTS = tuple(name for name in MAIN_COSTS if COLUMNS[name].unit != "FLOP")
 SPLITS = ("steps", "synthetic", "synthetic_amount", "synthetic_fraction", "loss")
@@ -220,6 +229,7 @@ def analyse(
     table = as_table(source)
     frame = select_rows(table, choose)
     runs = points(frame, x, y)
+    check_not_tied(y, runs.y)
     kind: How = how or ("log" if is_percent(y) else "all")
     env = envelope_of(runs, auto_bins(runs.counts.used) if bins == "auto" else bins, kind)
     laws = fit_forms(env, resamples=resamples, level=level, seed=seed) if is_percent(y) else ()

@@ -76,7 +76,7 @@ def test_intervals_hold_it(runs):
 
 
 def test_what_cannot_be_told_is_refused(runs):
-    with pytest.raises(InputError, match="images_seen has 1 levels"):
+    with pytest.raises(InputError, match="the runs have 1 level of images_seen"):
         fit_joint(runs.assign(images_seen=5e7))
     with pytest.raises(InputError, match="5 runs cannot fix the 5 parameters"):
         fit_joint(runs.iloc[:5])
@@ -127,4 +127,7 @@ def test_the_table_says_what_it_can_tell(runs, robudget_command, tmp_path):
     spent.assign(images_seen=[1e7, 2e7] * 75).to_csv(tmp_path / "two.csv", index=False)
     code, out, err = robudget_command("fit", str(tmp_path / "two.csv"), "--joint")
     assert (code, out) == (2, "")
-    assert err == "error: images_seen has 2 levels: a joint law needs at least 3 of N, D and K\n"
+    assert err == (
+        "error: the runs have 2 levels of images_seen: a joint law needs 3 or more of parameters and of images_seen, "
+        "independent of each other (train recipes that differ in it)\n"
+    )

@@ -113,4 +113,5 @@ def test_mistakes(grid_predictor, arguments, message):
 def test_a_budget_that_fits_nothing_is_an_answer(grid_predictor):
     found = plan_next(grid_predictor.table, 2, budget="1flops", predictor=grid_predictor)
     assert found.runs == ()
-    assert found.sentence() == "No run that fits would tell more of the exponent of accuracy over compute."
+    assert found.sentence().startswith("No recipe fits the budget, so that no run can tell more of the exponent")
+    assert "the cheapest costs " in found.sentence()

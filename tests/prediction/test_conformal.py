@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from robudget.prediction.conformal import Calibration
+from robudget.prediction.conformal import Calibration, Coverage
 from robudget.prediction.regressors import Outcomes
 
 
@@ -57,3 +57,20 @@ def test_too_few_runs_say_so_with_everything():
     low, high = Calibration.fit(X, y, collapsed, out, 0.9).interval(X, out)
     assert (low == 0).all()
     assert (high == 100).all()
+
+
+def test_a_groups_coverage_is_said_to_be_unknown_where_its_recipes_are_few():
+    inside = np.arange(200) % 10 > 0  # nine tenths
+    assert Coverage.of("all", inside, np.arange(200), 0.9).verdict == "as it says"
+    assert Coverage.of("few", inside[:20], np.arange(20), 0.9).verdict == "too few to tell"
+    assert Coverage.of("seeds", inside, np.arange(200) % 20, 0.9).verdict == "too few to tell"  # 20 recipes, 10 times
+    assert Coverage.of("bad", inside & (np.arange(200) % 2 > 0), np.arange(200), 0.9).verdict == "too little"
+    assert Coverage.of("wide", np.ones(200, dtype=bool), np.arange(200), 0.9).verdict == "more than it says"
+
+
+def test_a_prediction_says_what_intervals_hold_of_the_runs_nearest_to_it(paper_predictor):
+    (one,) = paper_predictor.predict(paper_predictor.table.iloc[[100]])
+    assert one.alike is not None
+    assert one.alike.n == 20
+    assert one.alike.low < one.alike.covered < one.alike.high or one.alike.covered == 1
+    assert np.mean(paper_predictor.inside) == pytest.approx(paper_predictor.coverage[0].covered)

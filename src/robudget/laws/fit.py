@@ -241,7 +241,10 @@ def _checked_space(env: Envelope, form: Form, on: On, space: Space | None) -> Sp
     if on == "logit" and space == "linear":
         raise InputError("on = 'logit' is fitted in log space (allowed: space = log or huber)")
     if len(np.unique(env.xs)) < 2:
-        raise InputError(f"all {env.n_runs} runs have {env.x} = {env.xs[0]:g}: a law needs at least two levels")
+        raise InputError(
+            f"all {env.n_runs} runs have {env.x} = {env.xs[0]:g}: a law needs at least two levels of it (train recipes "
+            "of another size, length or step count)"
+        )
     if env.n_bins < form.n_params:
         raise InputError(
             f"{env.n_bins} points (of {env.n_runs} runs) cannot fix the {form.n_params} parameters "

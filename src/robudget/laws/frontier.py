@@ -361,7 +361,10 @@ def fit_frontier(
     if not is_percent(runs.y_name):
         raise InputError(f"a frontier needs a percentage for y, not {runs.y_name!r}")
     if len(np.unique(runs.x)) < 2:
-        raise InputError(f"all {len(runs.x)} runs have {runs.x_name} = {runs.x[0]:g}: a law needs at least two levels")
+        raise InputError(
+            f"all {len(runs.x)} runs have {runs.x_name} = {runs.x[0]:g}: a law needs at least two levels of it "
+            "(train recipes of another size, length or step count)"
+        )
     if len(runs.x) < FEWEST_RUNS:
         raise InputError(f"{len(runs.x)} runs cannot fix a frontier (allowed: {FEWEST_RUNS} or more)")
     rng = np.random.default_rng(seed)

@@ -19,7 +19,7 @@ from scipy.optimize import brentq, least_squares, minimize_scalar
 from robudget.errors import InputError
 from robudget.files import fields
 from robudget.tables.read import as_table
-from robudget.tables.usable import Floats, is_accuracy, is_percent, numbers_of, points
+from robudget.tables.usable import Floats, check_not_tied, is_accuracy, is_percent, numbers_of, points
 
 STARTS = ((0.1, 0.1), (0.3, 0.3), (0.5, 0.2), (0.2, 0.5), (1.0, 1.0))
 LEVEL = 0.95
@@ -232,9 +232,14 @@ def fit_joint(
     goal = -runs.y[keep] if falls else runs.y[keep]
     for name, values in zip(names, xs, strict=True):
         if len(np.unique(values)) < 3:
-            raise InputError(f"{name} has {len(np.unique(values))} levels: a joint law needs at least 3 of N, D and K")
+            levels = len(np.unique(values))
+            raise InputError(
+                f"the runs have {levels} {'level' if levels == 1 else 'levels'} of {name}: a joint law needs 3 or more "
+                f"of {' and of '.join(names)}, independent of each other (train recipes that differ in it)"
+            )
     if g and len(np.unique(quality)) < 2:
         raise InputError(f"{g} has one level: its effect cannot be told")
+    check_not_tied(y, goal)
     size = 1 + 2 * len(names) + bool(g)
     if len(goal) <= size:
         raise InputError(f"{len(goal)} runs cannot fix the {size} parameters of the joint law")

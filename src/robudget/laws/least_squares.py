@@ -69,7 +69,7 @@ def levenberg_marquardt(
         scale = normal[:, diagonal, diagonal]
         scale = np.maximum(scale, 1e-12 * scale.max(axis=1, keepdims=True) + 1e-300)
         normal[:, diagonal, diagonal] += damping[:, None] * scale
-        step = np.clip(-np.linalg.solve(normal, gradient[..., None])[..., 0], -5, 5)
+        step = np.clip(-_solved(normal, gradient), -5, 5)
         trial = theta + step
         new_residual, new_slope, new_loss = _evaluate(form, shape, space, u, y, weight, trial)
         better = new_loss < loss  # NaN is not better
@@ -91,6 +91,15 @@ def levenberg_marquardt(
     by_problem = np.where(np.isfinite(all_loss), all_loss, np.inf).reshape(b, s)
     best = np.arange(b), by_problem.argmin(axis=1)
     return Solution(all_theta.reshape(b, s, p)[best], by_problem[best], all_converged.reshape(b, s)[best])
+
+
+def _solved(normal: Floats, gradient: Floats) -> Floats:
+    """The solution of each of the normal equations (r, p, p), (r, p); the shortest one where some parameter changes
+    nothing, as where all runs are tied."""
+    try:
+        return np.asarray(np.linalg.solve(normal, gradient[..., None])[..., 0])
+    except np.linalg.LinAlgError:
+        return np.asarray((np.linalg.pinv(normal, hermitian=True) @ gradient[..., None])[..., 0])
 
 
 def _evaluate(

@@ -84,6 +84,7 @@ class Price:
     observed: Observed | None
     costs: dict[str, Span]
     limits: dict[str, float]  # `limit` in the other cost columns
+    cheapest: float  # x of the cheapest run, below which no price is given
 
     @property
     def reachable(self) -> bool:
@@ -96,8 +97,8 @@ class Price:
             return self.value, self.low, self.high
         return self.costs.get(name, (math.nan, math.nan, math.nan))
 
-    def sentence(self, name: str | None = None) -> str:
-        """The answer in words, in the unit of a cost column (default: x)."""
+    def sentence(self, name: str | None = None, also: str | None = None) -> str:
+        """The answer in words, in the unit of a cost column (default: x), and in that of another one."""
         unit = column(name if name is not None and name in self.costs else self.x)
         value, low, high = self.span(unit.name)
         limit = self.limits.get(unit.name, self.limit)
@@ -107,10 +108,16 @@ class Price:
             early = f"; the earliest 2.5% reach it at {unit.write(low)}" if math.isfinite(low) else ""
             return f"{goal} costs more than {unit.write(limit)}; these runs cannot say how much more ({share}{early})"
         top = unit.write(high) if math.isfinite(high) else f"more than {unit.write(limit)}"
-        text = f"{goal} costs {unit.write(value)} ({self.level:.0%}: {unit.write(low)} to {top})"
+        more = ""
+        if also in self.costs and also != unit.name:
+            more = f", about {column(also).write(self.costs[also][0])} by the table's law of {column(also).phrase}"
+        text, ends = f"{goal} costs {unit.write(value)}", f"{unit.write(low)} to {top}"
+        if self.value <= (1 + 1e-9) * self.cheapest:
+            text, ends = f"{goal} costs no more than the cheapest run's {unit.write(value)}", f"to {top}"
+        text += f" ({self.level:.0%}: {ends})"
         if self.observed is not None:
-            return f"{text}; {self.observed.sentence(unit.name)}"
-        return text + (f", {self.decades:.1f} decades beyond the runs" if self.decades >= 0.05 else "")
+            return f"{text}{more}; {self.observed.sentence(unit.name)}"
+        return text + (f", {self.decades:.1f} decades beyond the runs" if self.decades >= 0.05 else "") + more
 
     def to_dict(self) -> dict[str, Any]:
         return fields(self) | {"reachable": self.reachable}
@@ -202,7 +209,7 @@ def price_of(law: Frontier, target: float, frame: pd.DataFrame, laws: Mapping[st
     return Price(
         law.x, law.y, target, value, low, high, law.level, verdict, limit, law.share(np.isinf(draws)), decades,
         observed, {name: (v[0], v[1], v[2]) for name, v in costs.items()},
-        {name: _convert(one, limit) for name, one in laws.items()},
+        {name: _convert(one, limit) for name, one in laws.items()}, law.x_range[0],
     )  # fmt: skip
 
 

@@ -238,10 +238,7 @@ class Plan:
         price = self.price
         if price is None:
             return ""
-        value = price.span(self.column)[0]
-        text = price.sentence()
-        if self.column != price.x and known(value):
-            text += f", about {column(self.column).write(value)} by the table's law of {column(self.column).phrase}"
+        text = price.sentence(also=self.column)
         if self.target is None or self.options or not price.reachable or self.best is None:
             what = "One point more than the best run, by" if self.target is None else "By"
             return f"{what} compute alone (the law of the best runs): {text}."

@@ -25,6 +25,7 @@ from robudget.columns import COSTS, column
 from robudget.errors import InputError, unknown
 from robudget.files import fields
 from robudget.formats import known, number
+from robudget.laws.price import priced_in
 from robudget.planning.allocation import allocation
 from robudget.planning.answer import Option
 from robudget.prediction.features import Features
@@ -52,7 +53,8 @@ class NextRun:
 class NextRuns:
     """The `runs` to make for `question`, whose interval is `half_now` wide on either side, and their total `cost` in
     `column`. `half_random` and `half_cheapest` are what as much money is expected to leave of it when it is spent on
-    recipes drawn at random and on the cheapest ones. Half widths are of α, of log10 of the price, or of points."""
+    recipes drawn at random and on the cheapest ones; the `cheapest` recipe costs so much. Half widths are of α, of
+    log10 of the price, or of points."""
 
     question: str
     column: str
@@ -61,6 +63,7 @@ class NextRuns:
     cost: float
     half_random: float
     half_cheapest: float
+    cheapest: float
     n_runs: int
 
     @property
@@ -74,7 +77,9 @@ class NextRuns:
 
     def sentence(self) -> str:
         if not self.runs:
-            return f"No run that fits would tell more of {self.question}."
+            least = column(self.column).write(self.cheapest)
+            text = f"No recipe fits the budget, so that no run can tell more of {self.question}"
+            return f"{text}: the cheapest costs {least}."
         spent = column(self.column).write(self.cost) + (" of electricity" if self.column == "cost_usd" else "")
         first = self.runs[0]
         n = "1 run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
@@ -124,11 +129,11 @@ class _Regression:
     """ln accuracy over ln compute and the choices that spend none; `c` is the question's gradient."""
 
     def __init__(
-        self, runs: pd.DataFrame, options: pd.DataFrame, counts: Floats, best: Mapping[str, Any], target: float | None
-    ) -> None:
+        self, runs: pd.DataFrame, options: pd.DataFrame, counts: Floats, best: Mapping[str, Any], target: float | None,
+        x: str,
+    ) -> None:  # fmt: skip
         names = [c.name for c in Features.of(runs).columns if not _spends(c.name, c.aliases)]
         levels = [(n, v) for n in names for v in sorted(set(map(level_of, runs[n].dropna())), key=str)[1:]]
-        x = "train_flops_exact"
         centre = float(np.log(numbers_of(runs, x)).mean())
 
         def design(rows: pd.DataFrame) -> Floats:
@@ -267,7 +272,8 @@ def next_runs(
     best = {
         str(k): level_of(v) for k, v in kept.iloc[int(numbers_of(kept, "aa_acc").argmax())].items() if not pd.isna(v)
     }
-    found = allocation(table, best, counted if counted in COSTS else "train_flops_exact")
+    x = priced_in(table)
+    found = allocation(table, best, counted if counted in COSTS else x)
     held = [(name, value) for name, value in (found.held if found else ()) if name != question]
     fits = np.array([not (tried_only and o.untried) and known(o.costs[counted]) for o in options])
     if "loss" in rows:
@@ -279,14 +285,14 @@ def next_runs(
     if not len(chosen):
         raise InputError("no recipe at tried levels is left to run")
     pool, picked = rows.iloc[chosen].reset_index(drop=True), [options[int(i)] for i in chosen]
-    pool = pool.assign(train_flops_exact=[o.costs.get("train_flops_exact", math.nan) for o in picked])
+    pool = pool.assign(**{x: [o.costs.get(x, math.nan) for o in picked]})
     cost, survive = (np.array(v) for v in zip(*[(o.costs[counted], 1 - o.p_collapse) for o in picked], strict=True))
 
     counts = np.array([float(len(o.measured.run_ids)) if o.measured else 0.0 for o in picked])
 
     def start() -> _Regression | _Pairs:
         if question in (EXPONENT, PRICE):
-            return _Regression(kept, pool, counts, best, target if question == PRICE else None)
+            return _Regression(kept, pool, counts, best, target if question == PRICE else None, x)
         names = [c.name for c in Features.of(kept).columns]
         if question not in names:
             raise unknown("question", question, [EXPONENT, PRICE, *names])
@@ -322,7 +328,7 @@ def next_runs(
     names = {EXPONENT: "the exponent of accuracy over compute", PRICE: f"the price of {target or 0:g}%"}
     text = names.get(question, f"the effect of {column(question).phrase}")
     runs = tuple(NextRun(picked[i], picked[i].measured is not None, half) for i, half in made)
-    return NextRuns(text, counted, runs, now, total, float(np.mean(drawn)), cheapest, len(kept))
+    return NextRuns(text, counted, runs, now, total, float(np.mean(drawn)), cheapest, float(cost.min()), len(kept))
 
 
 def _spends(name: str, aliases: Sequence[str]) -> bool:

@@ -165,7 +165,9 @@ def _margin(top: Option, model: Predictor, table: pd.DataFrame) -> float:
 
 def _not_known(counted: str, costs: Mapping[str, CostModel]) -> InputError:
     if not costs:
-        return InputError("the table knows no cost of any run")
+        return InputError(
+            "the table knows no cost of any run: a plan counts in one, e.g. in train_flops_exact or cost_usd"
+        )
     if counted not in COSTS:
         return unknown("cost of the table", counted, costs)
     why = " (runs on a CPU have none: say hours, as in 3h)" if counted == "gpu_hours" else ""

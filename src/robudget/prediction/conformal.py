@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from robudget.accuracy import wilson
 from robudget.files import fields
 from robudget.prediction.regressors import Bools, Outcomes
 from robudget.prediction.repeats import Codes, weights_of
@@ -39,6 +39,7 @@ BEYOND_OF_PART = 4  # of these, at least so many outside the interval
 MOST_PARTS = 4
 COVERAGE_FOLDS = 5
 FEWEST_REPORTED = 10  # runs of a group whose coverage is reported
+KNOWN = 0.05  # half width of a share's interval to which a coverage is called known
 MOST_REPORTED = 4  # levels of a choice by which coverage is reported
 ROWS_AT_ONCE = 2_000
 SMALLEST = 1e-6  # points
@@ -46,14 +47,40 @@ SMALLEST = 1e-6  # points
 
 @dataclass(frozen=True)
 class Coverage:
-    """The share of `n` runs of a group that lie in intervals which neither they nor their recipe helped to make."""
+    """The share `covered` of the runs of a group (`n` runs of `recipes` recipes) that lie in intervals which neither
+    they nor their recipe helped to make, beside the nominal `level`. `low` to `high` is where the share of ever more
+    such recipes would lie (95%, Wilson's interval over recipes)."""
 
     group: str
     covered: float
     n: int
+    recipes: int
+    level: float
+
+    @property
+    def low(self) -> float:
+        return wilson(self.covered * self.recipes, self.recipes)[0]
+
+    @property
+    def high(self) -> float:
+        return wilson(self.covered * self.recipes, self.recipes)[1]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the group is covered at the nominal level, or too small to know it (KNOWN)."""
+        if self.high < self.level:
+            return "too little"
+        if self.low > self.level:
+            return "more than it says"
+        return "as it says" if self.high - self.low <= 2 * KNOWN else "too few to tell"
 
     def to_dict(self) -> dict[str, Any]:
-        return fields(self)
+        return fields(self) | {"low": self.low, "high": self.high, "verdict": self.verdict}
+
+    @classmethod
+    def of(cls, group: str, inside: Bools, codes: Codes, level: float) -> Coverage:
+        """Of runs (n,) that lie inside or not, of recipes `codes` (n,)."""
+        return cls(group, float(inside.mean()), len(inside), len(np.unique(codes)), level)
 
 
 @dataclass(frozen=True)
@@ -106,11 +133,13 @@ class Residuals:
 class Calibration:
     """`betas`: for each part of the table, the central probability that the mixture's interval must have to hold
     `level` of new recipes; above 1 the interval reaches beyond the mixture's ends, by (beta − 1) × `spread` points.
-    inf: too few recipes. `coverage` is by group, each run's interval made without its fold of recipes."""
+    inf: too few recipes. `inside` (n,): whether each run lies in an interval made without its fold of recipes, and
+    `coverage` is that by group."""
 
     level: float
     spread: float
     betas: Mapping[int, float]
+    inside: Bools = field(repr=False)
     coverage: tuple[Coverage, ...]
     parts: Any = field(repr=False)  # scikit-learn's tree, whose leaves are the parts; None for one part
     survivors: Residuals = field(repr=False)
@@ -133,11 +162,14 @@ class Calibration:
             Residuals.of((y - centre)[keep], Z[keep], codes[keep], weights[keep])
             for centre, keep in ((out.survivor, ~collapsed), (out.collapsed, collapsed))
         ]
-        mixture = cls(level, max(float(y.std()), 1e-9), {}, (), None, pools[0], pools[1], scaler)
+        mixture = cls(
+            level, max(float(y.std()), 1e-9), {}, np.zeros(0, dtype=np.bool_), (), None, pools[0], pools[1], scaler
+        )
         scores = mixture._scores(X, y, out, codes)
         parts, betas = _parts(X, scores, weights, codes, level)
-        coverage = _coverage(X, scores, weights, codes, level, collapsed, groups or {}, seed)
-        return cls(level, mixture.spread, betas, coverage, parts, pools[0], pools[1], scaler)
+        inside = _inside(X, scores, weights, codes, level, seed)
+        coverage = _coverage(inside, codes, level, collapsed, groups or {})
+        return cls(level, mixture.spread, betas, inside, coverage, parts, pools[0], pools[1], scaler)
 
     def interval(self, X: Floats, out: Outcomes) -> tuple[Floats, Floats]:
         """(low, high), each (n,), in percent and inside [0, 100]."""
@@ -230,10 +262,7 @@ def _of_parts(tree: Any, betas: Mapping[int, float], X: Floats) -> Floats:
     return np.array([betas[int(leaf)] for leaf in tree.apply(X)])
 
 
-def _coverage(
-    X: Floats, scores: Floats, weights: Floats, codes: Codes, level: float, collapsed: Bools,
-    groups: Mapping[str, Sequence[Any]], seed: int,
-) -> tuple[Coverage, ...]:  # fmt: skip
+def _inside(X: Floats, scores: Floats, weights: Floats, codes: Codes, level: float, seed: int) -> Bools:
     """Each fold of recipes against the betas of the others."""
     recipes = np.unique(codes)
     fold = np.random.default_rng(seed).permutation(len(recipes)) % min(COVERAGE_FOLDS, len(recipes))
@@ -244,22 +273,23 @@ def _coverage(
         if rest.any():
             tree, betas = _parts(X[rest], scores[rest], weights[rest], codes[rest], level)
             inside[own] = scores[own] <= _of_parts(tree, betas, X[own])
-    out = [Coverage("all", float(inside.mean()), len(inside))]
-    out += _reported("", {"survived": ~collapsed, "collapsed": collapsed}, inside)
+    return inside
+
+
+def _coverage(
+    inside: Bools, codes: Codes, level: float, collapsed: Bools, groups: Mapping[str, Sequence[Any]]
+) -> tuple[Coverage, ...]:
+    members = {"all": np.ones(len(inside), dtype=np.bool_), "survived": ~collapsed, "collapsed": collapsed}
     for name, values in groups.items():
         labels = np.array([str(v) for v in values])
         levels = np.unique(labels)
         if 2 <= len(levels) <= MOST_REPORTED:
-            out += _reported(f"{name} = ", {str(level): labels == level for level in levels}, inside)
-    return tuple(out)
-
-
-def _reported(prefix: str, members: Mapping[str, NDArray[np.bool_]], inside: Bools) -> list[Coverage]:
-    return [
-        Coverage(prefix + label, float(inside[rows].mean()), int(rows.sum()))
-        for label, rows in members.items()
-        if rows.sum() >= FEWEST_REPORTED
-    ]
+            members |= {f"{name} = {one}": labels == one for one in levels}
+    return tuple(
+        Coverage.of(group, inside[rows], codes[rows], level)
+        for group, rows in members.items()
+        if group == "all" or rows.sum() >= FEWEST_REPORTED
+    )
 
 
 def _row_quantiles(values: Floats, cumulated: Floats, level: Floats, upper: bool) -> Floats:

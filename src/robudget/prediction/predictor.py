@@ -37,7 +37,7 @@ from robudget.prediction.explain import (
     partial,
 )
 from robudget.prediction.features import MOST_RUNS, Features, rows_of, runs_with_features
-from robudget.prediction.regressors import MODELS, ROOMS, FittedModels, Kernels, ModelName, Outcomes
+from robudget.prediction.regressors import MODELS, ROOMS, Bools, FittedModels, Kernels, ModelName, Outcomes
 from robudget.prediction.repeats import (
     Codes,
     Ran,
@@ -53,7 +53,7 @@ from robudget.tables.usable import Floats, collapsed_rows, numbers_of
 
 Rows = Recipe | Sequence[Recipe] | pd.DataFrame | Mapping[str, Any]
 LEVEL = 0.9
-NEAREST_RUNS = 3
+NEAREST_RUNS, ALIKE = 3, 20
 FEWEST_RECIPES = 5
 
 
@@ -64,6 +64,7 @@ class Prediction:
     `p_collapse` is the probability of catastrophic overfitting and `survivor` the accuracy without it. `nearest` are
     the real runs most like it: (run_id, aa_acc, distance in standard deviations of the features). `outside` names the
     features beyond the fitted table's range or in a combination it never had: nothing supports the interval there.
+    `alike` is what intervals of this kind hold of the ALIKE runs nearest to it (None where the table has few more).
     """
 
     aa_acc: float
@@ -76,6 +77,7 @@ class Prediction:
     outside: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     ran: Ran | None = None
+    alike: Coverage | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return fields(self)
@@ -98,11 +100,11 @@ class Predictor:
 
     `random_scores` are those of every model on recipes that it was not fitted on, and `scores` these and, by each of
     `groups`, those of whole levels left out; `model` is the one they chose. `one_split` is what a single yes-or-no
-    question explains of left-out recipes, and `coverage` what the intervals hold of them, by group. `n_runs` finished
-    runs of `n_recipes` recipes were fitted on, `n_collapsed` of them collapsed; `n_left_out` had no accuracy, an
-    unknown feature, or were too many. `seed_noise` is how far seeds of one recipe scatter. What not every question
-    needs (`fitted`, `calibration`, the scores by group, `importances`) is computed from `used` the first time that it
-    is asked for, and kept between commands where it is small.
+    question explains of left-out recipes, and `coverage` what the intervals hold of them, by group (`inside`: which,
+    (n_runs,)). `n_runs` finished runs of `n_recipes` recipes were fitted on, `n_collapsed` of them collapsed;
+    `n_left_out` had no accuracy, an unknown feature, or were too many. `seed_noise` is how far seeds of one recipe
+    scatter. What not every question needs (`fitted`, `calibration`, the scores by group, `importances`) is computed
+    from `used` the first time that it is asked for, and kept between commands where it is small.
     """
 
     model: ModelName
@@ -116,6 +118,7 @@ class Predictor:
     random_scores: tuple[Score, ...]
     one_split: OneSplit
     coverage: tuple[Coverage, ...]
+    inside: Bools = field(repr=False)
     warnings: tuple[str, ...]
     table: pd.DataFrame = field(repr=False)
     used: tuple[Any, ...] = field(repr=False)
@@ -211,14 +214,15 @@ class Predictor:
             out = Outcomes.of_numbers(numbers["out_of_fold"])
             return Calibration.fit(X, y, is_collapsed, out, level, codes, by, seed)
 
-        coverage = remembered(
-            "coverage", (*used, level), ROOMS, lambda: {"of": [dataclasses.asdict(c) for c in calibrate().coverage]}
-        )
+        def cover() -> dict[str, Any]:
+            return {"of": [vars(c) for c in calibrate().coverage], "inside": calibrate().inside.tolist()}
+
+        coverage = remembered("coverage", (*used, level), ROOMS, cover)
         noise, n_recipes = seed_noise(y, is_collapsed, recipes), int(recipes.max()) + 1
         return cls(
             numbers["model"], columns, level, len(y), n_recipes, int(is_collapsed.sum()), len(frame) - len(y), noise,
             tuple(Score(**score) for score in numbers["scores"]), OneSplit(**numbers["one_split"]),
-            tuple(Coverage(**one) for one in coverage["of"]),
+            tuple(Coverage(**one) for one in coverage["of"]), np.array(coverage["inside"], dtype=np.bool_),
             _warnings(len(frame), len(y), columns, noise, n_recipes, level), runs, used, tuple(labels), fit_models,
             calibrate, score_group, explain,
         )  # fmt: skip
@@ -253,7 +257,7 @@ class Predictor:
         accuracy = np.clip(out.by_model[self.model], 0, 100)
         low, high = self.calibration.interval(X, out)
         low, high = np.minimum(low, accuracy), np.maximum(high, accuracy)
-        nearest = self._nearest(X)
+        nearest, alike = self._nearest(X)
         outside = [
             tuple(dict.fromkeys(far + new))
             for far, new in zip(
@@ -265,7 +269,7 @@ class Predictor:
         return [
             Prediction(
                 float(accuracy[i]), float(low[i]), float(high[i]), float(out.p_collapse[i]), float(out.survivor[i]),
-                self.level, nearest[i], outside[i], unseen[i], ran[i],
+                self.level, nearest[i], outside[i], unseen[i], ran[i], alike[i],
             )
             for i in range(len(X))
         ]  # fmt: skip
@@ -306,19 +310,23 @@ class Predictor:
         more = {"scores": to_plain(self.scores), "importances": to_plain(self.importances)}
         return {n: v for n, v in fields(self).items() if n not in ("random_scores", "groups")} | more
 
-    def _nearest(self, X: Floats) -> list[tuple[tuple[str, float, float], ...]]:
+    def _nearest(self, X: Floats) -> tuple[list[tuple[tuple[str, float, float], ...]], list[Coverage | None]]:
+        """The nearest runs of each row, and what intervals hold of the ALIKE nearest."""
         from sklearn.neighbors import NearestNeighbors
 
         Z = self.fitted.scaler.transform(self.features.matrix(self.table))
+        enough = len(Z) >= 2 * ALIKE
         # A tree takes differences, so that a run's distance to itself is exactly 0; brute force takes scalar products.
-        tree = NearestNeighbors(n_neighbors=NEAREST_RUNS, algorithm="kd_tree").fit(Z)
+        tree = NearestNeighbors(n_neighbors=ALIKE if enough else NEAREST_RUNS, algorithm="kd_tree").fit(Z)
         distances, indices = tree.kneighbors(self.fitted.scaler.transform(X))
         names = self.table["run_id"] if "run_id" in self.table else self.table.index.to_series()
-        ids, accuracy = names.astype(str).to_numpy(), numbers_of(self.table, "aa_acc")
-        return [
+        ids, accuracy, codes = names.astype(str).to_numpy(), numbers_of(self.table, "aa_acc"), self.used[3]
+        nearest = [
             tuple((str(ids[i]), float(accuracy[i]), float(d)) for i, d in zip(*row, strict=True))
-            for row in zip(indices, distances, strict=True)
+            for row in zip(indices[:, :NEAREST_RUNS], distances[:, :NEAREST_RUNS], strict=True)
         ]
+        alike = [Coverage.of("nearest", self.inside[i], codes[i], self.level) if enough else None for i in indices]
+        return nearest, alike
 
 
 @overload

@@ -242,3 +242,12 @@ def _noise(frame: pd.DataFrame, y: str, ys: Floats) -> Floats:
     if COLUMNS[y].robust and AUDIT_SD in frame.columns:
         noise = np.hypot(noise, np.nan_to_num(numbers_of(frame, AUDIT_SD)))
     return np.where(np.isfinite(noise), noise, 0.0)
+
+
+def check_not_tied(name: str, values: Floats) -> None:
+    """Raises InputError where all runs have one value of the column `name`: no law can be told from them."""
+    if len(values) and float(np.ptp(values)) == 0:
+        raise InputError(
+            f"all {len(values)} usable runs have {name} = {abs(values[0]):.4g}: they say nothing of what compute buys "
+            "(evaluate more images, or train recipes that differ more)"
+        )

@@ -34,10 +34,32 @@ def prediction_text(name: str, prediction: Prediction, predictor: Predictor, gbr
     parts += [Text(""), TextTable(rows, left=("nearest real runs",))]
     parts += titled(
         f"Runs inside {p.level:.0%} intervals that were made without their recipe",
-        [{"runs": group_name(c), "inside": percent(100 * c.covered, 0), "n": str(c.n)} for c in predictor.coverage],
+        [_covered_row(c) for c in predictor.coverage],
         ("runs",),
     )
     return Group(*parts, Text(""), Text(_papers(gbr)))
+
+
+def _covered_row(c: Coverage) -> dict[str, str]:
+    return {
+        "runs": group_name(c),
+        "inside": percent(100 * c.covered, 0),
+        "of more such recipes": f"{percent(100 * c.low, 0)} to {percent(100 * c.high, 0)}",
+        "n": str(c.n),
+        f"{c.level:.0%} as said?": c.verdict,
+    }
+
+
+def _alike(c: Coverage) -> str:
+    """What is known of the interval among recipes like the one that is asked about."""
+    inside = round(c.covered * c.n)
+    text = (
+        f"Of the {c.n} runs nearest to it {inside} lie in intervals that were made without their recipe, which leaves "
+        f"{percent(100 * c.low, 0)} to {percent(100 * c.high, 0)} for recipes like this one"
+    )
+    if c.high < c.level:
+        return f"{text}: this interval covers too little, take it as wider"
+    return f"{text}: its {c.level:.0%} are of new recipes on average" if c.low < c.level else text
 
 
 def _papers(gbr: PaperGBR) -> str:
@@ -51,11 +73,13 @@ def _papers(gbr: PaperGBR) -> str:
 def _lines(name: str, p: Prediction, predictor: Predictor) -> list[str]:
     predicted = f"{p.aa_acc:.1f}% robust accuracy is predicted, {p.level:.0%} interval {p.low:.1f} to {p.high:.1f}"
     risk = f"P(collapse) is {p.p_collapse:.0%}; without collapse {p.survivor:.1f}% is predicted."
+    near = [f"{_alike(p.alike)}."] if p.alike else []
     if p.ran is None:
-        return [f"{name}: {predicted}.", risk, *stands_on(predictor)]
+        return [f"{name}: {predicted}.", risk, *near, *stands_on(predictor)]
     return [
         f"{name}: {_ran_sentence(p.ran)}.", *_bill(p.ran), _next_seed(p.ran, predictor.seed_noise),
-        f"Second to that, by the predictor fitted to all runs: {predicted}.", risk, *stands_on(predictor),
+        f"Second to that, by the predictor fitted to all runs: {predicted}.", risk, *near,
+        *stands_on(predictor),
     ]  # fmt: skip
 
 
