@@ -62,16 +62,62 @@ if fault == "segfault":
 
 
 @dataclass
-class Round:
-    """One sweep under one fault: drivers are started, and `count` says what happened."""
+class Disturbed:
+    """A sweep that is disturbed: drivers are started, and `count` says what happened."""
 
     fault: str
     store: Path
     study: Path
-    inside: Path
-    seed: int
     count: dict[str, int] = field(default_factory=lambda: {"starts": 0, "kills": 0})
     drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def kill(self, process: psutil.Process | subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+            self.count["kills"] += 1
+
+    def ended(self) -> bool:
+        """Has every driver ended?"""
+        return all(driver.poll() is not None for driver in self.drivers)
+
+    def lines(self) -> int:
+        with contextlib.suppress(OSError):
+            return sum(len(path.read_bytes().splitlines()) for path in self.store.glob("*/log.jsonl"))
+        return 0
+
+    def wait(self, condition: Callable[[], bool], seconds: float = ROUND_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.fault}: nothing happened for {seconds:.0f} s")
+            time.sleep(0.05)
+
+    def some_work(self, chance: random.Random) -> None:
+        """Until a few more lines are in the logs, or all drivers have ended."""
+        wanted = self.lines() + chance.randint(1, 8)
+        self.wait(lambda: self.lines() >= wanted or self.ended())
+        time.sleep(chance.uniform(0, 0.3))
+
+    def complete(self) -> None:
+        """Start a driver where none lives, until one ends well."""
+        for _ in range(5):
+            if self.ended():
+                self.start()
+            self.wait(self.ended)
+            if any(driver.returncode == 0 for driver in self.drivers):
+                return
+        raise RuntimeError(f"{self.fault}: no driver ends well")
+
+
+@dataclass
+class Round(Disturbed):
+    """On this machine."""
+
+    inside: Path = Path()
+    seed: int = 0
 
     def start(self) -> None:
         command = [
@@ -104,39 +150,6 @@ class Round:
             with contextlib.suppress(psutil.Error):
                 found += [p for p in psutil.Process(driver.pid).children() if "robudget.sweep.local" in p.cmdline()]
         return found
-
-    def kill(self, process: psutil.Process | subprocess.Popen[bytes]) -> None:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-            self.count["kills"] += 1
-
-    def lines(self) -> int:
-        with contextlib.suppress(OSError):
-            return sum(len(path.read_bytes().splitlines()) for path in self.store.glob("*/log.jsonl"))
-        return 0
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + ROUND_SECONDS
-        while not condition():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.fault}: nothing happened for {ROUND_SECONDS:.0f} s")
-            time.sleep(0.05)
-
-    def some_work(self, chance: random.Random) -> None:
-        """Until a few more lines are in the logs, or all drivers have ended."""
-        wanted = self.lines() + chance.randint(1, 8)
-        self.wait(lambda: self.lines() >= wanted or all(d.poll() is not None for d in self.drivers))
-        time.sleep(chance.uniform(0, 0.3))
-
-    def complete(self) -> None:
-        """Start a driver where none lives, until one ends well."""
-        for _ in range(5):
-            if all(driver.poll() is not None for driver in self.drivers):
-                self.start()
-            self.wait(lambda: all(driver.poll() is not None for driver in self.drivers))
-            if any(driver.returncode == 0 for driver in self.drivers):
-                return
-        raise RuntimeError(f"{self.fault}: no driver ends well")
 
 
 def worker_killed(now: Round, chance: random.Random) -> None:
@@ -223,10 +236,30 @@ def clock_jumps(now: Round, chance: random.Random) -> None:
     now.kill(now.drivers[0])
 
 
+def liveness(now: Round, chance: random.Random) -> None:
+    """Two drivers at all times, of which one is killed every 10 to 20 s, until the study is done."""
+    total = len(Study.load(now.study).recipes)
+
+    def done() -> bool:
+        return now.store.is_dir() and sum(folder.done for folder in Store(now.store).folders()) == total
+
+    began = time.monotonic()
+    while not done() and time.monotonic() - began < ROUND_SECONDS:
+        while sum(driver.poll() is None for driver in now.drivers) < 2:
+            now.start()
+        with contextlib.suppress(TimeoutError):
+            now.wait(done, chance.uniform(10, 20))
+            break
+        alive = [driver for driver in now.drivers if driver.poll() is None]
+        if alive:
+            now.kill(chance.choice(alive))
+    now.count["seconds until all were done"] = round(time.monotonic() - began)
+
+
 FAULTS = {
     "worker killed": worker_killed, "driver killed": driver_killed, "two drivers": two_drivers,
     "paused owner": paused_owner, "store away": store_away, "disk full": disk_full, "segfault": segfault,
-    "clock": clock_jumps,
+    "clock": clock_jumps, "liveness": liveness,
 }  # fmt: skip
 
 
@@ -266,7 +299,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipes", type=int, default=3)
-    parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=FAULTS)
+    parser.add_argument("--faults", nargs="*", default=[name for name in FAULTS if name != "liveness"], choices=FAULTS)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
@@ -277,14 +310,14 @@ def main() -> None:
         base = json.dumps(Recipe.load("digits", TINY).to_dict())
         study.write_text(f"base: {base}\naxes:\n  seed: {{{seeds}}}\n")
         recipes = list(Study.load(study).recipes)
-        plain = Round("", home / "undisturbed", study, home / "inside", 0)
+        plain = Round("", home / "undisturbed", study, inside=home / "inside")
         began = time.monotonic()
         plain.complete()
         print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
         failed = 0
         for number in range(asked.rounds):
             fault, chance = asked.faults[number % len(asked.faults)], random.Random(asked.seed + number)
-            now = Round(fault, home / f"round-{number}", study, home / "inside", number)
+            now = Round(fault, home / f"round-{number}", study, inside=home / "inside", seed=number)
             began = time.monotonic()
             try:
                 FAULTS[fault](now, chance)

@@ -17,20 +17,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import psutil
 
-from faults import STALE_SECONDS, TINY, differences, repeated_epochs
+from faults import STALE_SECONDS, TINY, Disturbed, differences, repeated_epochs
 from robudget.recipe import Recipe
 from robudget.sweep.study import Study
 
 FAULTS = ("worker", "node", "driver")
 STRIKES = 2
-ROUND_SECONDS = 600.0
 
 
 def clusters() -> ModuleType:
@@ -105,62 +105,40 @@ def _environment(process: psutil.Process) -> list[str]:
     return []
 
 
-class Round:
-    def __init__(self, place: OnRay | OnSlurm, store: Path, study: Path) -> None:
-        self.place, self.store, self.study = place, store, study
-        self.driver: subprocess.Popen[bytes] | None = None
-        self.count = {"drivers": 0, "kills": 0}
+@dataclass
+class Round(Disturbed):
+    """On a cluster, with one driver at a time."""
+
+    place: OnRay | OnSlurm | None = None
 
     def start(self) -> None:
         if not self.ended():
             return
+        assert self.place is not None
         command = [sys.executable, "-m", "robudget", "sweep", str(self.study), *self.place.options]
         where = {"ROBUDGET_STALE_SECONDS": str(STALE_SECONDS), "ROBUDGET_SLURM_POLL_SECONDS": "1"}
-        log = self.store.with_suffix(".log").open("ab")
-        self.driver = subprocess.Popen(
-            [*command, "--on", self.place.on, "--store", str(self.store)],
-            env=os.environ | where,
-            stdout=log,
-            stderr=log,
-        )
-        self.count["drivers"] += 1
+        with self.store.with_suffix(".log").open("ab") as log:
+            driver = subprocess.Popen(
+                [*command, "--on", self.place.on, "--store", str(self.store)],
+                env=os.environ | where,
+                stdout=log,
+                stderr=log,
+            )
+        self.drivers.append(driver)
+        self.count["starts"] += 1
 
-    def ended(self) -> bool:
-        return self.driver is None or self.driver.poll() is not None
-
-    def lines(self) -> int:
-        return sum(len(path.read_bytes().splitlines()) for path in self.store.glob("*/log.jsonl"))
-
-    def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + ROUND_SECONDS
-        while not condition():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"nothing happened for {ROUND_SECONDS:.0f} s")
-            time.sleep(0.05)
-
-    def strike(self, fault: str, chance: random.Random) -> None:
-        wanted = self.lines() + chance.randint(1, 8)
-        assert self.driver is not None
-        self.wait(lambda: self.lines() >= wanted or self.ended())
-        time.sleep(chance.uniform(0, 0.3))
-        self.count["kills"] += 1
-        if fault == "node":
+    def strike(self, chance: random.Random) -> None:
+        assert self.place is not None
+        self.some_work(chance)
+        if self.fault == "node":
+            self.count["kills"] += 1
             self.place.strike_node(chance)
-        elif fault == "driver":
-            self.driver.kill()
-            self.driver.wait()
+        elif self.fault == "driver":
+            self.kill(self.drivers[-1])
+            self.drivers[-1].wait()
         else:
             for worker in self.place.workers()[:1]:
-                with contextlib.suppress(psutil.Error):
-                    worker.kill()
-
-    def complete(self) -> None:
-        for _ in range(5):
-            self.start()
-            self.wait(self.ended)
-            if self.driver is not None and self.driver.returncode == 0:
-                return
-        raise RuntimeError(f"no driver ends well: {self.store.with_suffix('.log').read_text()[-500:]}")
+                self.kill(worker)
 
 
 def main() -> None:
@@ -180,27 +158,27 @@ def main() -> None:
             f"base: {json.dumps(Recipe.load('digits', TINY).to_dict())}\naxes:\n  seed: {{{seeds}}}\n", "utf-8"
         )
         recipes = list(Study.load(study).recipes)
-        plain = Round(place, home / "undisturbed", study)
+        plain = Round("", home / "undisturbed", study, place=place)
         began = time.monotonic()
         plain.complete()
         print(f"undisturbed on {asked.where}: {time.monotonic() - began:.0f} s", flush=True)
         failed = 0
         for number in range(asked.rounds):
             fault, chance = asked.faults[number % len(asked.faults)], random.Random(asked.seed + number)
-            now = Round(place, home / f"round-{number}", study)
+            now = Round(fault, home / f"round-{number}", study, place=place)
             began, wrong = time.monotonic(), []
             try:
                 for _ in range(STRIKES):
                     now.start()
-                    now.strike(fault, chance)
+                    now.strike(chance)
                 now.complete()
                 wrong = differences(now.store, plain.store, recipes)
                 now.count["repeated epochs"] = repeated_epochs(now.store)
             except (TimeoutError, RuntimeError) as error:
                 wrong = [str(error)]
             finally:
-                if now.driver is not None and now.driver.poll() is None:
-                    now.driver.kill()
+                for driver in now.drivers:
+                    driver.kill()
                 place.end()
             failed += bool(wrong)
             what = ", ".join(f"{value} {name}" for name, value in now.count.items())

@@ -88,6 +88,40 @@ def test_a_kill_loses_what_came_after_the_last_note(folder: RunFolder, watch: Wa
     assert len(interrupted) == kills
 
 
+def test_the_passes_of_a_killed_attempt_are_known_and_lost(folder: RunFolder, watch: Watch) -> None:
+    """Up to its last note, less what its checkpoint kept; one that ended by itself lost what it had not saved."""
+    made = {"craft_forward": 0}
+    killed = opened(folder, watch)
+    window = killed.window("training", calls=lambda: made)
+    window.__enter__()
+    made["craft_forward"] = 70
+    killed._note()
+    made["craft_forward"] = 75  # lost without a trace
+    made = {"craft_forward": 40}  # of the checkpoint
+    with opened(folder, watch) as ledger:
+        with pytest.raises(ZeroDivisionError), ledger.window("training", calls=lambda: made):  # noqa: PT012
+            made["craft_forward"] = 60
+            raise ZeroDivisionError
+        made = {"craft_forward": 50}
+        with ledger.window("training", calls=lambda: made):
+            made["craft_forward"] = 100
+        lost = ledger.lost("training", {"craft_forward": 100})
+    assert (lost.calls, lost.how) == ({"craft_forward": 40}, "counted")  # 30 of the first attempt, 10 of the second
+
+
+def test_of_attempts_that_logged_no_passes_the_lost_ones_are_estimated(folder: RunFolder, watch: Watch) -> None:
+    killed = opened(folder, watch)
+    window = killed.window("training")
+    window.__enter__()
+    watch.now += 20
+    killed._note()
+    with opened(folder, watch) as ledger:
+        with ledger.window("training"):
+            watch.now += 80
+        lost = ledger.lost("training", {"update_forward": 100})
+    assert (lost.calls, lost.how) == ({"update_forward": 25}, "estimated")
+
+
 def test_a_note_whose_window_was_closed_after_all_counts_once(folder: RunFolder, watch: Watch) -> None:
     with opened(folder, watch) as ledger:
         with ledger.window("training"):

@@ -11,11 +11,11 @@ import torch
 
 import robudget as rb
 from robudget.backend.device import answering, why_no_gpu
+from robudget.environment import resolve_device
 from robudget.errors import InputError, RunFailed
 from robudget.execution import Site
 from robudget.meter import gpu
 from robudget.recipe import Recipe
-from robudget.runner import resolve_device
 from robudget.training.step import Step
 
 LOST = (

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,19 @@ def test_stages_that_were_done_are_not_done_again(small, images, tmp_path):
     again = run(small, images, state=tmp_path, progress=seen.append)
     assert seen == []
     assert same(again, run(small, images, state=tmp_path))
+
+
+def test_checks_are_made_once_where_the_first_attack_is_killed(small, images, tmp_path):
+    def killed(name):
+        if name == "evaluation/apgd-ce":
+            raise Stop
+        return nullcontext()
+
+    with pytest.raises(Stop):
+        run(small, images, checks=True, state=tmp_path, window=killed)
+    again, alone = run(small, images, checks=True, state=tmp_path), run(small, images, checks=True)
+    assert again.calls == alone.calls
+    assert again.findings == alone.findings
 
 
 SCRIPT = """

@@ -86,6 +86,27 @@ def test_kill_minus_nine_then_again_gives_the_same_table(
     assert_frame_equal(exact(tmp_path), undisturbed, check_exact=True)
 
 
+def test_a_killed_worker_changes_no_table_and_what_it_lost_is_on_the_bill(
+    recipes: list[Recipe], undisturbed: pd.DataFrame, tmp_path: Path
+) -> None:
+    process = start(recipes, tmp_path)
+    deadline = time.monotonic() + 120
+    killed = 0
+    for wanted in (4, 20):  # log lines: in training, and later
+        while log_lines(tmp_path) < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for worker in psutil.Process(process.pid).children():
+            if "robudget.sweep.local" in worker.cmdline():
+                worker.kill()
+                killed += 1
+    assert process.wait(240) == 0
+    assert killed == 2
+    assert_frame_equal(exact(tmp_path), undisturbed, check_exact=True)
+    for folder in Store(tmp_path).folders():
+        for stage in (folder.record()["training"], folder.record()["evaluation"]):
+            assert (stage["flops_lost"] >= 0, stage["flops_lost_how"]) == (True, "counted")
+
+
 def _until_free(store: Path) -> None:
     """A killed sweep's worker ends a moment later; until then it rightly holds its run."""
     deadline = time.monotonic() + 60

@@ -214,10 +214,11 @@ class _Evaluation:
             findings += [few_classes(self.victims.classes, note) for note in self.notes]
             findings += [] if self.victims.differentiable else [no_gradient()]
             findings += [no_examples(source.file) for source in self.sources if not source.of]
-            if self.specification.checks:
-                with self._stage("checks", 0):
-                    findings += self._checks()
-            state.notes["findings"] = [finding.to_dict() for finding in findings]
+            checked = self.specification.checks
+            with self._stage("checks", 0) if checked else nullcontext():
+                findings += self._checks() if checked else []
+                # Saved with the stage: else an attempt that is killed just then makes its passes twice.
+                state.notes["findings"] = [finding.to_dict() for finding in findings]
         self._run(self.stages)
         if self.votes is not None:
             self._judge(self.votes)
