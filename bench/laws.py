@@ -24,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 
 from robudget.analysis import analyse
 from robudget.laws import fit_frontier, fit_law
+from robudget.laws.fit import auto_bins
 from robudget.laws.forms import BEND_WIDTH_LN, FORMS
 from robudget.laws.least_squares import r_squared
 from robudget.meter.conventions import exact_factor
@@ -106,10 +107,10 @@ def table(form: str, seed: int, short: str = "sparse", n: int = 320) -> pd.DataF
     )
 
 
-def covered(form: str, seed: int, short: str, resamples: int, level: float = 0.95) -> dict[str, bool]:
+def covered(form: str, seed: int, short: str, resamples: int, level: float = 0.95, n: int = 320) -> dict[str, bool]:
     """For one table: which true numbers lie in their intervals. Predictions are at the end of the data,
     costs half a decade beyond it."""
-    law = fit_law(table(form, seed, short), form=form, resamples=resamples, level=level)
+    law = fit_law(table(form, seed, short, n), form=form, resamples=resamples, level=level)
     truth = TRUTH[form]
     out = {}
     for name in ("alpha", "alpha2"):
@@ -127,11 +128,14 @@ def covered(form: str, seed: int, short: str, resamples: int, level: float = 0.9
     return out
 
 
-def coverage(repeats: int, resamples: int, only: list[str], shorts: list[str]) -> None:
-    print(f"coverage of nominal 95% intervals, {repeats} tables of 320 runs each, {resamples} resamples")
+def coverage(repeats: int, resamples: int, only: list[str], shorts: list[str], n: int) -> None:
+    print(
+        f"coverage of nominal 95% intervals, {repeats} tables of {n} runs each ({auto_bins(n)} bins), "
+        f"{resamples} resamples"
+    )
     for form in only or TRUTH:
         for short in shorts or SHORT:
-            hits = pd.DataFrame([covered(form, seed, short, resamples) for seed in range(repeats)])
+            hits = pd.DataFrame([covered(form, seed, short, resamples, n=n) for seed in range(repeats)])
             shares = ", ".join(f"{name} {share:.3f}" for name, share in hits.mean().items())
             print(f"  {form:11} {short:12} {shares}", flush=True)
 
@@ -519,12 +523,13 @@ def main() -> None:
     parser.add_argument("--form", action="append", default=[], choices=list(TRUTH))
     parser.add_argument("--short", action="append", default=[], choices=list(SHORT))
     parser.add_argument("--kind", action="append", default=[], choices=list(INEFFICIENCY))
+    parser.add_argument("--runs", type=int, default=320, help="of a table, for coverage; few runs have few bins")
     parser.add_argument("--quantile-regression", action="store_true")
     parser.add_argument("--most-runs", type=int, default=1_000)
     parser.add_argument("--fewest-runs", type=int, default=20)
     options = parser.parse_args()
     if options.what == "coverage":
-        coverage(options.repeats, options.resamples, options.form, options.short)
+        coverage(options.repeats, options.resamples, options.form, options.short, options.runs)
     elif options.what == "effects":
         effect_intervals(options.repeats)
     elif options.what == "costs":
