@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
-from matplotlib.figure import Figure
 
 from robudget.analysis import Analysis
-from robudget.report import draw_all, figure_files, style
+from robudget.report import draw_all, style
 from robudget.report.figure_files import FigureFile
 from robudget.report.sections import collapse, drivers, extrapolation, laws
 from robudget.report.table import fill
@@ -202,29 +201,3 @@ def test_no_two_of_a_kind_share_both_colour_and_shape() -> None:
         assert len({marker for _, marker in coded.values()}) == len(values)
     assert list(style.encode("steps", [10, 2, 1])) == ["1", "2", "10"]
     assert "unknown" in style.encode("loss", ["at", None])
-
-
-def test_files_are_the_same_from_one_process_and_from_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def drawn() -> list[tuple[figure_files.Drawing, Figure, str]]:
-        out = []
-        for name in ("one", "two", "three"):
-            figure, ax = style.new(2, 2)
-            ax.plot([1, 2], [3, 4], label=f"$x^{{2}}$ of {name}")
-            ax.legend()
-            out.append((figure_files.Drawing(name, name.title(), lambda: None), figure, "caption"))
-        return out
-
-    monkeypatch.setattr(figure_files, "cores", lambda: 2)
-    inline: dict[int, set[str]] = {}
-    for threads in (1, 2):
-        monkeypatch.setattr(figure_files.threading, "active_count", lambda n=threads: n)
-        folder = tmp_path / str(threads)
-        folder.mkdir()
-        with style.settings():
-            files = figure_files.save_all(drawn(), folder)
-        assert [file.name for file in files] == ["one", "two", "three"]
-        inline[threads] = {file.inline for file in files}
-    assert inline[1] == inline[2]
-    one, several = ({path.name: path.read_bytes() for path in (tmp_path / n).iterdir()} for n in "21")
-    assert len(one) == 9
-    assert one == several

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-import multiprocessing
 import re
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +21,8 @@ from matplotlib.figure import Figure
 
 from robudget import files
 from robudget.report.style import COLUMN, FONTS, THEMED
-from robudget.threads import cores
 
 DPI = 300  # of the PNG
-MOST_PROCESSES = 4  # that write figures at once
-
-_jobs: list[Callable[[], FigureFile]] = []  # of a process that writes figures
 
 
 @dataclass(frozen=True)
@@ -55,26 +48,6 @@ class FigureFile:
     png: Path
     inline: str
     wide: bool
-
-
-def save_all(drawn: Sequence[tuple[Drawing, Figure, str]], folder: Path) -> list[FigureFile]:
-    """`save` of every drawing with its figure and caption: in as many processes as there are cores, where this one can
-    be copied (on Linux, with no other thread of Python that the copies would lack). The files are the same."""
-    jobs = [partial(save, figure, folder, d.name, title=d.title, caption=caption) for d, figure, caption in drawn]
-    processes = min(cores(), len(jobs), MOST_PROCESSES)
-    if processes < 2 or sys.platform != "linux" or threading.active_count() > 1:
-        return [job() for job in jobs]
-    # Copies have the figures already; they only render, which takes no library's threads.
-    with multiprocessing.get_context("fork").Pool(processes, _take, (jobs,)) as pool:
-        return pool.map(_save, range(len(jobs)), chunksize=1)
-
-
-def _take(jobs: list[Callable[[], FigureFile]]) -> None:
-    _jobs[:] = jobs
-
-
-def _save(number: int) -> FigureFile:
-    return _jobs[number]()
 
 
 def save(figure: Figure, folder: Path, name: str, *, title: str, caption: str) -> FigureFile:

@@ -14,7 +14,7 @@ from robudget import __version__, files
 from robudget.analysis import Analysis
 from robudget.errors import InputError
 from robudget.report import style
-from robudget.report.figure_files import FigureFile, save_all
+from robudget.report.figure_files import FigureFile, save
 from robudget.report.sections import answer, collapse, drivers, laws, methods, next_point, published, runs
 from robudget.report.table import fill, ranked
 
@@ -67,9 +67,13 @@ def draw_all(
     drawings = [drawing for section in SECTIONS for drawing in section.drawings(rows, analysis)]
     if others is not None:
         drawings += published.drawings(rows, others)
+    figures = {}
     with style.settings():
-        drawn = [(drawing, *result) for drawing in drawings if (result := drawing.draw()) is not None]
-        return {figure.name: figure for figure in save_all(drawn, folder)}
+        for drawing in drawings:
+            if (result := drawing.draw()) is not None:
+                figure, caption = result
+                figures[drawing.name] = save(figure, folder, drawing.name, title=drawing.title, caption=caption)
+    return figures
 
 
 def render(
