@@ -7,15 +7,27 @@ from pathlib import Path
 import pytest
 
 from robudget.config import named, parse_overrides
+from robudget.datasets import PUBLISHED
 from robudget.errors import InputError
 from robudget.execution import Site
+from robudget.forecast.passes import training_passes
 from robudget.recipe import Recipe, keys
+from robudget.training.validation import validation_adversary
 
 ID_OF_DEFAULT = "67d6291b3014"  # changing it orphans every run: bump SCHEMA instead
 
 
 def test_the_default_id_has_not_changed() -> None:
     assert Recipe().id == ID_OF_DEFAULT
+
+
+def test_a_warm_up_of_the_radius_is_part_of_the_training_alone() -> None:
+    warm = Recipe().with_({"threat.warmup_epochs": 10})
+    assert warm.id != Recipe().id
+    assert warm.with_({"threat.warmup_epochs": 0}).id == Recipe().id
+    assert (warm.evaluation_id, warm.threat.threat()) == (Recipe().evaluation_id, Recipe().threat.threat())
+    assert validation_adversary(warm) == validation_adversary(Recipe())
+    assert training_passes(warm, PUBLISHED["cifar10"]) == training_passes(Recipe(), PUBLISHED["cifar10"])
 
 
 def test_the_id_does_not_depend_on_process_hash_seed_or_key_order() -> None:
@@ -104,6 +116,16 @@ def test_overrides_read_yaml_and_fractions() -> None:
             {"loss": "fgsm-pgi", "craft": {"steps": 1}, "synthetic": {"source": "mixture"}},
             "synthetic.source = mixture with loss = 'fgsm-pgi'",
         ),
+        (
+            {"threat": {"warmup_epochs": 5}, "loss": "standard"},
+            "threat.warmup_epochs = 5 with loss = 'standard', which",
+        ),
+        (
+            {"threat": {"warmup_epochs": 5}, "loss": "fgsm-pgi", "craft": {"steps": 1}},
+            "threat.warmup_epochs = 5 with loss = 'fgsm-pgi', whose perturbations outlive a step",
+        ),
+        ({"threat": {"warmup_epochs": 5}, "epochs": 5}, "threat.warmup_epochs = 5 leaves nothing of epochs = 5"),
+        ({"evaluation": {"threat": {"warmup_epochs": 5}}}, "unknown key 'evaluation.threat.warmup_epochs'"),
         ({"craft": {"steps": "many"}}, "craft.steps = 'many'"),
         ({"threat": {"eps": 2}}, "outside (0, 1]"),
         ({"threat": {"eps": 0}}, "outside (0, 1]"),

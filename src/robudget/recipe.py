@@ -36,7 +36,7 @@ class _Part(BaseModel):
 
 
 class Ball(_Part):
-    """The training threat; evaluation uses the same ball unless `evaluation.threat` says otherwise."""
+    """A threat: what an adversary may do."""
 
     norm: Norm = "linf"
     eps: Eps = 8 / 255
@@ -51,6 +51,12 @@ class Ball(_Part):
 
     def threat(self) -> Threat:
         return Threat(self.norm, self.eps)
+
+
+class TrainingBall(Ball):
+    """The training threat; evaluation uses the same ball unless `evaluation.threat` says otherwise."""
+
+    warmup_epochs: Number = Field(0.0, ge=0)  # ε of crafting grows linearly over so many; validation has all of it
 
 
 class ModelPart(_Part):
@@ -191,7 +197,7 @@ class Recipe(_Part):
     model: ModelPart = ModelPart()
     data: DataPart = DataPart()
     synthetic: SyntheticPart = SyntheticPart()
-    threat: Ball = Ball()
+    threat: TrainingBall = TrainingBall()
     loss: LossName = "at"
     beta: Number = Field(6.0, ge=0)  # weight of the robust term in TRADES and MART
     metric: Literal["kl", "squared"] = "kl"  # cross-entropy and KL, or squared distances (SCORE/LSE, Pang 2022)
@@ -224,6 +230,8 @@ class Recipe(_Part):
             )
         if LOSSES[self.loss].remembers:
             self._can_remember()
+        if self.threat.warmup_epochs:
+            self._can_warm_up()
         if self.optim.nesterov and self.optim.momentum == 0:
             raise InputError("optim.nesterov = true with optim.momentum = 0: Nesterov's step needs momentum")
         if self.optim.cooldown_epochs >= self.epochs:
@@ -231,6 +239,16 @@ class Recipe(_Part):
                 f"optim.cooldown_epochs = {self.optim.cooldown_epochs:g} leaves nothing of epochs = {self.epochs}"
             )
         return self
+
+    def _can_warm_up(self) -> None:
+        """A radius that grows needs perturbations that are made afresh in every step, and an end."""
+        loss, said = LOSSES[self.loss], f"threat.warmup_epochs = {self.threat.warmup_epochs:g}"
+        if not loss.adversarial:
+            raise InputError(f"{said} with loss = {self.loss!r}, which crafts nothing (allowed: 0)")
+        if loss.replays or loss.remembers:
+            raise InputError(f"{said} with loss = {self.loss!r}, whose perturbations outlive a step (allowed: 0)")
+        if self.threat.warmup_epochs >= self.epochs:
+            raise InputError(f"{said} leaves nothing of epochs = {self.epochs}")
 
     def _can_remember(self) -> None:
         """A perturbation kept of every training image needs images that are the same ones each time."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from robudget.backend.graph import Graphs
 from robudget.backend.precision import Precision
 from robudget.errors import InputError
 from robudget.models import build
@@ -222,3 +223,33 @@ def test_dropout_follows_the_step() -> None:
     first = run(3)
     assert torch.equal(run(3), first)
     assert not torch.equal(run(4), first)
+
+
+def test_the_radius_warms_up() -> None:
+    # Three steps of warm-up: ε/4, ε/2, 3ε/4, then ε, with one attack step of the same length.
+    for number, share in enumerate((0.25, 0.5, 0.75, 1.0, 1.0)):
+        _, model, step, calls = setting(threat__warmup_epochs=3, craft__step_size=0.1)
+        by_hand = copy.deepcopy(model)
+        x, y = batch()
+        eps = share * 0.1
+        x_adv = (x + eps * gradient_of(by_hand, x, y).sign()).clamp(0, 1)
+        descend(by_hand, F.cross_entropy(by_hand(x_adv), y))
+        step(x, y, y, number)
+        close(model, by_hand)
+        assert calls["craft_backward"] == 12
+
+
+def test_a_warm_up_is_crafted_outside_the_graphs_which_hold_one_radius() -> None:
+    asked: list[Any] = []
+
+    class Watched(Graphs):
+        def of(self, key: Any, function: Any, values: Any) -> Any:
+            asked.append(key)
+            return super().of(key, function, values)
+
+    _, _, step, _ = setting(threat__warmup_epochs=3)
+    step.graphs = Watched(CPU, lambda note: None)
+    x, y = batch()
+    for number in range(5):
+        step(x, y, y, number)
+    assert [threat.eps for _, _, threat, *_ in asked] == [0.1, 0.1]

@@ -211,6 +211,7 @@ def _variant(recipe: Recipe, batch_size: int, steps: int) -> Recipe:
             "optim.warmup_epochs": 0,
             "optim.cooldown_epochs": 0,
             "craft.steps": steps,
+            "threat.warmup_epochs": 0,
             "data.amount": None,
             "synthetic.source": None,
             "validation.split": "holdout",

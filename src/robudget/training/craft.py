@@ -7,7 +7,7 @@ are computed once, and nothing waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -50,6 +50,15 @@ def adversary_of(recipe: Recipe) -> Adversary:
     if recipe.loss == "n-fgsm":
         return Adversary(threat, 1, part.step_size or threat.eps, reach=2.0, bounded=False)
     return Adversary(threat, part.steps, part.step_size_for(threat.eps), part.start)
+
+
+def warming_up(adversary: Adversary, step: int, steps: int) -> Adversary:
+    """The adversary of update `step` (from 0) in a warm-up of `steps`: all its lengths, the radius and the step size,
+    times (step + 1)/(steps + 1), as the learning rate warms up; afterwards `adversary` itself."""
+    if step >= steps:
+        return adversary
+    share, threat = (step + 1) / (steps + 1), adversary.threat
+    return replace(adversary, threat=Threat(threat.norm, share * threat.eps), step_size=share * adversary.step_size)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from robudget.losses import LOSSES
 from robudget.recipe import Recipe
 from robudget.training import losses, prior
 from robudget.training.batchnorm import SyncBatchNorm2d, norms_of, running_statistics, untracked
-from robudget.training.craft import adversary_of, craft, cross_entropy, divergence
+from robudget.training.craft import adversary_of, craft, cross_entropy, divergence, warming_up
 from robudget.training.craft_mode import CraftMode
 from robudget.training.distributed import World
 from robudget.training.optimisation import Ema, Optimizer
@@ -80,6 +80,7 @@ class Step:
         self._autocast = precision.autocast
         self._world, self._watch, self._calls = world, watch, calls
         self._adversary = adversary_of(recipe)
+        self._warmup_steps = round(recipe.threat.warmup_epochs * steps_per_epoch)
         self._crafting = CraftMode(model, craft_precision, recipe.craft.batchnorm)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._layers = [p for p in self._parameters if p.ndim > 1]  # weights of convolutions and linear layers
@@ -111,6 +112,11 @@ class Step:
         # By the statistics of the batch, its images are not independent of each other and stay together.
         physical = Physical() if self._recipe.craft.batchnorm == "batch" and self._norms else self.physical
         kept = self._kept_on_host(len(x)) if physical is not self.physical else nullcontext()
+        adversary, graphs = warming_up(self._adversary, number, self._warmup_steps), self.graphs
+        if physical is not self.physical and self.physical.splits(len(x)):
+            graphs = None
+        if adversary is not self._adversary:  # a graph holds one radius
+            graphs = None
         with self._crafting(x) as (victim, autocast), kept:
             if self._kind.craft == "kl":
                 with torch.no_grad(), autocast():
@@ -122,12 +128,12 @@ class Step:
                 victim,
                 x,
                 objective,
-                self._adversary,
+                adversary,
                 generator=generator_for(x.device, self._recipe.seed, "craft", number),
                 autocast=autocast,
                 world=self._world,
                 physical=physical,
-                graphs=None if physical is not self.physical and self.physical.splits(len(x)) else self.graphs,
+                graphs=graphs,
             )
         self._calls["craft_forward"] += self._adversary.steps * len(x)
         self._calls["craft_backward"] += self._adversary.steps * len(x)
