@@ -53,7 +53,7 @@ def resolve_device(name: str) -> torch.device:
 
 def chosen(site: Site) -> dict[str, Any]:
     """What was asked of the site: beside its defaults, paths left out."""
-    asked = site.model_dump(exclude_defaults=True, exclude={"data_root", "synthetic_root", "teacher"})
+    asked = site.model_dump(exclude_defaults=True, exclude={"data_root", "synthetic_root", "teacher", "weights"})
     return {"tf32": site.tf32, "site": asked}
 
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 from robudget.config import Record
 from robudget.errors import InputError, nearest
+from robudget.files import sha256
 from robudget.recipe import keys as recipe_keys
 
 # No shell expands the tilde of `data.root=~/cifar10`.
@@ -55,13 +57,14 @@ class Site(Record):
     """Where and how a run executes. A field's `title` is its key on the command line, beside the recipe's own keys.
 
     `data_root`, `synthetic_root`: folder or file of the real and of the generated images; `teacher`: weights that label
-    the latter; `device`: "auto", "cpu", "cuda" or "cuda:1"; `threads`: CPU threads of torch, 0 = this process's share
-    of the cores (`threads.py`). `checkpointing` recomputes activations to save memory, `physical_batch`: images
-    that a training computes with at once, with the same result, `sync_batchnorm` (under
-    torchrun) takes BatchNorm's statistics over the whole batch, `deterministic` asks torch for deterministic algorithms
-    alone. `tf32` lets a training's float32 use TensorFloat-32 on CUDA (validation and evaluation never do).
-    On CUDA, `cuda_graphs` launches an attack step of a training as one graph, `cudnn_benchmark` lets a training's
-    convolutions be chosen by timing (never with `deterministic`), `compile` puts its update through torch.compile.
+    the latter; `weights`: a run's, which a training starts from; `device`: "auto", "cpu", "cuda" or "cuda:1";
+    `threads`: CPU threads of torch, 0 = this process's share of the cores (`threads.py`). `checkpointing` recomputes
+    activations to save memory, `physical_batch`: images that a training computes with at once, with the same result,
+    `sync_batchnorm` (under torchrun) takes BatchNorm's statistics over the whole batch, `deterministic` asks torch for
+    deterministic algorithms alone. `tf32` lets a training's float32 use TensorFloat-32 on CUDA (validation and
+    evaluation never do). On CUDA, `cuda_graphs` launches an attack step of a training as one graph, `cudnn_benchmark`
+    lets a training's convolutions be chosen by timing (never with `deterministic`), `compile` puts its update through
+    torch.compile.
     `cpu_watts`, `gpu_watts`: what the machine's CPUs and the GPU draw under load, used where nothing better can be
     read; `overhead`: energy at the plug ÷ what the meter counts, where somebody measured fans, switches and the
     supply's loss. Raises InputError for a value that is not allowed.
@@ -70,6 +73,7 @@ class Site(Record):
     data_root: _Path | None = Field(None, title="data.root", description="a path")
     synthetic_root: _Path | None = Field(None, title="synthetic.root", description="a path")
     teacher: _Path | None = Field(None, title="synthetic.teacher", description="a path")
+    weights: _Path | None = Field(None, title="model.weights", description="a path")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int = Field(0, ge=0, description="a whole number, 0 = its share of the cores")
     checkpointing: bool = Field(False, description="true, false")
@@ -93,10 +97,18 @@ class Site(Record):
 
     @classmethod
     def take(cls, overrides: Mapping[str, Any]) -> tuple[Site, dict[str, Any]]:
-        """Split dotted overrides into the site's and the rest, which is the recipe's."""
+        """Split dotted overrides into the site's and the rest, which is the recipe's.
+
+        Weights to start from are both: where the file is, and in the recipe (`model.init`) what it holds."""
         names = {field.title or name: name for name, field in cls.model_fields.items()}
         for key in overrides:
             if key not in names and key not in recipe_keys() and (near := nearest(key, names, 0.8)):
                 raise InputError(f"unknown key {key!r}; did you mean {near!r}?")
         fields = {names[key]: value for key, value in overrides.items() if key in names}
-        return cls(**fields), {key: value for key, value in overrides.items() if key not in names}
+        site, rest = cls(**fields), {key: value for key, value in overrides.items() if key not in names}
+        if site.weights is not None:
+            try:
+                rest.setdefault("model.init", sha256(Path(site.weights)))
+            except OSError as error:
+                raise InputError(f"cannot read model.weights = {site.weights!r}: {error.strerror}") from None
+        return site, rest

@@ -67,6 +67,16 @@ class ModelPart(_Part):
     variant: Literal["original", "deepmind"] = "original"  # padding and BatchNorm momentum, as in Gowal 2020
     base: int = Field(16, ge=1)  # channels of a WideResNet's stem; any model is base/16 times as wide as published
     patch: int | None = Field(None, ge=1)  # patch size of a timm transformer; null = as published
+    init: str | None = None  # SHA-256 of the file of weights to start from, which `Site.weights` names; null = fresh
+
+    @model_validator(mode="after")
+    def _digest(self) -> ModelPart:
+        if self.init is not None and not re.fullmatch("[0-9a-f]{64}", self.init):
+            raise InputError(
+                f"model.init = {self.init!r} is no SHA-256 (allowed: null, 64 hex digits; name a file by "
+                "model.weights=<best.safetensors of a run>)"
+            )
+        return self
 
 
 class DataPart(_Part):

@@ -144,7 +144,7 @@ def layer_kind(recipe: Recipe) -> Hashable:
 
 def timing_key(recipe: Recipe) -> Hashable:
     """Recipes with the same key take the same time a step, but for the number of attack steps."""
-    part = recipe.to_dict()
+    part = recipe.with_({"model.init": None}).to_dict()
     names = ("model", "loss", "metric", "batch_size", "precision", "ema", "awp", "optim", "label_smoothing")
     craft = {name: part["craft"][name] for name in ("batchnorm", "precision")}
     augment = {name: part["data"][name] for name in ("name", "cutmix", "randaugment", "image_size")}
@@ -212,6 +212,7 @@ def _variant(recipe: Recipe, batch_size: int, steps: int) -> Recipe:
             "optim.cooldown_epochs": 0,
             "craft.steps": steps,
             "threat.warmup_epochs": 0,
+            "model.init": None,
             "data.amount": None,
             "synthetic.source": None,
             "validation.split": "holdout",

@@ -101,12 +101,12 @@ def _of_part(part: ModelPart, classes: int, image_shape: tuple[int, int, int]) -
     def counted() -> dict[str, Any]:
         channels, side, _ = image_shape
         with torch.device("meta"):
-            settings = part.model_dump(exclude={"name"})
+            settings = part.model_dump(exclude={"name", "init"})
             model = build(part.name, classes=classes, image_size=side, channels=channels, **settings)
         return count(model, image_shape).to_dict()
 
     # Fake tensors import torch's compiler: 2 s, for the same numbers as the last time.
-    asked = (part.model_dump_json(), classes, image_shape)
+    asked = (part.model_dump_json(exclude={"init"}), classes, image_shape)
     kept = remembered("flops", asked, ("meter/flops.py", "models"), counted)
     return PassFlops(**kept | {"image_shape": tuple(kept["image_shape"])})
 

@@ -58,7 +58,7 @@ class Job:
 
     def elsewhere(self) -> Job:
         """This job for a scheduler that gives it a node and a GPU: paths from the root, the GPU that it then sees."""
-        paths = {name: self.site.get(name) for name in ("data_root", "synthetic_root", "teacher")}
+        paths = {name: self.site.get(name) for name in ("data_root", "synthetic_root", "teacher", "weights")}
         site = self.site | {name: str(Path(path).absolute()) for name, path in paths.items() if path}
         if str(site["device"]).startswith("cuda"):
             site |= {"device": "cuda"}

@@ -16,7 +16,7 @@ from robudget.errors import InputError
 from robudget.models.build import build_for
 from robudget.recipe import Recipe
 from robudget.training import losses
-from robudget.training.checkpoint import load_weights
+from robudget.training.checkpoint import load_weights, misfit
 from robudget.training.distributed import World, first_on_node
 
 
@@ -114,14 +114,10 @@ def load_teacher(path: Path, dataset: Dataset) -> nn.Module:
         raise InputError(f"teacher {str(path)!r} carries no recipe, so its model is unknown (allowed: a run's weights)")
     recipe = Recipe.from_yaml(about["recipe"], where=f"the recipe in {path.name}")
     model = build_for(recipe, dataset)
-    wanted = model.state_dict()
-    odd = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
-    if odd or len(weights) != len(wanted):
-        name = odd[-1] if odd else next(name for name in weights if name not in wanted)
-        present, needed = (tuple(w[name].shape) if name in w else None for w in (weights, wanted))
+    if why := misfit(weights, model):
         raise InputError(
-            f"teacher {str(path)!r} was trained for other classes or images: {name} is {present}, but {dataset.name} "
-            f"with {dataset.classes} classes needs {needed}"
+            f"teacher {str(path)!r} was trained for other classes or images than {dataset.name} with "
+            f"{dataset.classes} classes: {why}"
         )
     model.load_state_dict(weights)
     return model.eval()

@@ -191,6 +191,33 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"weights {str(path)!r} are damaged: {error}") from None
 
 
+def misfit(weights: Mapping[str, Tensor], model: nn.Module) -> str:
+    """What keeps `weights` from being the model's, e.g. "head.weight is (7, 8), not (10, 8)"; "" where nothing does."""
+    shapes, needed = ({name: tuple(t.shape) for name, t in w.items()} for w in (weights, model.state_dict()))
+    odd = [name for name in needed if shapes.get(name) != needed[name]] or [n for n in shapes if n not in needed]
+    return f"{odd[-1]} is {shapes.get(odd[-1])}, not {needed.get(odd[-1])}" if odd else ""
+
+
+def begun(folder: Path | None) -> bool:
+    """Is there a checkpoint to go on from?"""
+    return folder is not None and any((folder / name).exists() for name in (LAST, PREVIOUS))
+
+
+def start_from(model: nn.Module, recipe: Recipe, path: str | None) -> None:
+    """Load the weights that `recipe.model.init` asks for from `path`.
+
+    Raises InputError where no file is named, where it is another one, or of another architecture or other classes."""
+    asked = recipe.model.init
+    if path is None:
+        raise InputError(f"model.init = {asked!r} needs model.weights=<the file of this SHA-256>")
+    weights, _ = load_weights(Path(path))
+    if (found := files.sha256(Path(path))) != asked:
+        raise InputError(f"model.weights = {path!r} has the SHA-256 {found}, not model.init = {asked!r}")
+    if why := misfit(weights, model):
+        raise InputError(f"model.weights = {path!r} are of another model than {recipe.model.name!r} here: {why}")
+    model.load_state_dict(weights)
+
+
 def best_model(recipe: Recipe, spec: ImageSpec, path: Path) -> nn.Module:
     """A new model in eval mode with the weights of `path` (a run's best.safetensors), contiguous float32, on the CPU.
 

@@ -55,11 +55,12 @@ class Trainer:
     checkpoints are copied to the CPU's memory and written while the training goes on, a minute apart or more: a kill
     loses at most `save_seconds` and the time of one writing. Asked to stop (`robudget.stop`), it saves after the step
     at hand and raises stop.Stopped, in all processes at the same step. `records` holds all epochs, those before a
-    resume too. Of the `site`, which does not change what is trained: `synthetic_root` and
-    `teacher` (weights as safetensors with their recipe) for recipes that ask for them; `checkpointing` recomputes
-    activations in the backward pass to save memory. `window(name)` is entered around each epoch's "train" and
-    "validation". `notify` gets one-line notices. `activation_bytes`: what an update keeps of one image in float32; from
-    it and a GPU's free memory the physical batch is chosen where the site names none.
+    resume too. Of the `site`, which does not change what is trained: `synthetic_root`, `teacher` (weights as
+    safetensors with their recipe) and `weights` for recipes that ask for them, the latter only where there is no
+    checkpoint to go on from; `checkpointing` recomputes activations in the backward pass to save memory.
+    `window(name)` is entered around each epoch's "train" and "validation". `notify` gets one-line notices.
+    `activation_bytes`: what an update keeps of one image in float32; from it and a GPU's free memory the physical batch
+    is chosen where the site names none.
 
     Under an initialised torch.distributed every process makes the same Trainer, on its own `device`, and gets the same
     records: the batch is shared out, only the first one writes. With `site.sync_batchnorm` (default) BatchNorm's
@@ -99,6 +100,8 @@ class Trainer:
         self.steps = recipe.epochs * self.steps_per_epoch
 
         model = build_for(recipe, dataset)
+        if recipe.model.init is not None and not checkpoint.begun(folder):
+            checkpoint.start_from(model, recipe, site.weights)
         if self.world.size > 1 and site.sync_batchnorm:
             synchronise_batchnorm(model)
         if site.checkpointing:
