@@ -5,13 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from robudget.config import named, parse_overrides
 from robudget.datasets import PUBLISHED
 from robudget.errors import InputError
 from robudget.execution import Site
+from robudget.forecast.forecast import forecast
 from robudget.forecast.passes import training_passes
+from robudget.losses import passes_per_image
 from robudget.recipe import Recipe, keys
+from robudget.training.losses import smooth
+from robudget.training.optimisation import peak_lr
 from robudget.training.validation import validation_adversary
 
 ID_OF_DEFAULT = "67d6291b3014"  # changing it orphans every run: bump SCHEMA instead
@@ -81,6 +86,30 @@ def test_named_recipes_round_trip_through_yaml(name: str, tmp_path: Path) -> Non
     assert again == recipe
     assert (again.id, again.evaluation_id) == (recipe.id, recipe.evaluation_id)
     json.dumps(recipe.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "lr", "epochs", "passes"),
+    [
+        ("fast-pgi", "fgsm-pgi", 0.1, 110, 7),
+        ("wang2023", "trades", 0.2, 400, 27),
+        ("gowal2021", "trades", 0.4, 400, 27),
+    ],
+)
+def test_published_recipes_are_as_published(name: str, loss: str, lr: float, epochs: int, passes: int) -> None:
+    """`passes`: what an image of a step costs in forward passes, a backward pass to the weights being two."""
+    recipe = Recipe.load(name)
+    assert (recipe.data.name, recipe.loss, recipe.epochs, recipe.epoch_images) == ("cifar10", loss, epochs, 50_000)
+    assert recipe.threat == Recipe().threat  # L∞, 8/255
+    assert peak_lr(recipe.optim, recipe.batch_size) == pytest.approx(lr)
+    assert recipe.synthetic.share == (0.7 if loss == "trades" else 0)
+    target = smooth(torch.tensor([3]), 10, recipe.label_smoothing)
+    assert target[0, 3] == pytest.approx(0.91 if loss == "trades" else 0.6)
+    per = passes_per_image(loss, recipe.craft.steps)
+    assert per.craft_forward + per.craft_backward + per.update_forward + 2 * per.update_backward == passes
+    cost = forecast(recipe, device="h100")
+    images = epochs * (50_000 // recipe.batch_size) * recipe.batch_size
+    assert 0.97 < cost.train_flops_exact / (passes * cost.forward_flops * images) < 1.25  # the rest is validation
 
 
 def test_a_recipe_is_frozen() -> None:
