@@ -192,6 +192,10 @@ class Observer:
         self._seen[folder] = (entry, now, still)
         return (True, entry.number) if still >= STALE_SECONDS else (False, 0)
 
+    def owner(self, folder: Path) -> str:
+        """Who had the folder at the last look."""
+        return str(self._seen[folder][0]) if folder in self._seen else "another process"
+
     def wait(self, folder: Path) -> int:
         """Watch a lease until it may be taken; which stale one to take over. Raises Busy as soon as its owner moves."""
         first = read(folder)

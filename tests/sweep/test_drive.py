@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from robudget import stop
 from robudget.errors import InputError
 from robudget.execution import Site
+from robudget.lease import take
 from robudget.recipe import Recipe
 from robudget.store import Store
 from robudget.sweep import drive as driver
@@ -70,6 +73,23 @@ def test_busy_stopped_and_lost_attempts_are_made_again(recipes: list[Recipe], tm
     state = sweep(recipes[:2], executor, tmp_path)
     assert state.finished == {0: "well", 1: "well"}
     assert executor.attempts.count(0) == 5
+
+
+def test_a_run_that_another_process_has_is_waited_for(recipes: list[Recipe], tmp_path: Path) -> None:
+    folder = Store(tmp_path).folder(recipes[0])
+    folder.open(recipes[0])
+    lease = take(folder.path)
+    seen: list[dict[int, str]] = []
+
+    def watch(state: SweepState) -> None:
+        if state.elsewhere and not seen:
+            seen.append(dict(state.elsewhere))
+            lease.release()
+
+    executor = Scripted(lambda number, i: Event(number, "done", "well"))
+    state = drive(recipes[:2], lambda runs: executor, store=tmp_path, site=Site(device="cpu"), watch=watch)
+    assert seen == [{0: f"process {os.getpid()} on {socket.gethostname()}"}]
+    assert (state.finished.keys(), state.elsewhere) == ({0, 1}, {})
 
 
 def test_a_crash_without_progress_is_tried_three_times_and_shows_its_tail(

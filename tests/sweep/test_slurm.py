@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from robudget import __version__
 from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.recipe import Recipe
@@ -17,6 +21,7 @@ from robudget.store import Store
 from robudget.sweep.drive import drive
 from robudget.sweep.executor import Event, Job, open_executor
 from robudget.sweep.slurm import JOB_SECONDS, SlurmExecutor, _groups
+from robudget.sweep.slurm_task import final_events
 from robudget.tables.read import load_runs
 
 SITE = Site(device="cpu", threads=1)
@@ -131,6 +136,21 @@ def test_without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
         open_executor("slurm", site=SITE)
     with pytest.raises(InputError, match="Slurm has no address"):
         open_executor("slurm:login", site=SITE)
+
+
+def test_a_job_of_another_version_is_refused(tiny: Recipe, tmp_path: Path) -> None:
+    """A task that robudget was changed for says both versions, whatever fields jobs had; nothing is trained."""
+    ours = job(tiny, tmp_path).to_dict()
+    line = {"runs": ["a", "b"], "jobs": [ours | {"version": "99.1"}, ours | {"version": "99.1", "new": 1}]}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(line) + "\n", "utf-8")
+    words = [sys.executable, "-m", "robudget.sweep.slurm_task", str(tmp_path)]
+    subprocess.run(words, env=os.environ | {"SLURM_ARRAY_TASK_ID": "0"}, check=True)
+    events = list(final_events(tmp_path / "events-0.jsonl"))
+    assert [event["run"] for event in events] == ["a", "b"]
+    for event in events:
+        assert (event["kind"], event["cause"]) == ("failed", "input")
+        assert f"the sweep is of robudget 99.1, this worker of {__version__}" in event["note"]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_several_short_runs_share_a_job(tiny: Recipe, tmp_path: Path) -> None:

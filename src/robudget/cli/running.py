@@ -113,12 +113,15 @@ def sweep(
     from robudget.execution import Site
     from robudget.store import Store
     from robudget.sweep.drive import drive
-    from robudget.sweep.executor import open_executor, split_options
+    from robudget.sweep.executor import open_executor, split_address, split_options
     from robudget.sweep.frontier import with_frontier
     from robudget.sweep.halving import Adaptive
     from robudget.sweep.study import MOST, Study
 
     words, options = split_options(overrides or [])
+    split_address(on)
+    if device is not None and not dry_run:
+        raise InputError(f"--device {device} without --dry-run (allowed: device=auto, cpu, cuda or cuda:1)")
     if options and on == "local":
         raise unknown("option of robudget sweep", f"--{next(iter(options))}", option_names(context))
     if on == "slurm" and time is not None:  # of each job, not of this process

@@ -7,6 +7,7 @@ run that another process has is waited for, so that a driver may be killed, and 
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -99,6 +100,8 @@ def drive(
         return state
     with writing(local(home.root)):
         home.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home.root):
+            pass  # before workers start: the store may be there and read-only
     with stop.on_file(home.root) as token:
         executor = open_executor(len(state.to_do))
         try:
@@ -217,11 +220,13 @@ class _Drive:
         self.later = [(at, index) for at, index in self.later if at > now]
         while len(self.state.running) < self.executor.slots and (index := self.next()) is not None:
             recipe, folder = self.state.recipes[index], self.folder(index)
+            self.state.elsewhere.pop(index, None)
             if folder.has(recipe):
                 self.finish(index, "was done by another process")
                 continue
             free, over = self.observer.look(folder.path)
             if not free:
+                self.state.elsewhere[index] = self.observer.owner(folder.path)
                 self.try_again(index, BUSY_SECONDS)
                 continue
             budget = self.terms.budget

@@ -56,6 +56,13 @@ class Job:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Job:
+        """Raises InputError for a job of another version, whose fields may be others."""
+        if (version := data.get("version")) != __version__:
+            raise InputError(f"the sweep is of robudget {version}, this worker of {__version__}: install one of them")
+        return cls(**data)
+
     def elsewhere(self) -> Job:
         """This job for a scheduler that gives it a node and a GPU: paths from the root, the GPU that it then sees."""
         paths = {name: self.site.get(name) for name in ("data_root", "synthetic_root", "teacher", "weights")}
@@ -115,13 +122,19 @@ def open_executor(
 ) -> Executor:
     """The executor called `on`: `local`, `ray`, `ray:ADDRESS` or `slurm`, for so many `runs`. `workers` (0: as many as
     it sees fit) work side by side; `options` are its own. Raises InputError where there is none such."""
-    name, _, address = on.partition(":")
-    if name not in EXECUTORS:
-        raise unknown("executor", name, EXECUTORS)
+    name, address = split_address(on)
     executor: Executor = importlib.import_module(EXECUTORS[name]).open_executor(
         address, site=site, workers=workers, runs=runs, options=options or {}
     )
     return executor
+
+
+def split_address(on: str) -> tuple[str, str]:
+    """`ray:head:6379` → the executor's name and its address. Raises InputError where there is none such."""
+    name, _, address = on.partition(":")
+    if name not in EXECUTORS:
+        raise unknown("executor", name, EXECUTORS)
+    return name, address
 
 
 def split_options(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -143,20 +156,18 @@ def split_options(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return overrides, options
 
 
-def run_job(job: Mapping[str, Any], progress: Callable[[Progress], None] = lambda progress: None) -> str:
+def run_job(data: Mapping[str, Any], progress: Callable[[Progress], None] = lambda progress: None) -> str:
     """Do a job (as `Job.to_dict` gave it) and return its summary; raises what `runner.run` raises."""
     from robudget.runner import Until, run
 
-    if job["version"] != __version__:
-        raise InputError(
-            f"the sweep is of robudget {job['version']}, this worker of {__version__}: install one of them"
-        )
-    if not Path(job["store"]).is_dir():  # the driver has made it: it is not to be begun anew where it is away
-        raise FileNotFoundError(f"the store {job['store']!r} is not there")
-    recipe, site = Recipe.from_dict(job["recipe"]), Site(**job["site"])
-    claim = {"over": job["over"], "stop_token": job["stop_token"]}
-    until = Until(job["pause_epoch"], job["pause_collapse"])
-    return run(recipe, store=job["store"], site=site, progress=progress, until=until, **claim).summary
+    job = Job.from_dict(data)
+    if not Path(job.store).is_dir():  # the driver has made it: it is not to be begun anew where it is away
+        raise FileNotFoundError(f"the store {job.store!r} is not there")
+    recipe, site = Recipe.from_dict(job.recipe), Site(**job.site)
+    until = Until(job.pause_epoch, job.pause_collapse)
+    return run(
+        recipe, store=job.store, site=site, progress=progress, over=job.over, stop_token=job.stop_token, until=until
+    ).summary
 
 
 def attempt(number: int, job: Mapping[str, Any], tell: Callable[[Event], None] = lambda event: None) -> Event:

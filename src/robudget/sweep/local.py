@@ -12,6 +12,7 @@ import faulthandler
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -50,15 +51,28 @@ def sweep(
     """Run what is not done yet, `workers` at a time (0 = one per GPU where there is one, else one per core), on this
     machine. What `order` allows: `drive.Terms`; what `watch` gets, and what is raised: `drive`."""
     place, terms = site or Site(), Terms(order)
-    return drive(
-        recipes, lambda runs: LocalPool(place, workers, runs), store=store, site=site, terms=terms, watch=watch
-    )
+
+    def pool(runs: int) -> Executor:
+        return open_executor("", site=place, workers=workers, runs=runs, options={})
+
+    return drive(recipes, pool, store=store, site=site, terms=terms, watch=watch)
 
 
 def open_executor(address: str, *, site: Site, workers: int, runs: int, options: Mapping[str, str]) -> Executor:
     if address or options:
         raise InputError(f"the local executor has no address and no options ({address or ' '.join(options)!r} given)")
+    _check_device(site.device)
     return LocalPool(site, workers, runs)
+
+
+def _check_device(name: str) -> None:
+    """Raises InputError, before any run does, where there is no such GPU."""
+    asked = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if name in ("auto", "cpu") or (asked is not None and int(asked[1] or 0) < _gpus()):
+        return
+    from robudget.environment import resolve_device  # torch, which knows GPUs that NVML does not
+
+    resolve_device(name)
 
 
 class LocalPool:

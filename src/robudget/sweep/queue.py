@@ -38,6 +38,7 @@ class SweepState:
     retries: int = 0  # attempts that were made again
     ended: str | None = None  # why no further runs are started although some are left
     left_out: list[int] = field(default_factory=list)  # not done and, by a limit, not to be done now
+    elsewhere: dict[int, str] = field(default_factory=dict)  # waited for, since the process that is named works on it
 
     @classmethod
     def begin(cls, recipes: Sequence[Recipe], store: Store, *, adaptive: bool = False) -> SweepState:

@@ -255,6 +255,8 @@ def _connect(address: str) -> Any:
 
     if ray.is_initialized():
         raise InputError("this process has a connection to Ray already (allowed: ray.shutdown() before the sweep)")
+    if not address and os.environ.get("RAY_ADDRESS") not in (None, "", "auto", "local"):
+        address = os.environ["RAY_ADDRESS"]  # Ray would wait for it for a minute
     host, _, port = address.rpartition(":")
     if "://" in address:
         raise InputError(f"--on ray:{address} (allowed: ray:HOST:6379, from a machine of the cluster)")

@@ -36,14 +36,21 @@ class _Work:
         self.folder, self.index = folder, index
         line = json.loads((folder / "jobs.jsonl").read_text("utf-8").splitlines()[index])
         self.events = folder / f"events-{index}.jsonl"
+        refused: list[tuple[str, Event]] = []
         ended = {entry["run"] for entry in final_events(self.events)}  # before this task was put back into the queue
-        self.left = [(name, Job(**job)) for name, job in zip(line["runs"], line["jobs"], strict=True)]
-        self.left = [(name, job) for name, job in self.left if name not in ended]
+        self.left: list[tuple[str, Job]] = []
+        for name, job in zip(line["runs"], line["jobs"], strict=True):
+            try:
+                self.left += [(name, Job.from_dict(job))] if name not in ended else []
+            except InputError as error:
+                refused.append((name, Event(0, "failed", str(error), cause="input")))
         self.signals: list[int] = []
         self.told = 0.0
         if self.events.exists() and not self.events.read_bytes().endswith(b"\n"):
             with self.events.open("a") as file:
                 file.write("\n")  # a kill left the last line incomplete
+        for name, event in refused:
+            self.tell(name, event)
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, lambda number, frame: self.signals.append(number))
 

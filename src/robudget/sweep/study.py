@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,22 +80,22 @@ class Study:
         for key in data:
             if key not in KEYS:
                 raise unknown(f"key in study {where}", key, KEYS)
-        axes = data.get("axes") or {}
-        if not isinstance(axes, Mapping) or not all(isinstance(a, Mapping) and a for a in axes.values()):
-            raise InputError(f"{where}: axes must map each axis to its named alternatives, e.g. size: {{small: {{…}}}}")
+        axes = _axes(data.get("axes") or {}, where)
         size = math.prod(len(alternatives) for alternatives in axes.values())
         if most is not None and size > most:
             raise InputError(f"{where}: the axes have {size:,} combinations (allowed: {most:,}; more with --yes)")
         _refuse_contradictions(axes, where)
         if data.get("along") is not None and data["along"] not in axes:
             raise unknown(f"{where}: axis in along", data["along"], axes)
-        base = data.get("base", {})
+        base = data.get("base") or {}
+        if not isinstance(base, str | Mapping):
+            raise InputError(f"{where}: base = {base!r} (allowed: a named recipe, or keys of one)")
         start = Recipe.load(base) if isinstance(base, str) else Recipe.from_dict(base, where=f"{where}: base")
         recipes: dict[str, Recipe] = {}
         choices: dict[str, dict[str, str]] = {}
         for choice in itertools.product(*(axis.items() for axis in axes.values())):
             label = "/".join(str(alternative) for alternative, _ in choice)
-            changes = {key: value for _, change in choice for key, value in (change or {}).items()}
+            changes = {key: value for _, change in choice for key, value in change.items()}
             recipe = start.with_(changes | dict(overrides or {}), where=f"{where}: {label}")
             if "model_flops" in data:
                 recipe = _of_size(recipe, data["model_flops"], f"{where}: {label}")
@@ -137,8 +137,8 @@ def of_size(data: Mapping[str, Any], size: str | None, where: str) -> dict[str, 
     if odd := [key for key in change if key not in KEYS or key in ("sizes", "analysis", "along")]:
         raise unknown(f"key in size {size} of study {where}", odd[0], KEYS)
     out = {key: value for key, value in data.items() if key != "sizes"} | change
-    if "axes" in change:
-        out["axes"] = dict(data.get("axes") or {}) | dict(change["axes"] or {})
+    if isinstance(change.get("axes"), Mapping):
+        out["axes"] = dict(data.get("axes") or {}) | dict(change["axes"])
     return out
 
 
@@ -148,13 +148,37 @@ def sizes_in(name: str) -> list[str]:
     return list(load_yaml(text, where).get("sizes") or {})
 
 
+def _axes(axes: Any, where: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Alternatives by axis, each with the dotted keys that it sets (it may have them nested, or set none)."""
+    if not isinstance(axes, Mapping) or not all(isinstance(a, Mapping) and a for a in axes.values()):
+        raise InputError(f"{where}: axes must map each axis to its named alternatives, e.g. size: {{small: {{…}}}}")
+    for axis, alternatives in axes.items():
+        for name, change in alternatives.items():
+            if change is not None and not isinstance(change, Mapping):
+                raise InputError(
+                    f"{where}: {axis}: {name} = {change!r} (allowed: keys of a recipe, e.g. {name}: {{model.base: 4}})"
+                )
+    return {
+        str(axis): {str(name): dict(_dotted(change or {})) for name, change in alternatives.items()}
+        for axis, alternatives in axes.items()
+    }
+
+
+def _dotted(change: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in change.items():
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
 def _refuse_contradictions(axes: Mapping[str, Mapping[str, Any]], where: str) -> None:
     """Two axes that set one key differently: which of them counts would depend on their order."""
     said: dict[str, tuple[str, Any]] = {}  # by key: an alternative that sets it, and its value
     for axis, alternatives in axes.items():
         mine: dict[str, tuple[str, Any]] = {}
         for name, change in alternatives.items():
-            for key, value in (change or {}).items():
+            for key, value in change.items():
                 here = f"{axis}: {name}"
                 there, other = said.get(key, (here, value))
                 if other != value:

@@ -165,7 +165,7 @@ class SweepDisplay(_Display):
     def __init__(self, title: str, console: Console = err):
         super().__init__(title, console)
         self._started = time.monotonic()
-        self._began = False
+        self._began = self._waits = False
 
     def update(self, state: SweepState) -> None:
         n = len(state.recipes)
@@ -181,6 +181,13 @@ class SweepDisplay(_Display):
             self._bars.remove_task(self._tasks.pop(ended_key))
         failed = f", {len(state.failed)} failed" if state.failed else ""
         failed += f", {state.early} ended early" if state.early else ""
+        failed += f", {len(state.elsewhere)} in work elsewhere" if state.elsewhere else ""
+        waits = bool(state.elsewhere) and not state.running
+        if waits and not self._waits and not self.console.is_terminal:
+            index, owner = next(iter(state.elsewhere.items()))
+            more = f" and {len(state.elsewhere) - 1} more" if len(state.elsewhere) > 1 else ""
+            self.console.print(f"waiting for {state.recipes[index].slug}, which {owner} works on{more}")
+        self._waits = waits
         note = f"{state.done} of {n} runs done{failed}, {duration(time.monotonic() - self._started)} so far"
         self._show(self.title, state.done / n, note, seconds_left=state.seconds_left)
         for index, run in state.running.items():
