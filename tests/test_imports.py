@@ -48,7 +48,7 @@ ALLOWED = {
     },
     "benchmark": {"data", "attacks", "evaluation", "meter", "store", "energy_log", "environment", "metered"},
     "doctor": {"backend", "meter", "environment"},
-    "sweep": {"store", "lease", "runner", "forecast", "meter"},
+    "sweep": {"store", "lease", "runner", "environment", "forecast", "meter"},
     "beyond": {"data", "evaluation", "meter", "store", "energy_log", "environment", "benchmark", "report"},
     "interop": {"attacks", "evaluation", "store", "tables"},
     "tables": {"store", "meter"},
