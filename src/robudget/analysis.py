@@ -19,7 +19,8 @@ from robudget.laws.envelope import Envelope, How, envelope_of
 from robudget.laws.fit import LEVEL, RESAMPLES, auto_bins, fit_envelope, fit_power_law
 from robudget.laws.form_selection import SCALED_FORMS, Average, Hidden, Holdout, average, fit_forms, holdout
 from robudget.laws.forms import FormName, form_named
-from robudget.laws.frontier import CURVES, FEWEST_RUNS, Frontier, fit_frontier
+from robudget.laws.frontier import FEWEST_RUNS, Frontier, fit_frontier
+from robudget.laws.frontier_posterior import CURVES
 from robudget.laws.law import Law
 from robudget.laws.price import Price, cost_laws, next_target, price_limit, price_of, same_clock
 from robudget.prediction.effects import Effects, effects, holm

@@ -32,7 +32,7 @@ def test_a_kept_frontier_is_the_fitted_one(grid, tmp_path, monkeypatch):
     monkeypatch.delenv("ROBUDGET_REMEMBER")
     first = frontier.fit_frontier(grid, test=False)
     assert len(list((tmp_path / "numbers").glob("frontier-*.json"))) == 1
-    monkeypatch.setattr(frontier, "_fits", None)  # nothing is fitted again
+    monkeypatch.setattr(frontier, "fits_of", None)  # nothing is fitted again
     again = frontier.fit_frontier(grid, test=False)
     assert again.to_dict() == first.to_dict()
     x = np.geomspace(*first.x_range, 5)
