@@ -149,6 +149,16 @@ def test_three_points_are_a_law_only_with_a_warning(simple):
     assert any("nothing is left to judge it by" in w for w in exact.warnings)
 
 
+@pytest.mark.parametrize(
+    ("points", "form", "said"), [(11, "saturating", True), (12, "saturating", False), (11, "power", False)]
+)
+def test_a_ceiling_on_few_points_is_said(points, form, said, simple):
+    x = np.geomspace(1e17, 1e20, points)
+    law = fit_law(simple(x, TRUTH["saturating"](x)), form=form, bins=points, resamples=0)
+    assert law.n_bins == points
+    assert any(f"too narrow on {points} points" in w for w in law.warnings) == said
+
+
 def test_a_short_range_is_said(simple):
     x = np.linspace(1e18, 3e18, 30)
     assert any("factor of 3 only" in w for w in fit_power_law(simple(x, 50 + x / 1e18), resamples=20).warnings)

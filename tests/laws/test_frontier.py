@@ -1,6 +1,7 @@
 """The frontier without bins: what it finds in the paper's table, and in tables of known truth."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -88,6 +89,19 @@ def test_where_hardly_any_run_is_near_the_frontier_its_level_has_no_upper_end(be
     assert not near.open
     assert near.sparse < 0.05
     assert near.band(near.x_range[1])[1] < 70
+
+
+@pytest.mark.parametrize(
+    ("runs", "weight", "said"), [(60, 0.6, True), (61, 0.6, False), (60, 0.4, False), (60, 0.8, False)]
+)
+def test_few_runs_that_may_lie_below_the_frontier_are_said(frontier, runs, weight, said):
+    """Where it is open, another sentence says more."""
+    shares = {"sparse": weight / frontier.sparse, "crowded": (1 - weight) / (1 - frontier.sparse)}
+    fits = tuple(replace(fit, weight=fit.weight * shares[fit.edge]) for fit in frontier.fits)
+    few = replace(frontier, n_fitted=runs, fits=fits)
+    assert few.sparse == pytest.approx(weight)
+    assert any("too few runs to tell" in line for line in few.support()) == said
+    assert any("no upper end" in line for line in few.support()) == (weight > 0.7)
 
 
 def test_the_papers_runs_crowd_at_their_frontier(frontier):

@@ -26,7 +26,11 @@ def checklist(law: Law, frontier: Frontier | None = None, beside: bool = True) -
     rebuilt = "" if env.how == "all" else ", the best runs chosen anew in each"
     out = {
         "Form": f"{law.formula} for {law.name}, "
-        + ("chosen by the user; other forms are fitted and weighed beside it" if beside else "the only form fitted"),
+        + (
+            "the paper's unless another was asked for; other forms are fitted and weighed beside it"
+            if beside
+            else "the only form fitted"
+        ),
         "Variables": f"y = {column(law.y).label} ({law.y}), x = {column(law.x).label} ({law.x})",
         "Fitted values": f"{params}; α {law.level:.0%} interval [{low:.3g}, {high:.3g}]",
         "Runs": f"{env.counts.sentence()}; {env.decades:.1f} decades of x, up to {column(law.x).write(float(top))}",

@@ -32,6 +32,7 @@ LEAST_NOISE = 0.1  # points: standard deviation of an evaluation whose number of
 LEAST_FAMILY = 0.05  # weight below which a family of forms is ruled out
 NEAR_OF_UNIFORM, NEAR_Z = 0.125, 1.645  # share of runs that near where inefficiencies are uniform; of a test at 5%
 OPEN = 0.7  # weight of sparse runs near the frontier from which its level has no upper end
+FEW_TO_TELL = 60  # runs, of which a lesser weight may not tell that hardly any is near (bench/RESULTS.md: gamma 3)
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,12 @@ class Frontier:
                 f"beforehand 0.50; {self.near:.0%} of them are within a quarter of the median distance), which may "
                 f"then be higher than these forms say: its level has no upper end here, and a price no lower one than "
                 f"the cheapest run's cost."
+            )
+        elif self.sparse > 0.5 and self.n_fitted <= FEW_TO_TELL:
+            out.append(
+                f"It may be that hardly any of these {self.n_fitted} runs is near the frontier (weight of that: "
+                f"{self.sparse:.2f}, beforehand 0.50), too few runs to tell: of simulated tables of {FEW_TO_TELL} such "
+                f"runs, 95% intervals held the frontier at the costliest run in 83%, a price beyond it in 88%."
             )
         if self.test is None:
             return (*out, "No runs could be hidden to test it: nothing is known beyond the costliest run.")

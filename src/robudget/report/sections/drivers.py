@@ -107,7 +107,8 @@ def effects_table(effects: Effects) -> Table:
          "always came with"],
         rows,
         note="Gains are over pairs in which neither run collapsed; the change of P(collapse) is over all pairs. Where "
-        f"levels are given, read them and not their mean. {capital(effects.comparisons())}.",
+        f"levels are given, read them and not their mean. {capital(effects.comparisons())}; of a row "
+        "at one level, it says whether the interaction does.",
     )  # fmt: skip
 
 
