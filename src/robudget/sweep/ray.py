@@ -281,7 +281,11 @@ def _connect(address: str) -> Any:
             runtime_env={"py_modules": [str(source)], "excludes": ["**/__pycache__"], "env_vars": settings},
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # Ray says version skew so
-        raise InputError(f"cannot use the Ray cluster at {address or 'this machine'!r}: {_line(error)}") from None
+        # With an explicit address Ray takes up no token, and of a missing one it says only "failed to connect".
+        token = "" if "RAY_AUTH_MODE" in os.environ else " (where `ray start` enabled tokens: RAY_AUTH_MODE=token)"
+        raise InputError(
+            f"cannot use the Ray cluster at {address or 'this machine'!r}: {_line(error)}{token}"
+        ) from None
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without a word
