@@ -48,6 +48,13 @@ def test_exponents_recovers_a_planted_difference() -> None:
     assert "12 runs" in found.sentence
 
 
+def test_a_band_ends_at_an_accuracy_of_0() -> None:
+    runs = table([1e8, 3e8, 1e9] * 2, [2.0, 30.0, 40.0, 1.0, 5.0, 30.0], collapsed=False)
+    lines = exponents(runs, ["a"] * 3 + ["b"] * 3).lines.values()
+    assert [line.low.min() for line in lines] == [0, 0]
+    assert all((line.low <= line.y).all() and (line.y <= line.high).all() for line in lines)
+
+
 def test_exponents_of_equal_groups_differ_at_the_nominal_rate_and_are_covered() -> None:
     rng, yes, covered = np.random.default_rng(1), 0, 0
     for _ in range(REPEATS):

@@ -126,4 +126,5 @@ def _line(u: Floats, i: int, beta: Floats, covariance: Floats, middle: float, t:
     value = beta[i] + beta[k + i] * (grid - middle)
     c = covariance
     sd = np.sqrt(c[i, i] + 2 * (grid - middle) * c[i, k + i] + (grid - middle) ** 2 * c[k + i, k + i])
-    return Line(10**grid, 100 - 10**value, 100 - 10 ** (value + t * sd), 100 - 10 ** (value - t * sd))
+    accuracy = (np.maximum(100 - 10**error, 0.0) for error in (value, value + t * sd, value - t * sd))
+    return Line(10**grid, *accuracy)
