@@ -22,6 +22,11 @@ class RunFailed(RobudgetError):
     """A run that could not be completed (diverged, out of disk, device lost); what was saved stays usable."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its class where it says nothing; 200 characters at most."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def nearest(value: object, names: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The name most like `value`, whatever their case; None where the likeness stays below `cutoff`."""
     by_lower = {name.lower(): name for name in sorted(names)}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from robudget.attacks.victim import out_of_memory
-from robudget.errors import RunFailed
+from robudget.errors import RunFailed, first_line
 
 _OF_A_GPU = ("CUDA error", "CUDA driver error", "CUDNN_STATUS_", "CUBLAS_STATUS_", "NVML_SUCCESS")
 
@@ -23,7 +23,7 @@ def answering() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cause = _first_line(error)
+        cause = first_line(error)
         if out_of_memory(error) or not any(text in cause for text in _OF_A_GPU):
             raise
         raise RunFailed(f"the GPU stopped answering ({cause}); run again to go on from what was saved") from error
@@ -39,9 +39,5 @@ def why_no_gpu() -> str:
             warnings.simplefilter("ignore")
             torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
-        return _first_line(error)
+        return first_line(error)
     return f"torch is built with CUDA {torch.version.cuda} and sees no GPU"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -11,6 +11,7 @@ from torch import nn
 
 from robudget.attacks.victim import out_of_memory
 from robudget.backend.graph import Graphs
+from robudget.errors import first_line
 from robudget.execution import Site
 from robudget.losses import LOSSES
 from robudget.recipe import Recipe
@@ -90,11 +91,10 @@ class Compiled:
             return self._model(*inputs)
         try:
             return self._call(*inputs)
-        except (
-            Exception
-        ) as error:  # of the tracer, the compiler or a compiler that is missing: any class of any library
+        # Of the tracer, the compiler or a compiler that is missing: any class of any library.
+        except Exception as error:
             if out_of_memory(error):
                 raise
-            self.failed = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            self.failed = first_line(error)
             self._notify(f"the update could not be compiled, going on without: {self.failed}")
         return self._model(*inputs)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robudget.errors import first_line
+
 Function = Callable[..., object]
 _CUDA: Any = torch.cuda  # which has no types
 _WARM_UP = 3  # calls before a capture, on a stream of their own (torch's notes on CUDA graphs), for libraries to choose
@@ -88,5 +90,5 @@ class Graphs:
                 self._pool = _CUDA.graph_pool_handle()
             fresh.capture(self._pool)
         except RuntimeError as error:
-            self.failed = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            self.failed = first_line(error)
             self._notify(f"no CUDA graph could be captured, going on without: {self.failed}")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from robudget import stop
-from robudget.errors import InputError, RunFailed
+from robudget.errors import InputError, RunFailed, first_line
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # of one exchange between processes that are training
@@ -137,7 +137,7 @@ def join(device: str) -> tuple[World, torch.device]:
             _waiting = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
         except (RuntimeError, ValueError) as error:
             raise RunFailed(
-                f"the {os.environ['WORLD_SIZE']} processes can't form a group: {_first_line(error)}"
+                f"the {os.environ['WORLD_SIZE']} processes can't form a group: {first_line(error)}"
             ) from None
     return current(), place
 
@@ -184,7 +184,7 @@ def joined(device: str) -> Iterator[tuple[World, torch.device]]:
             raise
         stop.check()  # the others were asked to stop, and so was this one
         raise RunFailed(
-            f"another process of this run ended or stopped answering ({_first_line(error)}); run again to go on"
+            f"another process of this run ended or stopped answering ({first_line(error)}); run again to go on"
         ) from error
     if alone and world.size > 1:
         dist.destroy_process_group()
@@ -195,7 +195,3 @@ def _lost(error: RuntimeError) -> bool:
     """Is this what NCCL or gloo raise when a process on the other side has gone?"""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "nccl", "closed by peer"))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
