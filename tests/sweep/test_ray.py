@@ -138,6 +138,19 @@ def test_attempts_are_stopped_and_save(executor: RayExecutor) -> None:
     assert {event.kind for event in until_ended(executor, {1, 2, 3}).values()} == {"stopped"}
 
 
+def test_a_stop_outlives_the_mailbox_that_was_told(executor: RayExecutor) -> None:
+    """As where its node is lost: it begins anew, and knows of nothing that it was told before."""
+    executor.submit(1, job(wait=True))
+    deadline = time.monotonic() + 120
+    while not executor.events(0.5) and time.monotonic() < deadline:
+        pass
+    executor.cancel(1)
+    early = executor.events(0.0)
+    executor._ray.kill(executor._mailbox, no_restart=False)
+    ended = [event for event in early if event.kind != "progress"] or [*until_ended(executor, {1}).values()]
+    assert [event.kind for event in ended] == ["stopped"]
+
+
 def test_several_processes_of_one_run(executor: RayExecutor) -> None:
     """Each is told what torchrun would tell it."""
     executor._options["processes"] = 2

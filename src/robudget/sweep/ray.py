@@ -88,6 +88,7 @@ class _Flight:
     group: Any = None
     events: dict[int, Event] = field(default_factory=dict)
     references: list[Any] = field(default_factory=list)
+    stopping: bool = False
 
 
 class RayExecutor:
@@ -156,9 +157,9 @@ class RayExecutor:
         return events + self._reports()
 
     def cancel(self, number: int) -> None:
-        for name, flight in self._flights.items():
-            if flight.number == number:
-                self._mailbox.stop.remote(name)
+        for flight in self._flights.values():
+            flight.stopping |= flight.number == number
+        self._asked = float("-inf")  # so that the next call of `events` says it
 
     def close(self) -> None:
         # Checkpoints are atomic and every event is on the disk, so that a task may be killed at any moment: Ray ends
@@ -200,12 +201,14 @@ class RayExecutor:
         return event
 
     def _reports(self) -> list[Event]:
-        """The progress that came since the last call; asked for as often as attempts report."""
+        """The progress that came since the last call; asked for as often as attempts report. All that are to stop are
+        named every time, since a mailbox whose node was lost begins anew elsewhere and knows of none."""
         if time.monotonic() - self._asked < REPORT_SECONDS:
             return []
         self._asked = time.monotonic()
+        stopping = [name for name, flight in self._flights.items() if flight.stopping]
         try:
-            reports = self._ray.get(self._mailbox.take.remote(), timeout=_CONNECT_SECONDS)
+            reports = self._ray.get(self._mailbox.take.remote(stopping), timeout=_CONNECT_SECONDS)
         except (self._ray.exceptions.RayError, TimeoutError):  # its node was lost: Ray starts it again elsewhere
             return []
         return [event for name, event in reports.items() if name in self._flights]
@@ -313,12 +316,11 @@ class _Mailbox:
             self._reports[name] = report
         return name in self._stop
 
-    def take(self) -> dict[str, Event]:
+    def take(self, stopping: Sequence[str]) -> dict[str, Event]:
+        """The reports that came since the last call; these attempts are to stop."""
+        self._stop.update(stopping)
         reports, self._reports = self._reports, {}
         return reports
-
-    def stop(self, name: str) -> None:
-        self._stop.add(name)
 
     def meet(self, name: str, place: tuple[str, int] | None = None) -> tuple[str, int] | None:
         """Where the first of an attempt's processes listens, once it has said so."""
