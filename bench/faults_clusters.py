@@ -1,23 +1,20 @@
-"""Sweeps on Ray and Slurm under kills, and still the table of an undisturbed one: python bench/faults_clusters.py WHERE
+"""Sweeps on Ray and Slurm under faults; is the table that of an undisturbed one? python bench/faults_clusters.py WHERE
 
-As `faults.py`, on the clusters of the tests: two nodes of one CPU, all processes of this machine. In each round one
-fault in turn strikes twice at random times (by a seed): kill -9 of a worker, of a node with all that runs on it, of the
-driver. What ended is started again until the study is done. What must hold, and the study, are those of `faults.py`.
+As `faults.py`, on the clusters of the tests: two nodes of one CPU, all processes of this machine. Faults, study and
+what must hold are those of `faults.py`, and one more fault: kill -9 of a node with all that runs on it, twice.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,12 +22,10 @@ from typing import Any
 
 import psutil
 
-from faults import STALE_SECONDS, TINY, Disturbed, differences, repeated_epochs
-from robudget.recipe import Recipe
-from robudget.sweep.study import Study
+import faults
+from faults import Disturbed
 
-FAULTS = ("worker", "node", "driver")
-STRIKES = 2
+NODE = "node killed"
 
 
 def clusters() -> ModuleType:
@@ -44,11 +39,13 @@ def clusters() -> ModuleType:
     return module
 
 
-class OnRay:
-    options = ("device=cpu", "threads=1")
+@dataclass
+class OnRay(Disturbed):
+    cluster: Any = None
+    node: Any = None
 
-    def __init__(self, cluster: Any, node: dict[str, Any]) -> None:
-        self.cluster, self.node, self.on = cluster, node, f"ray:{cluster.address}"
+    def __post_init__(self) -> None:
+        self.where = ("--on", f"ray:{self.cluster.address}")
 
     def workers(self) -> list[psutil.Process]:
         mine = [p for node in self.cluster.worker_nodes for p in _family(node)]
@@ -59,9 +56,6 @@ class OnRay:
         self.cluster.remove_node(node, allow_graceful=False)
         time.sleep(chance.uniform(0, 3))
         self.cluster.add_node(**self.node)
-
-    def end(self) -> None:
-        """Ray ends what a driver has left."""
 
 
 def _family(node: Any) -> list[psutil.Process]:
@@ -78,12 +72,11 @@ def _said(process: psutil.Process) -> str:
     return ""
 
 
-class OnSlurm:
-    on = "slurm"
-    options = ("device=cpu", "threads=1", "--time=20", "--runs-per-job=2")
-
-    def __init__(self, slurm: Any) -> None:
-        self.slurm = slurm
+@dataclass
+class OnSlurm(Disturbed):
+    where = ("--on", "slurm", "--time=20", "--runs-per-job=2")
+    settings = {"ROBUDGET_SLURM_POLL_SECONDS": "1"}  # noqa: RUF012
+    slurm: Any = None
 
     def workers(self) -> list[psutil.Process]:
         ours = [p for p in psutil.process_iter() if f"SLURM_CONF={self.slurm.conf}" in _environment(p)]
@@ -96,6 +89,7 @@ class OnSlurm:
         self.slurm.start_node(node)
 
     def end(self) -> None:
+        super().end()
         subprocess.run(["scancel", "--me"], check=False)
 
 
@@ -105,102 +99,47 @@ def _environment(process: psutil.Process) -> list[str]:
     return []
 
 
-@dataclass
-class Round(Disturbed):
-    """On a cluster, with one driver at a time."""
-
-    place: OnRay | OnSlurm | None = None
-
-    def start(self) -> None:
-        if not self.ended():
-            return
-        assert self.place is not None
-        command = [sys.executable, "-m", "robudget", "sweep", str(self.study), *self.place.options]
-        where = {"ROBUDGET_STALE_SECONDS": str(STALE_SECONDS), "ROBUDGET_SLURM_POLL_SECONDS": "1"}
-        with self.store.with_suffix(".log").open("ab") as log:
-            driver = subprocess.Popen(
-                [*command, "--on", self.place.on, "--store", str(self.store)],
-                env=os.environ | where,
-                stdout=log,
-                stderr=log,
-            )
-        self.drivers.append(driver)
-        self.count["starts"] += 1
-
-    def strike(self, chance: random.Random) -> None:
-        assert self.place is not None
-        self.some_work(chance)
-        if self.fault == "node":
-            self.count["kills"] += 1
-            self.place.strike_node(chance)
-        elif self.fault == "driver":
-            self.kill(self.drivers[-1])
-            self.drivers[-1].wait()
-        else:
-            for worker in self.place.workers()[:1]:
-                self.kill(worker)
+def node_killed(now: Disturbed, chance: random.Random) -> None:
+    assert isinstance(now, OnRay | OnSlurm)
+    now.start()
+    for _ in range(2):
+        now.some_work(chance)
+        now.strike_node(chance)
+        now.count["kills"] += 1
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+# A paused owner on Ray keeps its CPU, so that no other driver's task could follow it.
+FAULTS = {NODE: node_killed} | {
+    name: fault for name, fault in faults.FAULTS.items() if name not in ("paused owner", "liveness")
+}
+
+
+def main() -> int:
+    parser = faults.parser(__doc__, list(FAULTS))
     parser.add_argument("where", choices=["ray", "slurm"])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--faults", nargs="*", default=FAULTS, choices=FAULTS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipes", type=int, default=3)
     asked = parser.parse_args()
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        place = stack.enter_context(_place(asked.where, home))
-        study = home / "study.yaml"
-        seeds = ", ".join(f"s{seed}: {{seed: {seed}}}" for seed in range(asked.recipes))
-        study.write_text(
-            f"base: {json.dumps(Recipe.load('digits', TINY).to_dict())}\naxes:\n  seed: {{{seeds}}}\n", "utf-8"
-        )
-        recipes = list(Study.load(study).recipes)
-        plain = Round("", home / "undisturbed", study, place=place)
-        began = time.monotonic()
-        plain.complete()
-        print(f"undisturbed on {asked.where}: {time.monotonic() - began:.0f} s", flush=True)
-        failed = 0
-        for number in range(asked.rounds):
-            fault, chance = asked.faults[number % len(asked.faults)], random.Random(asked.seed + number)
-            now = Round(fault, home / f"round-{number}", study, place=place)
-            began, wrong = time.monotonic(), []
-            try:
-                for _ in range(STRIKES):
-                    now.start()
-                    now.strike(chance)
-                now.complete()
-                wrong = differences(now.store, plain.store, recipes)
-                now.count["repeated epochs"] = repeated_epochs(now.store)
-            except (TimeoutError, RuntimeError) as error:
-                wrong = [str(error)]
-            finally:
-                for driver in now.drivers:
-                    driver.kill()
-                place.end()
-            failed += bool(wrong)
-            what = ", ".join(f"{value} {name}" for name, value in now.count.items())
-            seconds = time.monotonic() - began
-            print(f"{number:>3} {fault} {seconds:4.0f} s  {what}  {wrong or 'as undisturbed'}", flush=True)
-        print(f"{asked.rounds} rounds on {asked.where}, {failed} not as undisturbed")
-    sys.exit(bool(failed))
+        study, inside = faults.tiny_study(home, asked.recipes), faults.folder_inside(home)
+        # What a node starts imports it too.
+        os.environ["PYTHONPATH"] = f"{inside}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        own = clusters()
+        if asked.where == "ray":
+            cluster = stack.enter_context(own.ray_of_two_nodes())
 
+            def begin(fault: str, store: str) -> Disturbed:
+                return OnRay(fault, home / store, study, inside, cluster=cluster, node=own.NODE)
+        else:
+            (home / "slurm").mkdir()
+            home.chmod(0o755)  # munge refuses a folder that others may not enter
+            slurm = stack.enter_context(own.slurm_in(home / "slurm"))
 
-@contextlib.contextmanager
-def _place(where: str, home: Path) -> Iterator[OnRay | OnSlurm]:
-    own = clusters()
-    if where == "ray":
-        with own.ray_of_two_nodes() as cluster:
-            yield OnRay(cluster, own.NODE)
-    else:
-        folder = home / "slurm"
-        folder.mkdir()
-        home.chmod(0o755)  # munge refuses a folder that others may not enter
-        with own.slurm_in(folder) as slurm:
-            yield OnSlurm(slurm)
+            def begin(fault: str, store: str) -> Disturbed:
+                return OnSlurm(fault, home / store, study, inside, slurm=slurm)
+
+        return faults.play(FAULTS, asked, home, begin)
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    sys.exit(main())

@@ -24,6 +24,7 @@ from typing import Any
 WORKERS = 2
 RECORD = {
     "format": 1,
+    "environment": {"device": "cpu", "processes": 1},
     "training": {"seconds": 1.0, "energy": {"kwh": None}},
     "evaluation": {
         "robust": 0.5, "low": 0.4, "high": 0.6, "clean": 0.9, "n": 12, "seconds": 1.0, "energy": {"kwh": None},

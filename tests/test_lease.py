@@ -131,6 +131,63 @@ def test_who_was_followed_writes_nothing(tmp_path: Path) -> None:
     other.release()
 
 
+PAUSED = """
+import os, signal, sys
+from pathlib import Path
+from robudget import files
+from robudget.store import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+with folder.lock():
+    folder.log("epoch", epoch=1)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    for write in (
+        lambda: folder.log("epoch", epoch=2),
+        lambda: files.write_json(folder.path / "a.json", {}),
+        lambda: folder.finish({}),
+    ):
+        try:
+            write()
+        except Exception as error:
+            print(type(error).__name__)
+"""
+
+
+def test_a_paused_process_that_comes_back_writes_nothing(tmp_path: Path) -> None:
+    late = subprocess.Popen([sys.executable, "-c", PAUSED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    os.waitpid(late.pid, os.WUNTRACED)  # it has paused
+    with pytest.raises(Busy):
+        take(tmp_path)  # paused is not dead
+    mine = take(tmp_path, over=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    late.send_signal(signal.SIGCONT)
+    assert late.communicate(timeout=60)[0].split() == ["LeaseLost"] * 3
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    mine.release()
+
+
+def test_no_clock_of_the_day_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that those of two machines may differ by a minute, or a day."""
+
+    def refuse() -> float:
+        raise AssertionError
+
+    monkeypatch.setattr(time, "time", refuse)
+    mine = take(tmp_path)
+    elsewhere(tmp_path)
+    clock = Time()
+    observer = Observer(clock)
+    for beat, hours in enumerate((-24, 0, 1, 24)):
+        mine._write(f"{beat:012}")
+        os.utime(tmp_path / ".lease-1", (3600.0 * (24 + hours),) * 2)
+        assert observer.look(tmp_path) == (False, 0)
+        clock.now += lease.BEAT_SECONDS
+    while observer.look(tmp_path) == (False, 0):
+        clock.now += lease.BEAT_SECONDS
+    assert 12 * lease.BEAT_SECONDS <= clock.now <= 18 * lease.BEAT_SECONDS
+    files.unguard(tmp_path)
+    take(tmp_path, over=1).release()
+
+
 def test_a_store_that_is_away_is_not_a_lost_lease(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "store" / "run")
     folder.path.mkdir(parents=True)

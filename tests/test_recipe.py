@@ -117,6 +117,15 @@ def test_a_recipe_is_frozen() -> None:
         Recipe().craft.steps = 3  # type: ignore[misc]
 
 
+def test_recipes_share_the_parts_that_they_have_in_common() -> None:
+    recipe = Recipe().with_({"seed": 1, "craft.steps": 5})
+    other = recipe.with_({"seed": 2, "optim.lr": 0.3})
+    assert other.craft is recipe.craft
+    assert other.evaluation is recipe.evaluation
+    assert (recipe.optim.lr, other.optim.lr, other.seed) == (Recipe().optim.lr, 0.3, 2)
+    assert Recipe.from_dict(other.to_dict()) == other
+
+
 def test_overrides_read_yaml_and_fractions() -> None:
     changes = parse_overrides(
         ["threat.eps=8/255", "ema.decay=0.995", "data.amount=null", "optim.lr=1e-2", "loss=trades"]

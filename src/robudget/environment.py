@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -73,6 +75,12 @@ def environment(device: torch.device) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         **(cuda_versions(device) if device.type == "cuda" else {}),
     }
+
+
+def peak_memory() -> int:
+    """The most memory of the host that this process has taken since its start, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def cuda_versions(device: torch.device) -> dict[str, Any]:

@@ -391,8 +391,19 @@ class Recipe(_Part):
         return cls.from_dict(merge(load_yaml(text, where), nest(overrides or {})), where=where)
 
     def with_(self, overrides: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
-        """A copy with dotted keys replaced, validated again: `recipe.with_({"craft.steps": 5})`."""
-        return Recipe.from_dict(merge(self.to_dict(), nest(overrides)), where=where)
+        """A copy with dotted keys replaced, validated again: `recipe.with_({"craft.steps": 5})`. Parts that stay equal
+        are the same objects, so that the 10,000 recipes of a study take little memory."""
+        new = Recipe.from_dict(merge(self.to_dict(), nest(overrides)), where=where)
+        for name in Recipe.model_fields:
+            if isinstance(part := getattr(self, name), _Part) and part == getattr(new, name):
+                new.__dict__[name] = part  # frozen, and checked
+        object.__setattr__(
+            new, "__pydantic_fields_set__", _ALL
+        )  # which fields were given: 2 KiB where each has its own
+        return new
+
+
+_ALL = set(Recipe.model_fields)
 
 
 def wide_resnet(name: str) -> tuple[int, int] | None:

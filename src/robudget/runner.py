@@ -19,7 +19,7 @@ from robudget import data, stop
 from robudget.backend.device import answering
 from robudget.data.dataset import sampled_fingerprint
 from robudget.energy_log import EnergyLog
-from robudget.environment import algorithms, chosen, environment, resolve_device
+from robudget.environment import algorithms, chosen, environment, peak_memory, resolve_device
 from robudget.evaluation.specification import Specification
 from robudget.evaluation.state import Progress as EvaluationProgress
 from robudget.evaluation.verdicts import Verdicts, merge
@@ -289,9 +289,10 @@ class _Run:
         low, high = verdicts.interval
         whole, asked = verdicts.total, {"evaluation": recipe.evaluation_id}
         kept = {f"evaluation_{way}": getattr(whole, way) for way in ("forward", "backward")}
+        memory = max(peak_memory(), trained["environment"].get("memory_bytes", 0))  # an evaluation alone may take less
         return self.head() | {
             "status": "done",
-            "environment": trained["environment"],
+            "environment": trained["environment"] | {"memory_bytes": memory},
             "dataset": trained["dataset"],
             "training": self.trained_for(trained["training"]),
             "evaluation": {

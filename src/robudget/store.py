@@ -209,6 +209,14 @@ class Store:
     def __init__(self, root: Path | str):
         self.root = local(Path(root))
 
+    @property
+    def away(self) -> bool:
+        """Is there no such folder just now, or does its file server not answer?"""
+        try:
+            return not self.root.is_dir()
+        except OSError:
+            return True
+
     def folder(self, recipe: Recipe) -> RunFolder:
         return RunFolder(self.root / f"{recipe.slug}-{recipe.id}")
 

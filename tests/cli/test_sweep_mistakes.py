@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from robudget.cli.view.console import SweepDisplay
 from robudget.lease import take
 from robudget.recipe import Recipe
 from robudget.store import Store
+from robudget.sweep import ray_cluster
 from robudget.sweep.queue import SweepState
 
 Run = Callable[..., tuple[int, str, str]]
@@ -99,6 +101,24 @@ def test_an_address_of_ray_where_nothing_answers(
     code, _, err = robudget_command("sweep", "digits-30", "--on", where, "--store", str(store))
     assert code == 2
     assert "no Ray cluster at '127.0.0.1:9': Connection refused" in one_line(err.partition("to do\n")[2])
+    assert files_of(store) == before
+
+
+def test_an_address_where_something_else_listens(
+    robudget_command: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One server that accepts and says nothing, for which Ray itself would wait ten minutes; one of another kind."""
+    pytest.importorskip("ray")
+    monkeypatch.setattr(ray_cluster, "ANSWER_SECONDS", 0.3)
+    before = files_of(store)
+    for answer, said in ((b"", "no answer"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what listens there is no Ray")):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"127.0.0.1:{server.getsockname()[1]}"
+            if answer:
+                threading.Thread(target=lambda: server.accept()[0].sendall(answer), daemon=True).start()  # noqa: B023
+            code, _, err = robudget_command("sweep", "digits-30", "--on", f"ray:{address}", "--store", str(store))
+        assert code == 2
+        assert f"no Ray cluster at '{address}': {said} (allowed: ray:HOST:6379" in one_line(err.partition("to do\n")[2])
     assert files_of(store) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,13 +10,16 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from robudget.recipe import Recipe
+from robudget.store import Store
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 
@@ -82,7 +86,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 MaxArraySize=2
 JobRequeue=1
-PreemptType=preempt/none
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SlurmdTimeout=10
 InactiveLimit=0
 KillWait=5
@@ -91,12 +96,14 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=1 RealMemory=2000 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=1 RealMemory=2000 State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 """
 
 
 class Slurm:
-    """munged, slurmctld and two slurmd under one folder. No accounting, arrays of two tasks at most."""
+    """munged, slurmctld and two slurmd under one folder. No accounting, arrays of two tasks at most; a partition whose
+    jobs preempt the others'."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.conf = folder, folder / "slurm.conf"
@@ -187,3 +194,51 @@ def slurm() -> Iterator[Slurm]:
             yield slurm
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- runs that are ended early -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def uneven(tiny: Recipe) -> dict[str, Any]:
+    """A study on digits: one recipe learns, one does not, and one forgets its robustness to many steps."""
+    base = tiny.with_(
+        {
+            "model.base": 4, "threat.eps": 0.3, "epochs": 12, "epoch_images": 1024, "validation.every": 6,
+            "validation.images": 60, "craft.start": "none", "optim.weight_decay": 0.0, "optim.schedule": "constant",
+            "optim.lr": 0.1, "optim.warmup_epochs": 0, "collapse.action": "off",
+        }
+    )  # fmt: skip
+    alternatives = {
+        "good": {"optim.lr": 0.3, "craft.steps": 3},
+        "weak": {"optim.lr": 1e-7},
+        "collapsing": {"craft.step_size": 0.3, "collapse.action": "warn", "collapse.gap": 0.05, "collapse.images": 60,
+                       "collapse.steps": 5},
+    }  # fmt: skip
+    return {"base": base.to_dict(), "axes": {"recipe": alternatives}}
+
+
+@pytest.fixture
+def ends_early(
+    uneven: dict[str, Any], tmp_path: Path, robudget_command: Callable[..., tuple[int, str, str]]
+) -> Callable[..., None]:
+    """Sweeps that study with --halving and --end-collapsed where the words say: the first recipe is done, the second
+    is ended at its rung, the third as it collapses."""
+
+    def check(*on: str) -> None:
+        study, store = tmp_path / "study.yaml", tmp_path / "runs"
+        study.write_text(json.dumps(uneven))
+        words = ["sweep", str(study), "device=cpu", "threads=1", "--store", str(store), *on]
+        code, _, error = robudget_command(*words, "--halving", "2", "--end-collapsed")
+        assert code == 0, error
+        assert "2 runs were ended early: saved " in error
+        reasons = {folder.recipe.optim.lr: folder.ended_early for folder in Store(store).folders()}
+        assert reasons.pop(0.3) is None
+        assert "% robust is rank 2 of 2 there, and 1 go on" in str(reasons.pop(1e-7))
+        assert "catastrophic overfitting at epoch" in str(reasons.pop(0.1))
+        for folder in Store(store).folders():
+            epochs = [event["epoch"] for event in folder.events("epoch")]
+            assert epochs == list(range(1, len(epochs) + 1))
+            assert (len(epochs) == 12) == folder.done
+
+    return check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import socket
@@ -65,6 +66,17 @@ def sweep(recipes: Sequence[Recipe], executor: Scripted, store: Path, **terms: A
     state = drive(recipes, lambda runs: executor, store=store, site=Site(device="cpu"), terms=Terms(**terms))
     assert executor.closed
     return state
+
+
+def test_an_extended_study_runs_only_what_is_new(recipes: list[Recipe], tmp_path: Path) -> None:
+    def script(number: int, i: int) -> Event:
+        finish(tmp_path, recipes[number], 1.0)
+        return Event(number, "done")
+
+    sweep(recipes[:2], Scripted(script), tmp_path)
+    state = sweep(recipes[:4], executor := Scripted(script), tmp_path)
+    assert sorted(executor.attempts) == [2, 3]
+    assert state.done == 4
 
 
 def test_busy_stopped_and_lost_attempts_are_made_again(recipes: list[Recipe], tmp_path: Path) -> None:
@@ -211,11 +223,11 @@ def sized(n: int = 4) -> list[Recipe]:
     return [Recipe().with_({"seed": i, "epochs": 10 * (i + 1), "evaluation.images": 1}) for i in range(n)]
 
 
-def finish(store: Path, recipe: Recipe, kwh: float | None, device: str = "cpu") -> None:
+def finish(store: Path, recipe: Recipe, kwh: float | None, device: str = "cpu", memory: int = 0) -> None:
     folder = Store(store).folder(recipe)
     folder.open(recipe)
     stage = {"seconds": 50.0, "energy": {"kwh": kwh}}
-    folder.finish({"environment": {"device": device, "processes": 2}, "training": stage,
+    folder.finish({"environment": {"device": device, "processes": 2, "memory_bytes": memory}, "training": stage,
                    "evaluation": stage | {"id": recipe.evaluation_id}})  # fmt: skip
 
 
@@ -257,6 +269,38 @@ def test_a_budget_is_what_was_measured_and_what_is_forecast(tmp_path: Path) -> N
     assert run("7kWh") == [1]  # 2 + 4 spent
     assert run("13kWh") == [2]
     assert run("1000usd") == [3]
+
+
+def test_a_budget_counts_what_another_driver_has_spent(tmp_path: Path) -> None:
+    recipes = sized()
+    finish(tmp_path, recipes[0], 1.0)
+
+    def script(number: int, i: int) -> Event:
+        finish(tmp_path, recipes[1], 2.0)
+        finish(tmp_path, recipes[2], 10.0)  # by the other one
+        return Event(number, "done")
+
+    executor = Scripted(script, slots=1)
+    budget = Budget.parse("21kWh")  # the forecasts are 2, 4, 6 and 8: all would fit
+    state = sweep(recipes, executor, tmp_path, order="cheapest-first", budget=budget)
+    assert executor.attempts == [1]
+    assert state.finished[2] == "was done by another process"
+    assert state.ended == "1 runs would pass the budget of 21kWh"
+
+
+def test_memory_is_forecast_from_like_runs(tmp_path: Path) -> None:
+    recipes = sized(6)
+    jobs: dict[int, Job] = {}
+    for number, memory in enumerate((7, 9, 8)):
+        finish(tmp_path, recipes[number], 1.0, memory=memory)
+
+    class Seen(Scripted):
+        def submit(self, number: int, job: Job) -> None:
+            jobs[number] = job
+            super().submit(number, job)
+
+    sweep(recipes, Seen(well), tmp_path)
+    assert [jobs[number].memory_forecast for number in (3, 4, 5)] == [9, 9, 9]
 
 
 def test_where_nothing_is_known_one_runs_at_a_time(tmp_path: Path) -> None:
@@ -322,3 +366,24 @@ def test_a_store_that_is_away_is_waited_for(recipes: list[Recipe], tmp_path: Pat
     assert state.finished == {0: ""}
     assert state.retries == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+def test_a_file_server_that_does_not_answer_is_waited_for(
+    recipes: list[Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent, is_dir = [0], Path.is_dir
+
+    def look(path: Path) -> bool:
+        if path == tmp_path and silent[0]:
+            silent[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return is_dir(path)
+
+    def script(number: int, i: int) -> Event:
+        silent[0] = 5 if i == 0 else 0
+        return Event(number, "done") if i == 1 else Event(number, "failed", "Stale file handle", cause="crash")
+
+    monkeypatch.setattr(Path, "is_dir", look)
+    state = sweep(recipes[:1], Scripted(script), tmp_path)
+    assert state.finished == {0: ""}
+    assert state.retries == 0

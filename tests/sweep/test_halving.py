@@ -186,26 +186,13 @@ def test_rungs_are_shares_of_the_epochs_that_are_validated() -> None:
         Adaptive(1)
 
 
-def test_a_study_in_which_runs_are_ended_early(tiny: Recipe, tmp_path: Path, robudget_command: Run) -> None:
+def test_a_study_in_which_runs_are_ended_early(uneven: dict[str, Any], tmp_path: Path, robudget_command: Run) -> None:
     """On digits: one recipe forgets its robustness to many steps and is ended, two that learn nothing are halved away;
     no law takes them for finished, and the command without the options finishes them."""
-    base = tiny.with_(
-        {
-            "model.base": 4, "threat.eps": 0.3, "epochs": 12, "epoch_images": 1024, "validation.every": 6,
-            "validation.images": 60, "craft.start": "none", "optim.weight_decay": 0.0, "optim.schedule": "constant",
-            "optim.lr": 0.1, "optim.warmup_epochs": 0, "collapse.action": "off",
-        }
-    )  # fmt: skip
-    weak = {"optim.lr": 1e-7}
-    alternatives = {
-        "good": {"optim.lr": 0.3, "craft.steps": 3},
-        "weak": weak,
-        "weaker": weak | {"seed": 1},
-        "collapsing": {"craft.step_size": 0.3, "collapse.action": "warn", "collapse.gap": 0.05, "collapse.images": 60,
-                       "collapse.steps": 5},
-    }  # fmt: skip
     study, store = tmp_path / "study.yaml", tmp_path / "runs"
-    study.write_text(json.dumps({"base": base.to_dict(), "axes": {"recipe": alternatives}}))
+    alternatives = uneven["axes"]["recipe"]
+    alternatives["weaker"] = alternatives["weak"] | {"seed": 1}
+    study.write_text(json.dumps(uneven))
     words = ["sweep", str(study), "device=cpu", "threads=1", "--store", str(store), "--workers", "1"]
     options = ["--halving", "2", "--end-collapsed"]
     code, said, error = robudget_command(*words, *options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from robudget import __version__
 from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.recipe import Recipe
 from robudget.store import Store
-from robudget.sweep.executor import Event, Executor, Job, open_executor
+from robudget.sweep.executor import Event, Executor, Job, attempt, open_executor
 from robudget.sweep.ray import REPORT_SECONDS, SPARE_SLOTS, RayExecutor, sweep_on_ray
 from robudget.sweep.study import Study
 from robudget.tables.read import load_runs
@@ -49,6 +51,45 @@ def test_this_machine_and_a_cluster_at_once(tiny: Recipe, tmp_path: Path, ray_cl
     assert len(load_runs(store)) == 4
     for folder in Store(store).folders():
         assert [event["epoch"] for event in folder.events("epoch")] == [1, 2]
+
+
+def test_ray_and_slurm_at_once(
+    tiny: Recipe, tmp_path: Path, ray_cluster: Any, slurm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same study by two drivers, each with a cluster of its own, into one store: every run is trained once."""
+    monkeypatch.setenv("ROBUDGET_SLURM_POLL_SECONDS", "0.5")
+    study, store = tmp_path / "study.yaml", tmp_path / "runs"
+    seeds = {str(seed): {"seed": seed} for seed in range(4)}
+    study.write_text(json.dumps({"base": tiny.to_dict(), "axes": {"seed": seeds}}))
+    words = [str(study), "--store", str(store), "device=cpu", "threads=1", "--on", "slurm", "--time=10"]
+    other = subprocess.Popen([sys.executable, "-m", "robudget", "sweep", *words], stdout=subprocess.DEVNULL)
+    state = sweep_on_ray(Study.load(study).recipes, store=store, site=SITE, address=ray_cluster.address)
+    assert other.wait(240) == 0
+    assert (state.done, state.failed) == (4, {})
+    assert len(load_runs(store)) == 4
+    for folder in Store(store).folders():
+        assert [event["epoch"] for event in folder.events("epoch")] == [1, 2]
+
+
+def test_runs_are_ended_early(ends_early: Callable[..., None], ray_cluster: Any) -> None:
+    ends_early("--on", f"ray:{ray_cluster.address}")
+
+
+def test_a_cluster_of_another_version(ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Ray or of Python: Ray itself compares them, and says both; the next connection is as ever."""
+    import ray
+
+    here = (ray.__version__, platform.python_version())
+    for other in (("0.1", here[1]), (here[0], "3.99.1")):
+        monkeypatch.setattr("ray._private.utils.compute_version_info", lambda other=other: other)
+        with pytest.raises(InputError, match="Version mismatch") as error:
+            open_executor(f"ray:{ray_cluster.address}", site=SITE)
+        said = str(error.value)
+        assert "\n" not in said
+        for name, mine, theirs in zip(("Ray", "Python"), other, here, strict=True):
+            assert f"{name}: {theirs}" in said
+            assert f"{name}: {mine}" in said
+        assert not ray.is_initialized()
 
 
 def test_without_ray_it_says_how_to_get_it(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +160,22 @@ def test_code_and_settings_go_along(executor: RayExecutor) -> None:
     source, device, rank, *_, setting = until_ended(executor, {7})[7].note.split()
     assert "py_modules" in source
     assert (device, rank, setting) == ("auto", "-", os.environ["ROBUDGET_REMEMBER"])
+
+
+def test_a_worker_of_another_version_refuses(executor: RayExecutor) -> None:
+    executor._work = attempt
+    executor.submit(1, job(version="99.1"))
+    executor._work = stub
+    event = until_ended(executor, {1})[1]
+    assert (event.kind, event.cause) == ("failed", "input")
+    assert f"the sweep is of robudget 99.1, this worker of {__version__}" in event.note
+
+
+def test_a_forecast_of_memory_is_asked_for_where_a_node_has_it(executor: RayExecutor) -> None:
+    for forecast, asked in ((10**8, 10**8), (10**15, None)):
+        executor.submit(1, job(memory_forecast=forecast))
+        assert executor._need.get("memory") == asked
+        assert until_ended(executor, {1})[1].kind == "done"
 
 
 def test_attempts_are_stopped_and_save(executor: RayExecutor) -> None:

@@ -51,10 +51,12 @@ def test_a_study_end_to_end(tiny: Recipe, tmp_path: Path, slurm: Any) -> None:
     assert len({path.name for path in (tmp_path / ".slurm").iterdir()}) == 2
 
 
-def test_a_driver_that_comes_back_a_warning_and_a_lost_node(tiny: Recipe, tmp_path: Path, slurm: Any) -> None:
+def test_a_driver_that_comes_back_a_warning_a_preemption_and_a_lost_node(
+    tiny: Recipe, tmp_path: Path, slurm: Any
+) -> None:
     """What is in the queue is found there again. A task that is warned saves and is put back into the queue, as Slurm
-    puts back that of a lost node; every epoch is trained once where it was saved."""
-    recipe = tiny.with_({"epochs": 8, "epoch_images": 1024})
+    puts back one that it preempts, and that of a lost node; every epoch is trained once where it was saved."""
+    recipe = tiny.with_({"epochs": 12, "epoch_images": 1024})
     folder = Store(tmp_path).folder(recipe)
     ready(slurm)
     first = SlurmExecutor(options={"runs-per-job": "2"})
@@ -72,7 +74,14 @@ def test_a_driver_that_comes_back_a_warning_and_a_lost_node(tiny: Recipe, tmp_pa
     subprocess.run(["scancel", "--batch", "--signal=USR1", task_of(again)], check=True)
     until(lambda: squeue("%T") != ["RUNNING"])
     reached = len(list(folder.events("epoch")))
-    assert reached < 8
+    assert reached < 12
+    until(lambda: len(list(folder.events("epoch"))) > reached)
+    node = squeue("%N")[0]
+    urgent = ["sbatch", "--partition=urgent", f"--nodelist={node}", "--output=/dev/null", "--wrap=true"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    until(lambda: " Restarts=2 " in shown(again))
+    reached = len(list(folder.events("epoch")))
+    assert reached < 12
     until(lambda: len(list(folder.events("epoch"))) > reached)
     node = squeue("%N")[0]
     slurm.kill_node(node)
@@ -81,8 +90,12 @@ def test_a_driver_that_comes_back_a_warning_and_a_lost_node(tiny: Recipe, tmp_pa
     slurm.start_node(node)
     assert {event.kind for event in ended.values()} == {"done"}
     epochs = [entry["epoch"] for entry in folder.events("epoch")]
-    assert sorted(set(epochs)) == list(range(1, 9))
-    assert len(epochs) <= 9, "the killed node may have trained one that was not saved"
+    assert sorted(set(epochs)) == list(range(1, 13))
+    assert len(epochs) <= 14, "what was killed may have trained one that was not saved"
+
+
+def test_runs_are_ended_early(ends_early: Callable[..., None], slurm: Any) -> None:
+    ends_early("--on", "slurm", "--time", "10", "--runs-per-job", "1")
 
 
 def test_what_is_cancelled(tiny: Recipe, tmp_path: Path, slurm: Any) -> None:
@@ -184,6 +197,11 @@ def tasks() -> int:
 
 def task_of(executor: SlurmExecutor) -> str:
     return next(iter(executor._tasks.values())).name
+
+
+def shown(executor: SlurmExecutor) -> str:
+    words = ["scontrol", "show", "job", task_of(executor)]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 def until(condition: Callable[[], object], seconds: float = 240.0) -> None:

@@ -138,7 +138,7 @@ class _Drive:
         self.observer = Observer()
         self.later: list[tuple[float, int]] = []  # (when to try it again, run)
         self.too_dear: list[int] = []
-        self.tries: dict[int, _Tries] = {}
+        self.tries: dict[int, _Tries] = {}  # of runs that were begun and have not ended
         self.causes: dict[str, int] = {}  # runs set aside since one was last done, by cause
         self.watched = time.monotonic()
         self.ledger = Ledger(state.recipes, state.weights, home)
@@ -213,30 +213,42 @@ class _Drive:
 
     def submit(self) -> None:
         """Start as many attempts as the executor has slots for; none while the store is away."""
-        if not self.home.root.is_dir():
+        if self.home.away:
             return
         now = time.monotonic()
         self.waiting.extend(index for at, index in self.later if at <= now)
         self.later = [(at, index) for at, index in self.later if at > now]
         while len(self.state.running) < self.executor.slots and (index := self.next()) is not None:
-            recipe, folder = self.state.recipes[index], self.folder(index)
-            self.state.elsewhere.pop(index, None)
-            if folder.has(recipe):
-                self.finish(index, "was done by another process")
-                continue
-            free, over = self.observer.look(folder.path)
-            if not free:
-                self.state.elsewhere[index] = self.observer.owner(folder.path)
-                self.try_again(index, BUSY_SECONDS)
-                continue
-            budget = self.terms.budget
-            if budget is not None and not self.ledger.fits(budget, index, self.state.running):
-                self.too_dear.append(index)
-                continue
-            if index not in self.tries:
-                self.tries[index] = _Tries(progress_mark(folder))
-            self.state.running[index] = Status()
-            self.executor.submit(index, self.job(index, over))
+            try:
+                job = self.job_of(index)
+            except PermissionError:
+                raise
+            except OSError:  # the store went away just now
+                self.try_again(index, RETRY_SECONDS)
+                return
+            if job is not None:
+                self.state.running[index] = Status()
+                self.executor.submit(index, job)
+
+    def job_of(self, index: int) -> Job | None:
+        """What to submit of a run; None where there is nothing to do, or not now."""
+        recipe, folder = self.state.recipes[index], self.folder(index)
+        self.state.elsewhere.pop(index, None)
+        if folder.has(recipe):
+            self.finish(index, "was done by another process")
+            return None
+        free, over = self.observer.look(folder.path)
+        if not free:
+            self.state.elsewhere[index] = self.observer.owner(folder.path)
+            self.try_again(index, BUSY_SECONDS)
+            return None
+        budget, in_work = self.terms.budget, (*self.state.running, *self.state.elsewhere)
+        if budget is not None and not self.ledger.fits(budget, index, in_work):
+            self.too_dear.append(index)
+            return None
+        if index not in self.tries:
+            self.tries[index] = _Tries(progress_mark(folder))
+        return self.job(index, over)
 
     def next(self) -> int | None:
         """The run to start next: one that goes on from a rung before one that waits for its turn."""
@@ -286,6 +298,7 @@ class _Drive:
             gpus=0.0 if self.site.device == "cpu" else 1.0,
             cpus=max(1, self.site.threads),
             memory_bytes=MEMORY_BYTES * 2**room if room else 0,
+            memory_forecast=self.ledger.memory(index),
             seconds=known.seconds if known is not None else 0.0,
             over=over,
             stop_token=self.token,
@@ -304,7 +317,6 @@ class _Drive:
         state.running.pop(index, None)
         if event.kind == "done":
             self.finish(index, event.note)
-            self.ledger.finished(index)
             self.causes.clear()
             self.waiting.extend(self.too_dear)  # what is forecast has changed
             self.too_dear.clear()
@@ -323,12 +335,14 @@ class _Drive:
 
     def finish(self, index: int, summary: str) -> None:
         self.state.finish(index, summary)
+        self.ledger.look(index)
+        self.tries.pop(index, None)
         if self.halving is not None:
             self.halving.look(index)
 
     def failed(self, index: int, event: Event) -> None:
         """Try it again or set it aside: attempts count only until the next one that makes progress."""
-        if not self.home.root.is_dir():  # the store is away: whatever fails now is not the run's fault
+        if self.home.away:  # whatever fails now is not the run's fault
             self.try_again(index, RETRY_SECONDS)
             return
         tries = self.tries[index]
@@ -351,6 +365,7 @@ class _Drive:
         count = max(tries.failures.count(how), tries.lost)
         times = f" ({count} attempts without progress)" if count > 1 else ""
         self.state.fail(index, f"{event.note}{times}" + (f"\n{event.tail}" if event.tail else ""))
+        del self.tries[index]
         if self.halving is not None:
             self.halving.failed(index)
         self.causes[how] = self.causes.get(how, 0) + 1

@@ -33,7 +33,8 @@ class Job:
     """One attempt at a run. `recipe` and `site` as their `to_dict` and `model_dump` give them, `store` a path that the
     worker sees too.
 
-    `gpus`, `cpus` and `memory_bytes` are what it needs (0 bytes: nothing is known), `seconds` its forecast (0 unknown).
+    `gpus`, `cpus` and `memory_bytes` are what it needs (0 bytes: nothing is known); `memory_forecast`, in bytes, and
+    `seconds` are forecast from runs like it (0: unknown).
     `over` is the number of a stale lease of the run that the driver has watched (`lease.Observer`), 0 for none;
     `stop_token` is what the store's file of requests said when the driver began (`stop.on_file`). `pause_epoch` and
     `pause_collapse`: where the training pauses (`runner.Until`).
@@ -46,6 +47,7 @@ class Job:
     gpus: float = 0.0
     cpus: float = 1.0
     memory_bytes: int = 0
+    memory_forecast: int = 0
     seconds: float = 0.0
     over: int = 0
     stop_token: str = ""

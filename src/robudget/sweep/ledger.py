@@ -22,7 +22,7 @@ OTHERS = 300  # finished runs of other studies in the store, at most, that are r
 UNITS = {"usd": "usd", "$": "usd", "kwh": "kwh", "gpu-h": "gpu_hours", "gpuh": "gpu_hours", "gpu-hours": "gpu_hours"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Spend:
     """Wall seconds of a run, its energy, hours × GPUs, and the FLOP (exact) of what it stands on; NaN where it is not
     known."""
@@ -33,7 +33,12 @@ class Spend:
     flops: float = 0.0
 
     def __add__(self, other: Spend) -> Spend:
-        return Spend(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Spend(
+            self.seconds + other.seconds,
+            self.kwh + other.kwh,
+            self.gpu_hours + other.gpu_hours,
+            self.flops + other.flops,
+        )
 
     def times(self, factor: float) -> Spend:
         return Spend(*(factor * mine for mine in astuple(self)))
@@ -96,48 +101,62 @@ class Ledger:
     """Spend by run of a sweep, and forecasts of the runs that are not done."""
 
     def __init__(self, recipes: Sequence[Recipe], weights: Sequence[float], home: Store) -> None:
-        self._weights = weights
-        self._folders = [home.folder(recipe) for recipe in recipes]
+        self._recipes, self._weights, self._home = recipes, weights, home
         self.done: dict[int, Spend] = {}
         self.begun: dict[int, Spend] = {}  # not done
+        self._of_done: Spend | None = Spend()  # the sum of `done`; None: to be added up again
+        self._measured: list[tuple[float, Spend, int]] = []  # finished runs: work, what it took, bytes of memory
+        mine = {home.folder(recipe).path for recipe in recipes}
+        others = (folder for folder in home.folders() if folder.path not in mine) if home.root.is_dir() else ()
+        self._read_others(others)
         for index in range(len(recipes)):
             self.look(index)
-        mine = {folder.path for folder in self._folders}
-        others = (folder for folder in home.folders() if folder.path not in mine) if home.root.is_dir() else ()
-        measured = [*self._of_others(others), *((weights[i], spend) for i, spend in self.done.items())]
-        self._measured = sorted(measured, key=_WORK)  # (work, what it took)
 
     def look(self, index: int) -> None:
         """Read what a run has spent."""
-        folder = self._folders[index]
+        folder = self._home.folder(self._recipes[index])
         try:
             if folder.done:
-                self.done[index] = Spend.of_record(folder.record())
-                self.begun.pop(index, None)
+                self._enter(index, folder.record())
             elif (folder.path / "log.jsonl").exists():
                 self.begun[index] = Spend.so_far(folder)
         except (RobudgetError, OSError, KeyError, TypeError):
             return  # a record of another version says nothing here
 
-    def finished(self, index: int) -> None:
-        self.look(index)
-        if index in self.done:
-            insort(self._measured, (self._weights[index], self.done[index]), key=_WORK)
+    def _enter(self, index: int, record: Mapping[str, Any]) -> None:
+        spend = Spend.of_record(record)
+        self.begun.pop(index, None)
+        if index in self.done:  # evaluated again
+            self._of_done = None
+        else:
+            insort(self._measured, (self._weights[index], spend, _memory(record)), key=_WORK)
+            self._of_done = None if self._of_done is None else self._of_done + spend
+        self.done[index] = spend
+
+    def _near(self, index: int) -> list[tuple[float, Spend, int]]:
+        """The finished runs nearest in work; none where there are none."""
+        work = self._weights[index]
+        at = bisect(self._measured, work, key=_WORK)
+        around = self._measured[max(0, at - NEIGHBOURS) : at + NEIGHBOURS]
+        return sorted(around, key=lambda item: abs(math.log(item[0] / work)))[:NEIGHBOURS]
 
     def forecast(self, index: int) -> Spend | None:
         """What a whole run will take, by the finished runs nearest in work, in proportion to it; None where there are
         none."""
-        work = self._weights[index]
-        at = bisect(self._measured, work, key=_WORK)
-        around = self._measured[max(0, at - NEIGHBOURS) : at + NEIGHBOURS]
-        near = sorted(around, key=lambda item: abs(math.log(item[0] / work)))[:NEIGHBOURS]
-        if not near:
+        if not (near := self._near(index)):
             return None
-        total = sum((spend for _, spend in near), Spend())
-        return total.times(work / sum(each for each, _ in near))
+        total = sum((spend for _, spend, _ in near), Spend())
+        return total.times(self._weights[index] / sum(work for work, *_ in near))
+
+    def memory(self, index: int) -> int:
+        """Bytes of the host that a run's process will take: the most of the runs nearest in work; 0 where nothing is
+        known."""
+        return max((memory for *_, memory in self._near(index)), default=0)
 
     def spent(self) -> Spend:
-        return sum((*self.done.values(), *self.begun.values()), Spend())
+        if self._of_done is None:
+            self._of_done = sum(self.done.values(), Spend())
+        return sum(self.begun.values(), self._of_done)
 
     def left(self, indices: Iterable[int]) -> Spend | None:
         """What these runs will still take; None where nothing is known."""
@@ -169,15 +188,19 @@ class Ledger:
         before = budget.of(self.begun.get(index, Spend()))
         return not spent + in_work + max(0.0, budget.of(next_run) - before) > budget.amount
 
-    @staticmethod
-    def _of_others(folders: Iterable[RunFolder]) -> list[tuple[float, Spend]]:
-        measured: list[tuple[float, Spend]] = []
+    def _read_others(self, folders: Iterable[RunFolder]) -> None:
         for folder in folders:
-            if len(measured) == OTHERS:
-                break
+            if len(self._measured) == OTHERS:
+                return
             try:
                 if folder.done:
-                    measured.append((weight(folder.recipe), Spend.of_record(folder.record())))
+                    record = folder.record()
+                    entry = (weight(folder.recipe), Spend.of_record(record), _memory(record))
+                    insort(self._measured, entry, key=_WORK)
             except (RobudgetError, OSError, KeyError, TypeError):
                 continue
-        return measured
+
+
+def _memory(record: Mapping[str, Any]) -> int:
+    """Bytes at its highest of the process that made a run; 0 in records of earlier versions."""
+    return int(record["environment"].get("memory_bytes", 0))

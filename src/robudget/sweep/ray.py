@@ -3,15 +3,13 @@
 This process's robudget goes to the nodes with the tasks (Ray's runtime environment), so that they run the driver's
 code. A task reports every two seconds to one actor, the mailbox, which keeps the last report of each attempt and passes
 on the wish to stop: what is kept and sent does not grow with the study. Ray ends the tasks of a driver that ends; the
-same command then goes on. Ray is an optional dependency, imported only here; no torch.
+same command then goes on. Ray is an optional dependency, imported only where it is used; no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -20,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import robudget
 from robudget import stop
 from robudget.errors import InputError, RunFailed, unknown
 from robudget.execution import Site
@@ -28,12 +25,12 @@ from robudget.recipe import Recipe
 from robudget.sweep.drive import drive
 from robudget.sweep.executor import Event, Executor, Job, attempt
 from robudget.sweep.queue import SweepState
+from robudget.sweep.ray_cluster import CONNECT_SECONDS, connect, in_one_line
 
 OPTIONS = ("processes", "gpus", "cpus", "memory")
 SPARE_SLOTS = 2  # attempts submitted beyond what the cluster can run at once, so that no worker waits for the driver
 REPORT_SECONDS = 2.0  # between two reports of an attempt
 _LOOK_SECONDS = 5.0  # between two looks at the size of the cluster
-_CONNECT_SECONDS = 5.0
 _MEET_SECONDS = 300.0  # for the first process of several to be on its node
 
 Work = Callable[[int, Mapping[str, Any], Callable[[Event], None]], Event]
@@ -96,7 +93,7 @@ class RayExecutor:
         self, address: str, *, workers: int = 0, options: Mapping[str, float] | None = None, work: Work = attempt
     ) -> None:
         """`work` makes one attempt on a node; another than `attempt` is for measuring Ray itself."""
-        self._ray = _connect(address)
+        self._ray = connect(address)
         self._workers, self._options, self._work = workers, dict(options or {}), work
         self._where = address or "this machine"
         self._flights: dict[str, _Flight] = {}
@@ -152,7 +149,7 @@ class RayExecutor:
             if ready:  # and what else has ended by now
                 ready, _ = self._ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
         except self._ray.exceptions.RayError as error:
-            raise RunFailed(f"the Ray cluster cannot be reached any more: {_line(error)}") from None
+            raise RunFailed(f"the Ray cluster cannot be reached any more: {in_one_line(error)}") from None
         events = [event for reference in ready if (event := self._ended(reference)) is not None]
         return events + self._reports()
 
@@ -191,13 +188,13 @@ class RayExecutor:
         except errors.TaskCancelledError:
             return Event(number, "stopped")
         except errors.OutOfMemoryError as error:
-            return Event(number, "failed", f"Ray's memory monitor: {_line(error)}", cause="memory")
+            return Event(number, "failed", f"Ray's memory monitor: {in_one_line(error)}", cause="memory")
         except errors.RuntimeEnvSetupError as error:
-            return Event(number, "failed", _line(error), cause="input")
+            return Event(number, "failed", in_one_line(error), cause="crash")
         except errors.RayTaskError as error:  # not in the attempt, which gives an event in any case
-            return Event(number, "failed", _line(error.cause), cause="crash", tail=str(error)[-2000:])
+            return Event(number, "failed", in_one_line(error.cause), cause="crash", tail=str(error)[-2000:])
         except errors.RayError as error:
-            return Event(number, "lost", _line(error))
+            return Event(number, "lost", in_one_line(error))
         return event
 
     def _reports(self) -> list[Event]:
@@ -208,7 +205,7 @@ class RayExecutor:
         self._asked = time.monotonic()
         stopping = [name for name, flight in self._flights.items() if flight.stopping]
         try:
-            reports = self._ray.get(self._mailbox.take.remote(stopping), timeout=_CONNECT_SECONDS)
+            reports = self._ray.get(self._mailbox.take.remote(stopping), timeout=CONNECT_SECONDS)
         except (self._ray.exceptions.RayError, TimeoutError):  # its node was lost: Ray starts it again elsewhere
             return []
         return [event for name, event in reports.items() if name in self._flights]
@@ -232,11 +229,14 @@ class RayExecutor:
                     f"a run asks for {value:g} {unit}, and no node of the Ray cluster ({self._where}) has more than "
                     f"{most:g} (allowed: {hint})"
                 )
-        fit = sum(min(int(node.get(name, 0) / value) for name, value in need.items() if value) for node in nodes)
-        if fit < processes:
+        if (fit := _room(nodes, need)) < processes:
             raise InputError(
                 f"a run asks for {processes} processes, and the Ray cluster ({self._where}) has room for {fit}"
             )
+        # What like runs took is for Ray to place this one well, and no reason to refuse it.
+        like = need | {"memory": max(need.get("memory", 0), job.memory_forecast)}
+        if job.memory_forecast and "memory" not in options and _room(nodes, like) >= processes:
+            need = like
         self._need, self._processes = {name: value for name, value in need.items() if value}, processes
         return need
 
@@ -248,55 +248,9 @@ class RayExecutor:
         return self._nodes
 
 
-def _connect(address: str) -> Any:
-    """The module `ray`, connected. Raises InputError where it is not installed or nothing answers at `address`."""
-    try:
-        import ray
-    except ImportError:
-        raise InputError("ray is not installed (pip install 'robudget[ray]')") from None
-    import ray.util.scheduling_strategies
-
-    if ray.is_initialized():
-        raise InputError("this process has a connection to Ray already (allowed: ray.shutdown() before the sweep)")
-    if not address and os.environ.get("RAY_ADDRESS") not in (None, "", "auto", "local"):
-        address = os.environ["RAY_ADDRESS"]  # Ray would wait for it for a minute
-    host, _, port = address.rpartition(":")
-    if "://" in address:
-        raise InputError(f"--on ray:{address} (allowed: ray:HOST:6379, from a machine of the cluster)")
-    if address:
-        try:
-            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise InputError(f"no Ray cluster at {address!r}: {why} (allowed: ray:HOST:6379, ray)") from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    settings = {name: value for name, value in os.environ.items() if name.startswith("ROBUDGET_")}
-    source = Path(robudget.__file__).parent
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            address=address or None,
-            log_to_driver=False,
-            include_dashboard=False,
-            configure_logging=False,
-            logging_level=logging.ERROR,
-            runtime_env={"py_modules": [str(source)], "excludes": ["**/__pycache__"], "env_vars": settings},
-        )
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # Ray says version skew so
-        # With an explicit address Ray takes up no token, and of a missing one it says only "failed to connect".
-        token = "" if "RAY_AUTH_MODE" in os.environ else " (where `ray start` enabled tokens: RAY_AUTH_MODE=token)"
-        raise InputError(
-            f"cannot use the Ray cluster at {address or 'this machine'!r}: {_line(error)}{token}"
-        ) from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)  # Ray's own would end this process without a word
-    return ray
-
-
-def _line(error: object) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+def _room(nodes: Sequence[Mapping[str, float]], need: Mapping[str, float]) -> int:
+    """Processes that fit on the nodes."""
+    return sum(min(int(node.get(name, 0) / value) for name, value in need.items() if value) for node in nodes)
 
 
 # -- on the nodes ------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from pathlib import Path
 from robudget.errors import InputError, RunFailed
 from robudget.execution import Site
 from robudget.recipe import Recipe
-from robudget.store import Store
+from robudget.store import Store, writing
 from robudget.sweep.executor import TAIL_LINES, Event, Executor, Job
 from robudget.sweep.slurm_task import command, final_events
 
@@ -38,6 +38,7 @@ JOB_SECONDS = 1800.0  # forecast of a job of several runs, where runs have a for
 MOST_RUNS_PER_JOB = 100
 WARN_SECONDS = 60  # before the end of a job's time, to save; Slurm may be up to a minute early
 _POLL_SECONDS = 5.0  # between two looks at squeue and at what the tasks wrote
+_SEND_AT = 1000  # runs: what waits to be submitted takes memory
 _KEPT_SECONDS = 86_400.0  # the files of a submission that has ended
 _WORKS = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT")
 _GPU_OPTIONS = {"gres", "gpus", "gpus-per-task", "gpus-per-node", "G", "tres-per-task"}
@@ -100,6 +101,8 @@ class SlurmExecutor:
         self._numbers[name] = number
         if name not in self._tasks:
             self._waiting.append((name, job))
+            if len(self._waiting) >= _SEND_AT:
+                self._send()
 
     def events(self, timeout: float) -> list[Event]:
         if self._waiting:
@@ -123,7 +126,7 @@ class SlurmExecutor:
         self._cancelled.add(name)
         self._waiting = [(each, job) for each, job in self._waiting if each != name]
         if (task := self._tasks.get(name)) is not None:
-            with (task.folder / "cancelled").open("a") as file:
+            with contextlib.suppress(OSError), (task.folder / "cancelled").open("a") as file:
                 file.write(name + "\n")
 
     def close(self) -> None:
@@ -132,6 +135,9 @@ class SlurmExecutor:
     # -- what goes to Slurm ---------------------------------------------------------------------------------------
 
     def _send(self) -> None:
+        assert self._home is not None
+        if Store(self._home.parent).away:
+            return
         waiting, self._waiting = self._waiting, []
         groups = _groups(waiting, self._per_job)
         for start in range(0, len(groups), self._largest):
@@ -140,20 +146,21 @@ class SlurmExecutor:
     def _send_array(self, groups: Sequence[Sequence[tuple[str, Job]]]) -> None:
         assert self._home is not None
         folder = self._home / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
-        folder.mkdir(parents=True)
-        with (folder / "jobs.jsonl").open("w", encoding="utf-8") as file:
-            for group in groups:
-                file.write(
-                    json.dumps({"runs": [n for n, _ in group], "jobs": [j.elsewhere().to_dict() for _, j in group]})
-                    + "\n"
-                )
         line = " ".join(shlex.quote(word) for word in (sys.executable, "-m", "robudget.sweep.slurm_task", str(folder)))
-        (folder / "script.sh").write_text(f"#!/bin/sh\nexec {line}\n", "utf-8")
-        jobs = [job for group in groups for _, job in group]
+        with writing(folder):
+            self._home.mkdir(exist_ok=True)
+            folder.mkdir()
+            with (folder / "jobs.jsonl").open("w", encoding="utf-8") as file:
+                for group in groups:
+                    jobs = [job.elsewhere().to_dict() for _, job in group]
+                    file.write(json.dumps({"runs": [name for name, _ in group], "jobs": jobs}) + "\n")
+            (folder / "script.sh").write_text(f"#!/bin/sh\nexec {line}\n", "utf-8")
         throttle = f"%{self._workers}" if self._workers else ""
         array = f"0-{len(groups) - 1}{throttle}"
+        all_jobs = [job for group in groups for _, job in group]
         try:
-            said = command("sbatch", f"--array={array}", *self._request(jobs, folder), str(folder / "script.sh"))
+            request = self._request(all_jobs, folder)
+            said = command("sbatch", f"--array={array}", *request, str(folder / "script.sh"))
         except InputError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -222,7 +229,7 @@ class SlurmExecutor:
             with (task.folder / f"events-{task.index}.jsonl").open("rb") as file:
                 file.seek(task.read)
                 text = file.read()
-        except FileNotFoundError:
+        except OSError:  # nothing is written yet, or the store is away
             return []
         whole = text[: text.rfind(b"\n") + 1]
         task.read += len(whole)

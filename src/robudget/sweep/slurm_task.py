@@ -110,13 +110,14 @@ class _Work:
     def cancelled(self, name: str) -> bool:
         try:
             return name in (self.folder / "cancelled").read_text("utf-8").splitlines()
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def tell(self, name: str, event: Event) -> None:
+        """Write it down. What cannot be written, of a store that is away, the driver finds out: the run is not done."""
         self.told = time.monotonic()
         entry = {key: value for key, value in asdict(event).items() if key != "number"}
-        with self.events.open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), self.events.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"run": name, **entry}) + "\n")
 
 
