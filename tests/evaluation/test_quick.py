@@ -19,7 +19,7 @@ from robudget.attacks.ensemble import Member, ensemble
 from robudget.datasets import PUBLISHED
 from robudget.errors import InputError
 from robudget.evaluation import again, specification
-from robudget.evaluation.audit import Audit, audit_more
+from robudget.evaluation.audit import Audit, audit_more, near_more
 from robudget.evaluation.confirmation import Part
 from robudget.evaluation.evaluator import evaluate
 from robudget.evaluation.state import Progress
@@ -88,7 +88,7 @@ def test_an_audited_image_has_the_verdict_of_standard(standard, short):
     # What the short attacks broke, the ensemble is not asked about again.
     assert set(short.broken_by[~audited]) <= {"clean", "apgd-ce", "apgd-t", "robust"}
     again = {item.attack: item.images for item in short.spent if "@" in item.attack}
-    assert set(again) == {f"{m.name}@audit" for m in ensemble("standard", "linf")}
+    assert set(again) == {"apgd-t@near"} | {f"{m.name}@audit" for m in ensemble("standard", "linf")}
     assert again["apgd-ce@audit"] == audited.sum()
 
 
@@ -131,6 +131,46 @@ def test_until_goes_on_until_the_interval_is_narrow_enough(small, crowd, short, 
     assert (further.frame["audited"] | ~first.frame["audited"]).all()
     assert sum(i.images for i in further.spent if i.attack == "apgd-ce@audit") == further.audit.attacked
     assert quick(small, crowd, state=tmp_path, until=4.0).frame.equals(further.frame)
+
+
+def test_the_nearest_survivors_are_attacked_at_length_as_long_as_one_of_a_block_falls(small, images, tmp_path):
+    """Short attacks of no use: all that falls before the audit falls to the long attack, the nearest first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(specification, "ensemble", lambda version, norm: [Member("apgd-ce", steps=0)])
+
+        def interrupt(now: Progress) -> None:
+            if now.attack == "apgd-t@near-2":
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            quick(small, images, state=tmp_path, progress=interrupt)
+        with np.load(tmp_path / "evaluation.npz") as data:
+            interrupted, worst = json.loads(str(data["about"]))["notes"]["near"], data["worst_margin"]
+        found = quick(small, images, state=tmp_path)
+        whole = quick(small, images)
+    assert found.frame.equals(whole.frame)
+    assert found.audit == whole.audit
+    near = json.loads(str(np.load(tmp_path / "evaluation.npz")["about"]))["notes"]["near"]
+    assert near["order"] == interrupted["order"]
+    assert interrupted["blocks"] == [4]
+    assert near["blocks"][:2] == [4, 4]
+    (spent,) = [item for item in found.spent if item.attack == "apgd-t@near"]
+    attacked = near["order"][: sum(near["blocks"])]
+    assert spent.images == len(attacked) < len(near["order"])
+    fell = (found.broken_by == "apgd-t") & ~found.frame["audited"].to_numpy()
+    assert set(fell.nonzero()[0]) <= set(attacked)
+    assert spent.broken == fell.sum() > 0
+    first = [sum(near["blocks"][:n]) for n in range(len(near["blocks"]))]
+    by_block = [fell[near["order"][i : i + n]].sum() for i, n in zip(first, near["blocks"], strict=True)]
+    assert by_block[-1] == 0
+    assert min(by_block[:-1]) > 0
+    assert (np.diff(worst[near["order"][4:]]) >= 0).all()  # of those that were not attacked when it was interrupted
+
+
+def test_how_many_of_the_nearest():
+    assert [near_more(n, ()) for n in (0, 150, 1000)] == [4, 4, 20]
+    assert near_more(1000, (3,)) == 20
+    assert near_more(1000, (3, 0)) == 0
 
 
 def test_how_many_to_audit():
@@ -237,7 +277,8 @@ def test_kill_9_in_the_audit_and_resume_give_the_same_bits(small, images, tmp_pa
 def test_progress_ends_at_one(small, images):
     seen: list[Progress] = []
     quick(small, images, progress=seen.append)
-    assert {p.attack for p in seen} == {"apgd-ce", "apgd-t"} | {f"{m.name}@audit" for m in ensemble("standard", "linf")}
+    audit = {f"{m.name}@audit" for m in ensemble("standard", "linf")}
+    assert {p.attack for p in seen} == {"apgd-ce", "apgd-t", "apgd-t@near"} | audit
     assert seen[-1].fraction == 1
     assert all(0 <= p.fraction <= 1 for p in seen)
 
@@ -273,15 +314,11 @@ def test_a_masked_model_ends_in_the_finding(small, images, kind):
     assert "run-standard" in page(found)
 
 
-def test_hits_in_the_audit_widen_the_interval_and_end_in_the_finding(small, images, monkeypatch):
-    """Short attacks that do nothing (no steps): the audit finds it out, without any check."""
-
-    def weak(version: str, norm: str) -> list[Member]:
-        return [Member("apgd-ce", steps=0)] if version == "quick" else ensemble(version, norm)
-
-    monkeypatch.setattr(specification, "ensemble", weak)
-    found = quick(small, images, Threat("linf", 0.1))
-    exact = evaluate(small, *images, Threat("linf", 0.1), checks=False, precision="float32")
+def test_hits_in_the_audit_widen_the_interval_and_end_in_the_finding(small, images):
+    """Gradients that are 0 everywhere, and no check: the audit finds it out, by Square."""
+    masked = Masked(small, "quantised").eval()
+    found = quick(masked, images, Threat("linf", 0.2))
+    exact = evaluate(masked, *images, Threat("linf", 0.2), checks=False, precision="float32")
     finding = found.findings[-1]
     assert finding.name == "run-standard"
     assert finding.evidence["fell"] == found.audit.fell > 0

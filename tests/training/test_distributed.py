@@ -142,7 +142,7 @@ SCENARIOS = textwrap.dedent(
     from pathlib import Path
     import torch
     from robudget import data, stop
-    from robudget.training import looks
+    from robudget.training import clock
     from robudget.backend.precision import Precision
     from robudget.execution import Site
     from robudget.models.build import build_for
@@ -155,7 +155,7 @@ SCENARIOS = textwrap.dedent(
 
     def stopping(trainer):
         "The last process alone is asked to stop at step 2 of 8; all save the same step."
-        looks.LOOK_STEPS = 2
+        clock.LOOK_STEPS = 2
         step = trainer._train_step
         def asked():
             if trainer.step == 2 and current().rank == current().size - 1:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robudget import data
+from robudget.backend.batch_size import Physical
 from robudget.backend.graph import Graphs
 from robudget.backend.precision import Precision
 from robudget.execution import Site
@@ -20,10 +21,10 @@ from robudget.models import build
 from robudget.recipe import Recipe
 from robudget.training import Trainer, step
 from robudget.training.batchnorm import synchronise_batchnorm
+from robudget.training.clock import Stopwatch
 from robudget.training.distributed import World
 from robudget.training.optimisation import Ema, build_optimizer
-from robudget.training.physical import Physical
-from robudget.training.records import PHASES, Stopwatch
+from robudget.training.records import PHASES
 from robudget.training.step import Step
 
 CPU, META = torch.device("cpu"), torch.device("meta")

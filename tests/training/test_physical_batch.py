@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from robudget import data
 from robudget.backend import host_memory
-from robudget.backend.batch_size import free_bytes
+from robudget.backend.batch_size import Physical, free_bytes
 from robudget.backend.precision import Precision
 from robudget.errors import InputError, RunFailed
 from robudget.execution import Site
 from robudget.models import build
 from robudget.recipe import Recipe
 from robudget.training import Trainer, memory
+from robudget.training.clock import Stopwatch
 from robudget.training.distributed import World
 from robudget.training.memory import images_that_fit
 from robudget.training.optimisation import build_optimizer
-from robudget.training.physical import Physical
-from robudget.training.records import PHASES, Stopwatch
+from robudget.training.records import PHASES
 from robudget.training.step import Step
 
 CPU = torch.device("cpu")

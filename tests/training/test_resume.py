@@ -18,7 +18,7 @@ from robudget import data
 from robudget.data import Dataset
 from robudget.errors import InputError
 from robudget.recipe import Recipe
-from robudget.training import Trainer, looks
+from robudget.training import Trainer, clock
 from robudget.training.step import Outcome, Step
 
 BASE = {
@@ -74,7 +74,7 @@ def test_a_crash_within_an_epoch(kind: str, digits: Dataset, tmp_path: Path, mon
     recipe = Recipe().with_(BASE | KINDS[kind])
     whole = Trainer(recipe, digits)
     list(whole)
-    monkeypatch.setattr(looks, "LOOK_STEPS", 1)
+    monkeypatch.setattr(clock, "LOOK_STEPS", 1)
     step = Step.__call__
 
     def crashing(self: Step, x: Any, labels: Any, target: Any, number: int) -> Outcome:

@@ -16,10 +16,11 @@ from robudget.backend.precision import Precision
 from robudget.errors import InputError
 from robudget.models import build
 from robudget.recipe import Recipe
+from robudget.training.clock import Stopwatch
 from robudget.training.distributed import World
 from robudget.training.optimisation import build_optimizer
 from robudget.training.prior import Memory
-from robudget.training.records import PHASES, Stopwatch
+from robudget.training.records import PHASES
 from robudget.training.step import Step
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from robudget.training.records import Stopwatch
+from robudget.training.clock import Stopwatch
 
 
 def test_events_go_to_the_stream_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,26 @@ def tile(device: torch.device, batch_size: int) -> int:
     """Images a call when the model as given is asked for its verdicts: always this many, the last call padded, so that
     an answer does not depend on what else is asked. Small where a padded image costs as much as a real one."""
     return min(batch_size, 8 if device.type == "cpu" else 64)
+
+
+EVERY = slice(None)
+
+
+@dataclass
+class Physical:
+    """The physical batch: how many images one pass of a training takes at once, with the same result; 0 = the whole
+    batch. Lowered where the memory does not hold more."""
+
+    images: int = 0
+
+    def parts(self, n: int) -> list[slice]:
+        """Of a batch of n."""
+        if not self.splits(n):
+            return [EVERY]
+        return [slice(first, first + self.images) for first in range(0, n, self.images)]
+
+    def splits(self, n: int) -> bool:
+        return 0 < self.images < n
 
 
 def training_bytes(parameters: int, copies: int, images: int, activation_bytes: int) -> int:

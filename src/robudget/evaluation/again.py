@@ -1,16 +1,18 @@
-"""Survivors put through attacks in float32 once more: in order of worst margin (confirmation), or a sample (audit)."""
+"""Survivors attacked once more: the nearest at length, in order of worst margin in float32, or a sample (audit)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from robudget.attacks.ensemble import Member, ensemble, fit_to_classes
 from robudget.attacks.noise import Stream
-from robudget.evaluation.audit import Audit, audit_more
+from robudget.evaluation.audit import Audit, audit_more, near_more
 from robudget.evaluation.confirmation import Confirmation, Part, block_size, enough, images_if_none_falls
 from robudget.evaluation.specification import Specification, Stage, stages
 from robudget.evaluation.state import State
@@ -30,34 +32,48 @@ class Again:
     members: Sequence[Member]
 
     @property
-    def stages(self) -> list[Stage]:
-        """The attacks, in float32: those of the standard ensemble (audit), or the evaluation's own (confirmation)."""
-        if not self.specification.audited:
-            return stages(self.members, precise=True, again="float32")
-        whole = ensemble("standard", self.specification.threat.norm)
-        return stages([fit_to_classes(m, self.victims.classes)[0] for m in whole], precise=True, again="audit")
+    def rounds(self) -> list[tuple[list[Stage], Callable[[int], int]]]:
+        """In order, the attacks of each round, and how many of so many survivors will meet them if none of them falls.
 
-    def if_none_falls(self, survivors: int) -> int:
-        """How many of so many survivors will be attacked again, if none of them falls."""
+        Of version quick: the standard ensemble's APGD-T on the nearest, then that ensemble in float32 on a sample.
+        Else the evaluation's own attacks in float32, where they were in another precision.
+        """
         specification = self.specification
-        if specification.audited:
+        precise = self.victims.precision == "float32"
+        if not specification.audited:
+            return [(stages(self.members, precise=True, again="float32"), self._confirmed_if_none_falls)]
+        whole = [fit_to_classes(m, self.victims.classes)[0] for m in ensemble("standard", specification.threat.norm)]
+        long = [member for member in whole if member.name == "apgd-t"]
+
+        def nearest(survivors: int) -> int:
+            return min(near_more(survivors, ()), survivors)
+
+        def sample(survivors: int) -> int:
             return min(audit_more(survivors, len(self.images), (), (), specification.until), survivors)
-        if self.victims.precision == "float32" or specification.confirm == "none":
+
+        return [
+            (stages(long, precise=precise, again="near"), nearest),
+            (stages(whole, precise=True, again="audit"), sample),
+        ]
+
+    def _confirmed_if_none_falls(self, survivors: int) -> int:
+        if self.victims.precision == "float32" or self.specification.confirm == "none":
             return 0
-        return survivors if specification.confirm == "all" else images_if_none_falls(survivors)
+        return survivors if self.specification.confirm == "all" else images_if_none_falls(survivors)
 
     def run(self, state: State, attack: Attack) -> Confirmation | Audit | None:
         """Attack survivors again as long as is due; None where nothing is."""
         if self.specification.audited:
-            return self._audit(state, attack)
+            near, sample = (plan for plan, _ in self.rounds)
+            self._attack_nearest(state, attack, near)
+            return self._audit(state, attack, sample)
         return None if self.victims.precision == "float32" else self._confirm(state, attack)
 
     def _confirm(self, state: State, attack: Attack) -> Confirmation:
         """Low precision may miss what float32 finds: attack survivors again (`confirmation.py`)."""
         mode = self.specification.confirm
         if "order" not in state.notes:
-            robust = state.robust.nonzero()[0]
-            state.notes["order"] = robust[np.argsort(state.worst_margin[robust], kind="stable")].tolist()
+            state.notes["order"] = _nearest_first(state).tolist()
         survivors = len(state.notes["order"])
 
         def more(blocks: Sequence[int], fell: Sequence[int]) -> int:
@@ -65,9 +81,18 @@ class Again:
                 return survivors if mode == "all" else 0
             return 0 if enough(survivors, blocks, fell) else block_size(len(blocks), survivors)
 
-        return Confirmation((Part.of(survivors, *self._in_blocks(state, attack, more)),))
+        ((plan, _),) = self.rounds
+        return Confirmation((Part.of(survivors, *_in_blocks(state, state.notes, attack, plan, more)),))
 
-    def _audit(self, state: State, attack: Attack) -> Audit:
+    def _attack_nearest(self, state: State, attack: Attack, plan: Sequence[Stage]) -> None:
+        """Attack at length the survivors that came near; an audit that has begun draws from those that it found."""
+        if "order" in state.notes:
+            return
+        near = state.notes.setdefault("near", {"order": _nearest_first(state).tolist()})
+        survivors = len(near["order"])
+        _in_blocks(state, near, attack, plan, lambda blocks, fell: near_more(survivors, fell))
+
+    def _audit(self, state: State, attack: Attack, plan: Sequence[Stage]) -> Audit:
         """Put a random sample of what the short attacks left through the standard ensemble in float32 (`audit.py`)."""
         images, specification = self.images, self.specification
         if "order" not in state.notes:
@@ -81,22 +106,33 @@ class Again:
         def more(blocks: Sequence[int], fell: Sequence[int]) -> int:
             return audit_more(survivors, len(images), blocks, fell, specification.until)
 
-        blocks, fell = self._in_blocks(state, attack, more)
+        blocks, fell = _in_blocks(state, state.notes, attack, plan, more)
         return Audit((Part(survivors, sum(blocks), sum(fell), max(len(blocks) - 1, 0)),))
 
-    def _in_blocks(
-        self, state: State, attack: Attack, more: Callable[[Sequence[int], Sequence[int]], int]
-    ) -> tuple[list[int], list[int]]:
-        """Attack images again in the order that is noted, as many at a time as `more` says; those and how many fell."""
-        order, blocks = state.notes["order"], state.notes.setdefault("blocks", [])
-        fell: list[int] = []
-        while True:
-            if len(fell) == len(blocks):
-                wanted, left = more(blocks, fell), len(order) - sum(blocks)
-                if not wanted or (blocks and not left):
-                    return blocks, fell
-                blocks.append(min(wanted, left))
-            first = sum(blocks[: len(fell)])
-            plan = [replace(stage, block=len(fell) + 1) for stage in self.stages]
-            attack(plan, order[first : first + blocks[len(fell)]])
-            fell.append(sum(state.spent[stage.name].broken for stage in plan))
+
+def _nearest_first(state: State) -> NDArray[np.int64]:
+    """The positions of the robust images, in order of worst margin."""
+    robust = state.robust.nonzero()[0]
+    return robust[np.argsort(state.worst_margin[robust], kind="stable")]
+
+
+def _in_blocks(
+    state: State,
+    notes: dict[str, Any],
+    attack: Attack,
+    plan: Sequence[Stage],
+    more: Callable[[Sequence[int], Sequence[int]], int],
+) -> tuple[list[int], list[int]]:
+    """Attack images by a plan, in the order noted, as many at a time as `more` says; the blocks and how many fell."""
+    order, blocks = notes["order"], notes.setdefault("blocks", [])
+    fell: list[int] = []
+    while True:
+        if len(fell) == len(blocks):
+            wanted, left = more(blocks, fell), len(order) - sum(blocks)
+            if not wanted or (blocks and not left):
+                return blocks, fell
+            blocks.append(min(wanted, left))
+        first = sum(blocks[: len(fell)])
+        block = [replace(stage, block=len(fell) + 1) for stage in plan]
+        attack(block, order[first : first + blocks[len(fell)]])
+        fell.append(sum(state.spent[stage.name].broken for stage in block))

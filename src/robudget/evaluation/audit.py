@@ -1,5 +1,7 @@
 """`--version quick`: short attacks on every image, the full ensemble on a random sample of what they leave.
 
+Between the two, the survivors that came nearest to misclassified are attacked at length, since what the full ensemble
+breaks and short attacks do not is among them: of the reference model the two nearest of 173.
 The two together give an estimate of the full ensemble's accuracy with an exact interval (the combination is ours). Pure
 data: imports no torch.
 """
@@ -14,6 +16,7 @@ from typing import Any
 from robudget.accuracy import hypergeometric_cdf, hypergeometric_most, spent_error
 from robudget.evaluation.confirmation import Blocks
 
+NEAR, NEAR_LEAST = 0.02, 4  # of the survivors, images: a block of the nearest
 SHARE, LEAST = 0.05, 8  # of the survivors, images: the audit, where no precision is asked
 GROWTH = 1.5  # at least, of the audit, when it is extended
 LEVEL = 0.95  # of the interval
@@ -21,6 +24,14 @@ LEVEL = 0.95  # of the interval
 HITS = 0.05
 PRIOR = (0.25, 50)  # hits, audited: half a percent; of the reference model 2 of 173 (L∞) and 0 of 128 (L2) were missed
 BAD_LUCK = 0.01  # probability of so many hits at that threshold, below which they are not taken for bad luck
+
+
+def near_more(survivors: int, fell: Sequence[int]) -> int:
+    """How many more of the survivors to attack at length, the nearest to misclassified first; 0: none.
+
+    `fell`: of each block so far, how many images fell. A block of which one fell is followed by another one.
+    """
+    return 0 if fell and not fell[-1] else max(NEAR_LEAST, math.ceil(NEAR * survivors))
 
 
 def audit_more(survivors: int, images: int, done: Sequence[int], fell: Sequence[int], until: float | None) -> int:

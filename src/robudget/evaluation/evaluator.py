@@ -169,12 +169,11 @@ class _Evaluation:
         self.again = Again(self.specification, images, victims, self.members)
         self.estimate = Estimate(
             self.stages,
-            self.again.stages,
+            self.again.rounds,
             victims.classes,
             threat.norm,
             len(images),
             evaluator.progress,
-            self.again.if_none_falls,
         )
         self.about = self._identity()
         state = None if self.folder is None else State.load(self.folder, self.about)

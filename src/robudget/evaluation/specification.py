@@ -121,15 +121,15 @@ class Specification:
         return "+".join([self.version, *(member.name for member in added)])
 
 
-Again = Literal["", "float32", "audit"]
+Again = Literal["", "near", "float32", "audit"]
 
 
 @dataclass(frozen=True)
 class Stage:
     """One attack of an evaluation; `precise`: in float32.
 
-    `again` "": on all robust images; else on the `block`-th (from 1) of the survivors that are attacked again: in
-    float32 by the same attacks, or by those of the audit.
+    `again` "": on all robust images; else on the `block`-th (from 1) of the survivors that are attacked again: at full
+    length where they came near, in float32 by the same attacks, or by those of the audit.
     """
 
     member: Member

@@ -290,23 +290,22 @@ class Progress:
 class Estimate:
     """Tells `progress`, a few times a second, how much of the estimated work is done and how long the rest will take.
 
-    `plan`: the stages of the ensemble, on a model with so many classes; `images`: how many there are; `again`: how many
-    of so many survivors will be attacked once more, by the stages `after`.
+    `plan`: the stages of the ensemble, on a model with so many classes; `images`: how many there are; `rounds`: the
+    stages of each later round, and how many of so many survivors are expected to meet them.
     """
 
     def __init__(
         self,
         plan: Sequence[Stage],
-        after: Sequence[Stage],
+        rounds: Sequence[tuple[Sequence[Stage], Callable[[int], int]]],
         classes: int,
         norm: Norm,
         images: int,
         progress: Callable[[Progress], None] | None,
-        again: Callable[[int], int],
     ) -> None:
-        self.costs = {stage.name: stage.member.passes(classes, norm).total for stage in (*plan, *after)}
-        self.once_more = sum(self.costs[stage.name] for stage in after)
-        self.images, self.progress, self.again = images, progress, again
+        later = [stage for after, _ in rounds for stage in after]
+        self.costs = {stage.name: stage.member.passes(classes, norm).total for stage in (*plan, *later)}
+        self.rounds, self.images, self.progress = rounds, images, progress
         self.began = self.last = time.monotonic()
         self.first_fraction: float | None = None
 
@@ -335,8 +334,9 @@ class Estimate:
         past = sum(self.costs.get(line_of(s.attack), 0) * s.images for s in spent.values() if s.done)
         work = past + cost * images * part
         ahead = sum(self.costs[line_of(s.name)] for s in later) * (min(images, robust) if stage.again else robust)
-        if not stage.again:
-            ahead += self.once_more * self.again(robust)
+        names = [after[0].again if after else "" for after, _ in self.rounds]
+        for after, expected in self.rounds[names.index(stage.again) + 1 if stage.again else 0 :]:
+            ahead += sum(self.costs[s.name] for s in after) * expected(robust)
         whole = past + cost * images + ahead
         fraction = work / whole if whole else 1.0
         self.first_fraction = fraction if self.first_fraction is None else self.first_fraction

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from robudget.attacks.ensemble import ensemble
 from robudget.datasets import PUBLISHED, Sizes
-from robudget.evaluation.audit import audit_more
+from robudget.evaluation.audit import audit_more, near_more
 from robudget.losses import passes_per_image
 from robudget.meter.conventions import wrn_forward_flops
 from robudget.recipe import Recipe, wide_resnet
@@ -80,9 +80,13 @@ def evaluation_passes(recipe: Recipe, sizes: Sizes, *, clean: float, robust: flo
         calls[f"{member.name}_backward"] = rows * survivor.backward
     if recipe.evaluation.version == "quick":
         survivors = round(images * robust)
+        nearest = min(near_more(survivors, ()), survivors)
         audited = min(audit_more(survivors, images, (), (), recipe.evaluation.until), survivors)
         for member in ensemble("standard", norm):
             survivor = member.passes(sizes.classes, norm)
+            if member.name == "apgd-t":
+                calls[f"{member.name}@near_forward"] = nearest * survivor.forward
+                calls[f"{member.name}@near_backward"] = nearest * survivor.backward
             calls[f"{member.name}@audit_forward"] = audited * survivor.forward
             calls[f"{member.name}@audit_backward"] = audited * survivor.backward
     return calls

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from robudget.attacks.geometry import GEOMETRY
 from robudget.attacks.victim import Model
+from robudget.backend.batch_size import EVERY, Physical
 from robudget.backend.graph import Graphs
 from robudget.backend.precision import Autocast
 from robudget.recipe import Recipe
 from robudget.threat import Threat
 from robudget.training.distributed import World
-from robudget.training.physical import EVERY, Physical
 
 GAUSSIAN = 0.001  # TRADES starts from x + 0.001·N(0, 1) (Zhang et al. 2019, released code)
 

@@ -6,7 +6,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from robudget import stop
-from robudget.backend.batch_size import keep_freed_memory, validation_size
+from robudget.backend.batch_size import Physical, keep_freed_memory, validation_size
 from robudget.backend.fast_paths import FastPaths
 from robudget.backend.precision import check_training, float32_as, gains_in_training, resolve
 from robudget.data.dataset import Dataset, sampled_fingerprint
@@ -28,17 +27,16 @@ from robudget.recipe import Recipe
 from robudget.training import checkpoint
 from robudget.training.batches import Batches, prepare_once, relabel
 from robudget.training.batchnorm import synchronise_batchnorm
+from robudget.training.clock import Looks, Stopwatch
 from robudget.training.distributed import current
-from robudget.training.looks import Looks
 from robudget.training.memory import FittingStep, chosen_batch
 from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
-from robudget.training.physical import Physical
 from robudget.training.prior import Memory
-from robudget.training.records import PHASES, Best, EpochRecord, Stopwatch
+from robudget.training.records import PHASES, Best, Course, EpochRecord
 from robudget.training.saver import SAVE_SECONDS, Saver
 from robudget.training.step import Step
 from robudget.training.sums import EpochSums
-from robudget.training.validation import Validation, Validator, check_collapse, check_losses, validation_adversary
+from robudget.training.validation import Validator, check_collapse, check_losses, validation_adversary
 
 Window = Callable[[str], AbstractContextManager[object]]
 
@@ -176,11 +174,7 @@ class Trainer:
         )
 
         self.step = 0
-        self.best: Best | None = None
-        self.records: list[EpochRecord] = []
-        self.stopped: str | None = None  # why it ended before its epochs did
-        self._lr_scale = 1.0  # halved by every restore after a collapse
-        self._good: checkpoint.State | None = None  # the last epoch before a collapse, where the recipe restores it
+        self._course = Course(recipe, notify)
         copies = 2 + (self.ema is not None)
         size = copies * sum(4 * p.numel() for p in self.model.parameters())
         self._saver = Saver(recipe, folder, leads=self.world.leads, size_bytes=size)
@@ -193,6 +187,24 @@ class Trainer:
                 self._restore(state)
 
     # -- the loop --------------------------------------------------------------------------------------------------
+
+    @property
+    def records(self) -> list[EpochRecord]:
+        return self._course.records
+
+    @property
+    def best(self) -> Best | None:
+        """The best validated epoch."""
+        return self._course.best
+
+    @property
+    def stopped(self) -> str | None:
+        """Why it ended before its epochs did."""
+        return self._course.stopped
+
+    @property
+    def selected_by(self) -> str:
+        return self._course.selected_by
 
     @property
     def done(self) -> bool:
@@ -247,7 +259,7 @@ class Trainer:
         recipe = self.recipe
         lr = lr_at(recipe.optim, self._peak_lr, self.step, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr * self._lr_scale
+            group["lr"] = lr * self._course.lr_scale
         x, labels, target = self._batches(self.step)
         self._watch.lap("data")
         outcome = self._fitting_step(x, labels, target, self.step)
@@ -293,11 +305,15 @@ class Trainer:
             if epoch % recipe.validation.every == 0 or self.done:
                 validation = self._validator(self.final_model, validation_adversary(recipe))
             if recipe.adversarial and recipe.collapse.action != "off":
-                before = max((r.multi_step or 0.0 for r in self.records), default=0.0)
-                collapse = check_collapse(self.model, self._validator, recipe, before)
+                collapse = check_collapse(self.model, self._validator, recipe, self._course.multi_step)
         self._count_recomputed()
         self._watch.lap("validation")
-        best = validation is not None and self._keep_if_best(epoch, validation)
+        best = False
+        if validation is not None:
+            found = Best(epoch, validation.clean, validation.robust)
+            best = self._course.is_best(found)
+            if best:
+                self._saver.keep_best(found, self.final_model.state_dict())
         images = self.steps_per_epoch * recipe.batch_size
         clean, crafted = self._sums.correct()
         record = EpochRecord(
@@ -318,8 +334,7 @@ class Trainer:
             seconds=self._watch.read(),
             calls=self.world.totals(self._calls, self.device),
         )
-        self.records.append(record)
-        self._react(record)
+        self._course.add(record, lambda: checkpoint.copied(self._weights()), self._load)
         self._watch.clear()
         self._sums.clear()
         if not self._saver.large or self.done or best or self._long_ago(SAVE_SECONDS):
@@ -345,45 +360,10 @@ class Trainer:
         )
         return history
 
-    def _react(self, record: EpochRecord) -> None:
-        """What follows from the epoch: the collapse watch's action, and early stopping."""
-        part, patience = self.recipe.collapse, self.recipe.validation.patience
-        if record.collapsed:
-            assert record.one_step is not None
-            assert record.multi_step is not None
-            self._notify(
-                f"epoch {record.epoch}: catastrophic overfitting, {100 * record.one_step:.0f}% robust to one step but "
-                f"{100 * record.multi_step:.0f}% to {part.steps} (collapse.action = {part.action})"
-            )
-            if part.action == "stop":
-                self.stopped = f"collapsed at epoch {record.epoch}"
-            elif part.action == "restore" and self._good is not None:
-                self._load(self._good)
-                self._lr_scale /= 2
-        elif part.action == "restore":
-            self._good = checkpoint.copied(self._weights())
-        validated = [r for r in self.records if r.val_robust is not None]
-        since = len(validated) - max((i + 1 for i, r in enumerate(validated) if r.best), default=0)
-        if patience is not None and since >= patience and not self.done:
-            self.stopped = f"no better validation in {patience}"
-
     @property
     def final_model(self) -> nn.Module:
         """What is validated and saved: the average where there is one and the recipe says so."""
         return self.ema.model if self.ema is not None and self.recipe.ema.evaluate else self.model
-
-    @property
-    def selected_by(self) -> str:
-        """Robust validation accuracy; clean for a standard loss, whose most robust epoch is the untrained one."""
-        return "val_robust" if self.recipe.adversarial else "val_clean"
-
-    def _keep_if_best(self, epoch: int, validation: Validation) -> bool:
-        best = Best(epoch, validation.clean, validation.robust)
-        if self.best is not None and best.score(self.selected_by) <= self.best.score(self.selected_by):
-            return False
-        self.best = best
-        self._saver.keep_best(best, self.final_model.state_dict())
-        return True
 
     def best_model(self) -> nn.Module:
         """A new model in eval mode with the best checkpoint's weights, contiguous float32, on the Trainer's device."""
@@ -407,11 +387,7 @@ class Trainer:
             **self._weights(),
             "delta": self.world.whole(delta) if delta is not None else None,
             "memory": vars(memory) if (memory := self._step.memory) is not None else None,
-            "good": self._good,
-            "lr_scale": self._lr_scale,
-            "best": asdict(self.best) if self.best else None,
-            "stopped": self.stopped,
-            "records": [asdict(record) for record in self.records],
+            **self._course.state(),
             "calls": calls,
             "seconds": self._watch.read(),
             **self._sums.state(),
@@ -462,10 +438,8 @@ class Trainer:
             self._step.delta = delta.contiguous(memory_format=self.precision.memory_format)
         if (memory := state.get("memory")) is not None:  # a checkpoint of an earlier version has no such key
             self._step.memory = Memory(**{name: value.to(self.device) for name, value in memory.items()})
-        self.step, self.stopped = state["step"], state["stopped"]
-        self._good, self._lr_scale = state["good"], state["lr_scale"]
-        self.best = Best(**state["best"]) if state["best"] else None
-        self.records = [EpochRecord(**record) for record in state["records"]]
+        self.step = state["step"]
+        self._course.restore(state)
         if self.world.leads:  # the others go on counting from nothing, since totals are sums
             self._calls.update(state["calls"])
             self._backwards = sum(n for name, n in self._calls.items() if name.endswith("_backward"))

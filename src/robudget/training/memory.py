@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from robudget.attacks.victim import out_of_memory
-from robudget.backend.batch_size import free_bytes, training_bytes
+from robudget.backend.batch_size import Physical, free_bytes, training_bytes
 from robudget.backend.precision import Precision
 from robudget.errors import RunFailed
 from robudget.losses import LOSSES
 from robudget.recipe import Recipe
 from robudget.training.distributed import World
 from robudget.training.optimisation import Optimizer
-from robudget.training.physical import Physical
 from robudget.training.step import Outcome, Step
 
 SMALLEST = 4  # images at once

@@ -1,12 +1,12 @@
-"""What a training reports, epoch by epoch: plain numbers; and the stopwatch behind its seconds."""
+"""What a training reports, epoch by epoch, in plain numbers; and what follows: the best, a way back, an early end."""
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 
-import torch
+from robudget.recipe import Recipe
+from robudget.training.checkpoint import State
 
 # The phases of `EpochRecord.calls`.
 PHASES = (
@@ -67,51 +67,73 @@ class Best:
         return (self.val_robust, self.val_clean) if by == "val_robust" else (self.val_clean, self.val_robust)
 
 
-PARTS = ("data", "craft", "update", "ema", "validation", "checkpoint")
+class Course:
+    """A training so far, and what follows from it: which epoch is best, whether to go back or to end early.
 
+    `records` are all epochs, `best` the best validated one; `stopped`: why it ended before its epochs did. `lr_scale`
+    is halved by every return to `good`, the weights before a collapse. `notify` is told of a collapse.
+    """
 
-class Stopwatch:
-    """`lap(part)` adds the time since the last mark to `part`. On a GPU the marks are events in its stream, so that
-    work is charged to the part that asked for it, and nothing waits before `read`."""
+    def __init__(self, recipe: Recipe, notify: Callable[[str], None]) -> None:
+        self._recipe, self._notify = recipe, notify
+        self.records: list[EpochRecord] = []
+        self.best: Best | None = None
+        self.stopped: str | None = None
+        self.lr_scale = 1.0
+        self.good: State | None = None
 
-    def __init__(self, device: torch.device) -> None:
-        self._gpu = device if device.type == "cuda" else None
-        self._seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-        self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
-        self._mark = self._now()
+    @property
+    def selected_by(self) -> str:
+        """Robust validation accuracy; clean for a standard loss, whose most robust epoch is the untrained one."""
+        return "val_robust" if self._recipe.adversarial else "val_clean"
 
-    def start(self) -> None:
-        """Forget the time since the last mark."""
-        self._mark = self._now()
+    @property
+    def multi_step(self) -> float:
+        """The best accuracy against many steps that the collapse watch has seen, 0 before it looked."""
+        return max((record.multi_step or 0.0 for record in self.records), default=0.0)
 
-    def lap(self, part: str) -> None:
-        now = self._now()
-        if isinstance(now, float):
-            assert isinstance(self._mark, float)
-            self._seconds[part] += now - self._mark
-        else:
-            assert isinstance(self._mark, torch.cuda.Event)
-            self._events[part].append((self._mark, now))
-        self._mark = now
+    def is_best(self, found: Best) -> bool:
+        """Is this validation better than all before? Then it is the `best` from now on."""
+        if self.best is not None and found.score(self.selected_by) <= self.best.score(self.selected_by):
+            return False
+        self.best = found
+        return True
 
-    def read(self) -> dict[str, float]:
-        """Seconds by part since the last `clear`."""
-        if self._events:
-            torch.cuda.synchronize(self._gpu)
-            for part, spans in self._events.items():
-                self._seconds[part] += sum(begin.elapsed_time(end) for begin, end in spans) / 1000
-            self._events.clear()
-        return dict(self._seconds)
+    def add(self, record: EpochRecord, weights: Callable[[], State], load: Callable[[State], None]) -> None:
+        """The epoch that ended, and what the collapse watch's action and early stopping make of it. `weights()` is a
+        copy of everything that an update changes, and `load` puts one back."""
+        self.records.append(record)
+        part, patience = self._recipe.collapse, self._recipe.validation.patience
+        if record.collapsed:
+            assert record.one_step is not None
+            assert record.multi_step is not None
+            self._notify(
+                f"epoch {record.epoch}: catastrophic overfitting, {100 * record.one_step:.0f}% robust to one step but "
+                f"{100 * record.multi_step:.0f}% to {part.steps} (collapse.action = {part.action})"
+            )
+            if part.action == "stop":
+                self.stopped = f"collapsed at epoch {record.epoch}"
+            elif part.action == "restore" and self.good is not None:
+                load(self.good)
+                self.lr_scale /= 2
+        elif part.action == "restore":
+            self.good = weights()
+        validated = [r for r in self.records if r.val_robust is not None]
+        since = len(validated) - max((i + 1 for i, r in enumerate(validated) if r.best), default=0)
+        ended = record.epoch >= self._recipe.epochs or self.stopped is not None
+        if patience is not None and since >= patience and not ended:
+            self.stopped = f"no better validation in {patience}"
 
-    def clear(self, seconds: dict[str, float] | None = None) -> None:
-        """Begin at zero, or at the seconds that an interrupted epoch had reached."""
-        self._events.clear()
-        self._seconds = dict(seconds) if seconds is not None else dict.fromkeys(PARTS, 0.0)
-        self.start()
+    def state(self) -> State:
+        return {
+            "good": self.good,
+            "lr_scale": self.lr_scale,
+            "best": asdict(self.best) if self.best else None,
+            "stopped": self.stopped,
+            "records": [asdict(record) for record in self.records],
+        }
 
-    def _now(self) -> float | torch.cuda.Event:
-        if self._gpu is None:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._gpu))
-        return event
+    def restore(self, state: State) -> None:
+        self.good, self.lr_scale, self.stopped = state["good"], state["lr_scale"], state["stopped"]
+        self.best = Best(**state["best"]) if state["best"] else None
+        self.records = [EpochRecord(**record) for record in state["records"]]

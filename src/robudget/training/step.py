@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.attacks.geometry import GEOMETRY
+from robudget.backend.batch_size import EVERY, Physical
 from robudget.backend.graph import Graphs
 from robudget.backend.host_memory import kept_on_host
 from robudget.backend.precision import Precision
@@ -23,13 +24,12 @@ from robudget.losses import LOSSES
 from robudget.recipe import Recipe
 from robudget.training import losses, prior
 from robudget.training.batchnorm import SyncBatchNorm2d, norms_of, running_statistics, untracked
+from robudget.training.clock import Stopwatch
 from robudget.training.craft import adversary_of, craft, cross_entropy, divergence, warming_up
 from robudget.training.craft_mode import CraftMode
 from robudget.training.distributed import World
 from robudget.training.optimisation import Ema, Optimizer
-from robudget.training.physical import EVERY, Physical
 from robudget.training.prior import Memory
-from robudget.training.records import Stopwatch
 
 Forward = Callable[[slice], tuple[Tensor, Tensor | None, Tensor | None]]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robudget.accuracy import collapsed
 from robudget.attacks.victim import Model
+from robudget.backend.batch_size import Physical
 from robudget.backend.precision import Autocast, Precision
 from robudget.data.dataset import to_unit
 from robudget.data.keyed import generator_for
@@ -19,7 +20,6 @@ from robudget.recipe import CollapsePart, Recipe
 from robudget.training.craft import Adversary, craft, cross_entropy
 from robudget.training.craft_mode import CraftMode
 from robudget.training.distributed import World
-from robudget.training.physical import Physical
 
 
 @dataclass(frozen=True)
