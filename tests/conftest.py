@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib.util
 import os
+import runpy
+import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -106,6 +113,71 @@ def robudget_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         return code, said.out, said.err
 
     return command
+
+
+# -- processes that start at once --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python programs that a test starts (`[sys.executable, "-m" or "-c", …]`) are forks of this process, which has
+    imported torch: a new interpreter takes 2 to 4 s of CPU for that.
+
+    Each is a process of its own, with its own environment, streams, signals and end, and what it starts is forked, too.
+    What a test patches here is patched there, and torch has the threads that it has here: what has to be shown of a
+    fresh interpreter is not shown by one of these.
+    """
+    monkeypatch.setattr(subprocess, "Popen", Forked)
+
+
+class Forked(subprocess.Popen[Any]):
+    """Never gets as far as to execute the interpreter: `preexec_fn`, the last call before it, is the program."""
+
+    def __init__(self, args: Any, **options: Any) -> None:
+        words = [word for word in args if word != "-u"] if isinstance(args, (list, tuple)) else []
+        if words[:1] == [sys.executable] and words[1] in ("-m", "-c"):
+            options["preexec_fn"] = lambda: become(words[1], words[2], words[3:], options.get("env"))
+        super().__init__(args, **options)
+
+
+def become(how: str, what: str, arguments: Sequence[str], environment: Mapping[str, str] | None) -> NoReturn:
+    """Be `python -m` (or `-c`) `what`, in a process that was forked a moment ago."""
+    code: object = 1
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) not in (0, 1, 2, null):
+                os.dup2(null, int(name), inheritable=False)  # closed, and its number not used again
+        if environment is not None:
+            os.environ.clear()
+            os.environ.update(environment)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        atexit._clear()
+        gc.enable()
+        sys.stdin, sys.stdout, sys.stderr = (
+            open(fd, mode, buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115 (open as long as the process)
+            for fd, mode in enumerate("rww")
+        )
+        sys.argv = [what if how == "-m" else how, *arguments]
+        sys.path.insert(0, "")
+        if how == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 # -- small models ----------------------------------------------------------------------------------------------------

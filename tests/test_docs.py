@@ -250,6 +250,7 @@ def words_of(line: str) -> list[str]:
     return done.stdout.split("\0")[:-1]
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_as_typed(
     page: Path, machine: Callable[[Path], None], robudget_command: Run
@@ -307,6 +308,7 @@ def check_torchrun(words: list[str]) -> None:
 # -- Python -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_examples_run(page: Path, machine: Callable[[Path], None]) -> None:
     machine(page)

@@ -30,6 +30,7 @@ def epochs(folder: RunFolder) -> int:
     return len(list(folder.events("epoch")))
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_killed_task_of_slurm_ends_the_other_with_one_line(tiny: Recipe, tmp_path: Path) -> None:
     """`srun` starts the tasks and watches over none of them."""
     path = tmp_path / "recipe.yaml"
@@ -62,7 +63,9 @@ def test_a_killed_task_of_slurm_ends_the_other_with_one_line(tiny: Recipe, tmp_p
     assert "Traceback" not in said
 
 
-def test_stopped_and_resumed_on_two_processes_is_one_run(tiny: Recipe, tmp_path: Path) -> None:
+def test_stopped_and_resumed_on_two_processes_is_one_run(
+    tiny: Recipe, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     recipe = tiny.with_({"epochs": 6, "epoch_images": 512, "precision": "float32", "validation.every": 6})
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
@@ -79,6 +82,7 @@ def test_stopped_and_resumed_on_two_processes_is_one_run(tiny: Recipe, tmp_path:
     stopped_at = epochs(folder)
     assert 2 <= stopped_at < 6
 
+    request.getfixturevalue("forks")  # torchrun and its processes have started anew once
     second = launch(path, tmp_path / "two")
     out, err = second.communicate(timeout=180)
     assert second.returncode == 0, err

@@ -247,6 +247,7 @@ t.run(small, blobs(60, 6, 7), t.WIDE, state={state!r}, progress=progress)
 """
 
 
+@pytest.mark.usefixtures("forks")
 def test_kill_9_in_the_middle_of_a_block_and_resume_give_the_same_bits(small, images, numb, tmp_path):
     numb()
     script = SCRIPT.format(here=str(Path(__file__).parent), state=str(tmp_path))

@@ -264,6 +264,7 @@ t.quick(small, blobs(60, 6, 7), state={state!r}, progress=progress)
 """
 
 
+@pytest.mark.usefixtures("forks")
 def test_kill_9_in_the_audit_and_resume_give_the_same_bits(small, images, tmp_path):
     whole = quick(small, images)
     script = SCRIPT.format(here=str(Path(__file__).parent), state=str(tmp_path))

@@ -186,6 +186,7 @@ def test_rungs_are_shares_of_the_epochs_that_are_validated() -> None:
         Adaptive(1)
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_study_in_which_runs_are_ended_early(uneven: dict[str, Any], tmp_path: Path, robudget_command: Run) -> None:
     """On digits: one recipe forgets its robustness to many steps and is ended, two that learn nothing are halved away;
     no law takes them for finished, and the command without the options finishes them."""

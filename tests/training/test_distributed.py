@@ -100,6 +100,7 @@ def tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.as_tensor(value) for name, value in state.items()}
 
 
+@pytest.mark.usefixtures("forks")
 def test_four_processes_are_one(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE.to_yaml())
     processes = group(PROGRAM, tmp_path, 4)
@@ -202,6 +203,7 @@ SCENARIOS = textwrap.dedent(
 )
 
 
+@pytest.mark.usefixtures("forks")
 def test_two_processes_are_one_whatever_is_asked(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE.to_yaml())
     start = "import sys; from robudget.training.distributed import dist, join; world, device = join('cpu')"

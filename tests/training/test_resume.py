@@ -94,6 +94,7 @@ def test_a_crash_within_an_epoch(kind: str, digits: Dataset, tmp_path: Path, mon
     assert whole.best == resumed.best
 
 
+@pytest.mark.usefixtures("forks")
 def test_kill_9(digits: Dataset, tmp_path: Path) -> None:
     recipe = Recipe().with_(BASE | KINDS["ema"] | {"epochs": 12})
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
