@@ -1,9 +1,10 @@
-"""How long people wait: whole commands of one or two checkouts in turn: python bench/latency.py [options] CHECKOUT ...
+"""How long people wait: whole commands of one or more checkouts: python bench/latency.py [options] [CHECKOUT ...]
 
-Each command runs in a process of its own, start included, in an empty folder; n runs of each checkout in turn.
-`--cold` also runs each with no byte code to read and none written, as in a container that forbids it. `--beside N`
-runs N busy processes meanwhile. `--pairs` runs two evaluations at once and one after the other, and gives the ratio.
-`--quota 0.5` runs all within a control group of so many CPUs (as root; says why where none can be made).
+Each command runs in a process of its own, start included, in an empty folder: first with an empty cache of numbers,
+then `--rounds` times with what it has kept, the checkouts in turn. All of it again under each condition asked for:
+beside busy processes (`--beside 0 1 2`: alone, beside one, beside two), within a control group of so many CPUs
+(`--quota 0.5`; as root, says why where none can be made), and with no byte code to read and none written (`--cold`, as
+in a container that forbids it). One table at the end. `--pairs` instead: two runs at once and one after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -78,12 +80,40 @@ def made_up_runs(n: int, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What else the machine does, and how much of it the commands may have."""
+
+    name: str
+    beside: int = 0
+    quota: float | None = None
+    cold: bool = False
+
+
+@dataclass
+class Took:
+    """Wall and CPU seconds of a command: the first time and later ones; `error` where it failed."""
+
+    first: tuple[float, float] = (math.nan, math.nan)
+    later: list[tuple[float, float]] = field(default_factory=list)
+    error: str = ""
+
+    def __str__(self) -> str:
+        if self.error:
+            return self.error
+        wall, cpu = ([took[i] for took in self.later] for i in (0, 1))
+        again = f", then {spread(wall)} (CPU {spread(cpu)})" if self.later else ""
+        return f"{self.first[0]:.2f} (CPU {self.first[1]:.2f}){again}"
+
+
 def environment(checkout: Path, cache: Path, *, cold: bool) -> dict[str, str]:
-    """A cache of its own, so that the first run of a command is a first one; `cold`: no byte code anywhere."""
+    """A cache of its own, so that the first run of a command is a first one, and nothing said of threads; `cold`: no
+    byte code anywhere."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "GOMP_"))}
     own = {"PYTHONPATH": str(checkout / "src"), "ROBUDGET_CACHE": str(cache)}
     if cold:
         own |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": str(cache / "nothing")}
-    return os.environ | own
+    return kept | own
 
 
 @contextlib.contextmanager
@@ -105,45 +135,35 @@ def seconds_of(command: list[str], env: dict[str, str], folder: Path) -> tuple[f
     )
     wall, after = time.perf_counter() - start, os.times()
     if done.returncode:
-        raise RuntimeError(f"{command[0]} exited with {done.returncode}: {done.stderr.strip()[-300:]}")
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[-300:]}")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return wall, cpu
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def spread(values: Sequence[float]) -> str:
+    """Median, and the least to the most of several."""
+    most = f" [{min(values):.2f} to {max(values):.2f}]" if len(values) > 1 else ""
+    return f"{statistics.median(values):.2f}{most}"
 
 
-def commands(checkouts: list[Path], names: list[str], places: dict[str, str], rounds: int, *, cold: bool) -> None:
-    for name in names:
-        argv = [part.format(**places) for part in COMMANDS[name]]
-        if any("{" in part or part == "" for part in argv):
-            print(f"  {name}: left out (no --table or --store)")
-            continue
-        first: dict[Path, float] = {}
-        later: dict[Path, list[tuple[float, float]]] = {checkout: [] for checkout in checkouts}
-        with tempfile.TemporaryDirectory() as caches:
-            for n in range(rounds + 1):
-                for checkout in checkouts if n % 2 == 0 else checkouts[::-1]:
-                    cache = Path(caches) / str(checkouts.index(checkout))
-                    with tempfile.TemporaryDirectory() as folder:
-                        try:
-                            took = seconds_of(argv, environment(checkout, cache, cold=cold), Path(folder))
-                        except RuntimeError as error:
-                            print(f"  {name}, {checkout.name}: {error}")
-                            continue
-                    if n == 0:
-                        first[checkout] = took[0]
-                    else:
-                        later[checkout].append(took)
-        for checkout in checkouts:
-            if later[checkout]:
-                wall, cpu = ([t[i] for t in later[checkout]] for i in (0, 1))
-                print(
-                    f"  {name}, {checkout.name}: first {first[checkout]:.2f} s, then {spread(wall)} s, CPU "
-                    f"{spread(cpu)} s (n = {len(wall)})",
-                    flush=True,
-                )
+def command(checkouts: list[Path], argv: list[str], rounds: int, *, cold: bool) -> list[Took]:
+    """One command of each checkout, first and later."""
+    out = [Took() for _ in checkouts]
+    with tempfile.TemporaryDirectory() as caches:
+        for n in range(rounds + 1):
+            for i in range(len(checkouts)) if n % 2 == 0 else reversed(range(len(checkouts))):
+                env = environment(checkouts[i], Path(caches) / str(i), cold=cold)
+                with tempfile.TemporaryDirectory() as folder:
+                    try:
+                        took = seconds_of(argv, env, Path(folder))
+                    except RuntimeError as error:
+                        out[i].error = str(error)
+                        continue
+                if n == 0:
+                    out[i].first = took
+                else:
+                    out[i].later.append(took)
+    return out
 
 
 PAIR = ["run", "digits", "model.name=wrn-16-2", "model.base=8", "epochs=2", "craft.steps=5", "evaluation.images=40"]
@@ -211,35 +231,64 @@ def limited(cpus: float | None) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", nargs="*", type=Path, default=[Path(__file__).resolve().parents[1]])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="beyond the first")
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS), metavar="COMMAND")
     parser.add_argument("--table", type=Path, help="of runs, for fit, plan, predict and report")
     parser.add_argument("--store", type=Path, help="of many runs, for runs")
-    parser.add_argument("--cold", action="store_true")
-    parser.add_argument("--beside", type=int, default=0, metavar="N")
-    parser.add_argument("--pairs", action="store_true")
+    parser.add_argument("--beside", type=int, nargs="+", default=[0], metavar="N", help="busy processes meanwhile")
     parser.add_argument("--quota", type=float, metavar="CPUS")
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--pairs", action="store_true")
     options = parser.parse_args()
+    conditions = [Condition(f"beside {n} busy" if n else "alone", beside=n) for n in options.beside]
+    if options.quota is not None:
+        conditions.append(Condition(f"{options.quota:g} CPUs", quota=options.quota))
+    if options.cold:
+        conditions.append(Condition("no byte code", cold=True))
+    checkouts = [checkout.resolve() for checkout in options.checkouts]
     places = {
         "table": str(options.table.resolve()) if options.table else "",
         "store": str(options.store.resolve()) if options.store else "",
     }
-    checkouts = [checkout.resolve() for checkout in options.checkouts]
     with tempfile.TemporaryDirectory() as folder:
         if any("{many}" in COMMANDS[name] for name in options.only) and not options.pairs:
             places["many"] = str(Path(folder) / "many.csv")
             made_up_runs(MANY).to_csv(places["many"], index=False)
-        measure(checkouts, options, places)
-
-
-def measure(checkouts: list[Path], options: argparse.Namespace, places: dict[str, str]) -> None:
-    with busy(options.beside), limited(options.quota):
         if options.pairs:
-            pairs(checkouts, options.rounds)
-            return
-        for cold in (False, True) if options.cold else (False,):
-            print("no byte code" if cold else "byte code as it is", flush=True)
-            commands(checkouts, options.only, places, options.rounds, cold=cold)
+            for condition in conditions:
+                print(condition.name)
+                with busy(condition.beside), limited(condition.quota):
+                    pairs(checkouts, options.rounds)
+        else:
+            table(measured(checkouts, options.only, places, options.rounds, conditions), options.rounds)
+
+
+def measured(
+    checkouts: list[Path], names: list[str], places: dict[str, str], rounds: int, conditions: list[Condition]
+) -> dict[tuple[str, str], dict[str, Took]]:
+    """By command and checkout, and by condition; each said as soon as it is known."""
+    out: dict[tuple[str, str], dict[str, Took]] = {}
+    for condition in conditions:
+        with busy(condition.beside), limited(condition.quota):
+            for name in names:
+                if any(places.get(place) == "" and f"{{{place}}}" in COMMANDS[name] for place in places):
+                    print(f"{name}: left out (no --table or --store)", flush=True)
+                    continue
+                argv = [part.format(**places) for part in COMMANDS[name]]
+                found = command(checkouts, argv, rounds, cold=condition.cold)
+                for checkout, took in zip(checkouts, found, strict=True):
+                    print(f"{condition.name}: {name}, {checkout.name}: {took}", flush=True)
+                    out.setdefault((name, checkout.name), {})[condition.name] = took
+    return out
+
+
+def table(found: dict[tuple[str, str], dict[str, Took]], rounds: int) -> None:
+    """All of it, a row a command and checkout, a column a condition."""
+    conditions = list(dict.fromkeys(name for row in found.values() for name in row))
+    print(f"\nSeconds of wall (and of CPU): the first time, then with kept numbers (n = {rounds})\n")
+    print(f"| command | {' | '.join(conditions)} |\n|{' --- |' * (1 + len(conditions))}")
+    for (name, checkout), row in found.items():
+        print(f"| {name}, {checkout} | {' | '.join(str(row.get(c, '')) for c in conditions)} |")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ coverage   intervals against known truth, per form and per way in which recipes 
 effects    intervals of matched pairs, 3 to 100 of them, and of effects by regime, against planted ones
 costs      intervals of what a recipe that was not run would cost
 frontier   the frontier without bins (and quantile regression), 20 to 1,000 runs at 4 to 100 levels of compute
+merged     the frontier of 1,000 to 4,000 runs, those that lie alike merged, beside that of all, each for itself
 next       the runs that `plan --next` chooses, beside random and cheapest-first ones for as much money
 seeds      coverage of 90% intervals for recipes not in the table, where each in it has 1, 2 or 4 seeds
 predictor  20 random 70:30 splits of the paper's runs, every choice of model made inside the training part
@@ -13,6 +14,7 @@ speed      2,000 resamples, a whole fit of the paper's runs, and of 100,000 made
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import time
 from itertools import product
@@ -23,7 +25,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from robudget.analysis import analyse
-from robudget.laws import fit_frontier, fit_law
+from robudget.laws import fit_frontier, fit_law, frontier_posterior
 from robudget.laws.fit import auto_bins
 from robudget.laws.forms import BEND_WIDTH_LN, FORMS
 from robudget.laws.least_squares import r_squared
@@ -309,6 +311,33 @@ def frontier(repeats: int, kinds: list[str], most_runs: int, fewest_runs: int, b
             print(f"  {runs:5} runs {levels:3} levels {kind:11} {shares}; median {widths}", flush=True)
 
 
+def merged(repeats: int, kinds: list[str]) -> None:
+    """Differences are in widths of the interval of all runs; CPU seconds of the posteriors alone."""
+    print(f"the frontier of merged runs beside that of all, {repeats} tables each: median (largest) difference")
+    everything = frontier_posterior.MOST_RUNS
+    os.environ["ROBUDGET_REMEMBER"] = "no"
+    for runs, kind in product((1_000, 4_000), kinds or INEFFICIENCY):
+        off: dict[str, list[float]] = {}
+        for seed in range(repeats):
+            frame, laws = frontier_table(kind, runs, 100, seed), []
+            for most in (10**9, everything):
+                frontier_posterior.MOST_RUNS = most
+                begun = time.process_time()
+                laws.append(fit_frontier(frame, test=False))
+                off.setdefault(f"seconds, {'merged' if most == everything else 'all'}", []).append(
+                    time.process_time() - begun
+                )
+            top = np.array([laws[0].x_range[1]])
+            ends = [(*law.alpha_interval, law.alpha) for law in laws]
+            levels = [np.array(law.interval(law.values(top)))[[0, 2, 1], 0] for law in laws]
+            for name, (whole, less) in {"α": ends, "the level at the top": levels}.items():
+                wide = whole[1] - whole[0]
+                off.setdefault(f"{name}, value", []).append(abs(less[2] - whole[2]) / wide)
+                off.setdefault(f"{name}, width", []).append(abs((less[1] - less[0]) / wide - 1))
+        words = ", ".join(f"{name} {np.median(values):.3f} ({max(values):.3f})" for name, values in off.items())
+        print(f"  {runs:5} runs {kind:11} {words}", flush=True)
+
+
 def recipes() -> pd.DataFrame:
     """96 recipes with what they cost, for `study`."""
     levels = product([1e6, 4e6, 2e7, 1e8], [2, 5, 10], ["at", "trades"], ["relu", "silu"], [False, True])
@@ -515,7 +544,7 @@ def speed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    subjects = ["coverage", "effects", "costs", "frontier", "next", "predictor", "seeds", "speed"]
+    subjects = ["coverage", "effects", "costs", "frontier", "merged", "next", "predictor", "seeds", "speed"]
     parser.add_argument("what", choices=subjects)
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--resamples", type=int, default=500)
@@ -536,6 +565,8 @@ def main() -> None:
         costs(options.repeats)
     elif options.what == "frontier":
         frontier(options.repeats, options.kind, options.most_runs, options.fewest_runs, options.quantile_regression)
+    elif options.what == "merged":
+        merged(options.repeats, options.kind)
     elif options.what == "next":
         next_ones(options.repeats)
     elif options.what == "predictor":

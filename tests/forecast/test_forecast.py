@@ -228,6 +228,30 @@ def test_one_large_model_of_each_kind_is_timed_and_the_rest_is_scaled(monkeypatc
     assert large.train_seconds.likely / small.train_seconds.likely == pytest.approx(13.32 / 10.49, rel=0.01)
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(8, ["wrn-16-4", "wrn-16-2"]), (0, ["wrn-10-1"])])
+def test_of_small_models_the_largest_of_each_kind_is_timed_while_there_is_time(
+    seconds: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = []
+
+    def quick(recipe: Recipe, *rest: object, work: Work, **more: object) -> Calibration:
+        timed.append(recipe.model.name)
+        return Calibration(Times(0.1, 0.05, 1e-3, 1e-3, 0.1, work.batch_size), 50.0, "estimated", "watts", 0.0)
+
+    monkeypatch.setattr("robudget.forecast.forecast.calibrate", quick)
+    names = {"relu": ("wrn-10-1", "wrn-16-4"), "silu": ("wrn-16-1", "wrn-16-2")}
+    recipes = [
+        Recipe.load("digits", {"model.name": name, "model.activation": activation, "epochs": epochs})
+        for activation, models in names.items()
+        for name in models
+        for epochs in (3, 4)
+    ]
+    plans = forecast_study(recipes, seconds=seconds)
+    assert timed == expected
+    scaled = ["scaled by FLOPs from" in " ".join(plan.notes) for plan in plans]
+    assert scaled == [recipe.model.name not in expected for recipe in recipes]
+
+
 def test_unknown_stays_unknown_in_sums() -> None:
     recipe = Recipe.load("digits").with_({"loss": "free-at", "craft.steps": 4})
     plans = forecast_study([recipe, recipe.with_({"loss": "at"})], device="a100")

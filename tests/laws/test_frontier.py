@@ -9,6 +9,8 @@ import pytest
 
 from robudget.errors import InputError
 from robudget.laws import fit_frontier, price
+from robudget.laws.frontier_posterior import CURVES
+from robudget.laws.merged_runs import Runs, merged
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_few_runs_that_may_lie_below_the_frontier_are_said(frontier, runs, weigh
     """Where it is open, another sentence says more."""
     shares = {"sparse": weight / frontier.sparse, "crowded": (1 - weight) / (1 - frontier.sparse)}
     fits = tuple(replace(fit, weight=fit.weight * shares[fit.edge]) for fit in frontier.fits)
-    few = replace(frontier, n_fitted=runs, fits=fits)
+    few = replace(frontier, n_runs=runs, fits=fits)
     assert few.sparse == pytest.approx(weight)
     assert any("too few runs to tell" in line for line in few.support()) == said
     assert any("no upper end" in line for line in few.support()) == (weight > 0.7)
@@ -124,3 +126,32 @@ def test_too_little(frame, message):
 def test_a_cost_has_no_frontier(paper):
     with pytest.raises(InputError, match="needs a percentage"):
         fit_frontier(paper, y="cost_usd")
+
+
+def test_runs_that_lie_alike_are_merged_with_their_weight():
+    rng = np.random.default_rng(0)
+    t, noise = rng.random(4_000), np.where(rng.random(4_000) < 0.5, 0.5, 1.5)
+    frontier = 50 + 10 * t
+    runs = Runs(t, frontier - rng.exponential(4, 4_000) + noise * rng.standard_normal(4_000), noise)
+    fewer = merged(runs, frontier)
+    assert len(fewer.t) < 1_500
+    assert fewer.n == runs.n == 4_000
+    for of in ("t", "y"):
+        assert getattr(fewer, of) @ fewer.weight / 4_000 == pytest.approx(getattr(runs, of).mean())
+    assert set(fewer.noise.round(6)) == {0.5, 1.5}
+    # Near the frontier a cell is narrower than the noise.
+    near = abs(50 + 10 * fewer.t - fewer.y) < 1
+    assert fewer.weight[near].max() < 0.1 * fewer.weight[near].sum()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_frontier_of_merged_runs_is_that_of_all(bench, monkeypatch):
+    """`bench/laws.py merged` says the same of more tables."""
+    frame = bench.frontier_table("exponential", 1_500, 100, 1)
+    fewer = fit_frontier(frame, test=False, curves=CURVES[:1])
+    monkeypatch.setattr("robudget.laws.frontier_posterior.MOST_RUNS", 10_000)
+    whole = fit_frontier(frame, test=False, curves=CURVES[:1])
+    low, high = whole.alpha_interval
+    assert fewer.alpha == pytest.approx(whole.alpha, abs=0.25 * (high - low))
+    assert np.subtract(*fewer.alpha_interval[::-1]) == pytest.approx(high - low, rel=0.25)
+    assert any("merged" in line for line in fewer.support())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -128,8 +129,8 @@ def forecast_study(
     """What each recipe will cost, in order.
 
     `device`: a name of the table of devices, `gpus` of them at work together; None calibrates on this machine's
-    `site_device` for about `seconds` in all, with the threads that torch has now; models too large for that are scaled
-    from smaller ones, and their notes say so. `sizes`: by name, of data sets
+    `site_device` for about `seconds` in all, with the threads that torch has now: one recipe of each kind of layers is
+    timed, the others are scaled from it by FLOPs, and their notes say so. `sizes`: by name, of data sets
     whose names do not tell. Raises InputError for a device, model or data set that is not known.
     """
     prices, table = prices or Prices(), None if device is None else find(device)
@@ -143,33 +144,41 @@ def forecast_study(
 def _calibrations(
     plans: Sequence[_Plan], site_device: str, seconds: float, progress: Callable[[str], None]
 ) -> dict[Hashable, Calibration]:
-    """By timing key, from the smallest model up, each in an equal share of the `seconds`.
-
-    Where even a few images of a model would take longer than that, by the nearest smaller one of the same kind of
-    layers, its times are that one's, scaled by FLOPs, and its calibration says so. So at most one model of each kind
-    may exceed its share.
-    """
-    groups: dict[Hashable, list[_Plan]] = {}
+    """By timing key. One recipe of each kind of layers is timed, in an equal share of what is left of the `seconds`;
+    the times of all others are its, scaled by FLOPs, and their calibrations say so. Once the seconds are over, a kind
+    that was not timed has the times of another one."""
+    kinds: dict[Hashable, list[_Plan]] = {}
     for plan in sorted(plans, key=lambda plan: plan.flops.forward):
-        groups.setdefault(timing_key(plan.recipe), []).append(plan)
+        kinds.setdefault(layer_kind(plan.recipe), []).append(plan)
     calibrations: dict[Hashable, Calibration] = {}
-    nearest: dict[Hashable, tuple[Work, Calibration]] = {}  # by kind of layers: the last that was measured
-    share = seconds / len(groups)
+    timed: tuple[Work, Calibration] | None = None
+    start = time.perf_counter()
     with open_meter(site_device) as meter:
-        for key, (first, *others) in groups.items():
-            recipe, work, kind = first.recipe, first.work(site_device), layer_kind(first.recipe)
-            if kind in nearest:
-                smaller, calibration = nearest[kind]
-                estimate = calibration.scaled(smaller, work)
-                if estimate.times.probe_seconds(work) > share:
-                    calibrations[key] = estimate
-                    continue
-            progress(f"calibrating {recipe.slug}")
-            steps = max(plan.recipe.craft.steps for plan in (first, *others))
-            calibrations[key] = calibrate(
-                recipe, first.sizes, meter, device=site_device, work=work, attack_steps=steps, seconds=share
-            )
-            nearest[kind] = work, calibrations[key]
+        for done, alike in enumerate(kinds.values()):
+            left = seconds - (time.perf_counter() - start)
+            if timed is None or left > 0:
+                share = left / (len(kinds) - done)
+                # The largest model tells most of what the study costs; one that is sure not to fit is not tried.
+                works = [plan.work(site_device) for plan in alike]
+                n = max((n for n, work in enumerate(works) if work.slow_probe_seconds <= share), default=0)
+                recipe, steps = alike[n].recipe, max(plan.recipe.craft.steps for plan in alike)
+                progress(f"calibrating {recipe.slug}")
+                timed = (
+                    works[n],
+                    calibrate(
+                        recipe,
+                        alike[n].sizes,
+                        meter,
+                        device=site_device,
+                        work=works[n],
+                        attack_steps=steps,
+                        seconds=share,
+                    ),
+                )
+                calibrations[timing_key(recipe)] = timed[1]
+            for plan in alike:
+                if (key := timing_key(plan.recipe)) not in calibrations:
+                    calibrations[key] = timed[1].scaled(timed[0], plan.work(site_device))
     return calibrations
 
 

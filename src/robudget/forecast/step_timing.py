@@ -31,6 +31,7 @@ from robudget.training.validation import Validator
 _PROBE_IMAGES, _PROBE_IMAGES_LARGE_MODEL = 8, 2  # of the first step, whose time nobody knows yet
 _PROBE_IMAGES_GPU = 128  # fewer would time the launch of kernels
 _LARGE_MODEL_FLOPS = 1e9  # of one image's forward pass
+_SLOW, _SLOW_GPU = 1e10, 1e12  # FLOP a second that a machine is sure to do
 _TOO_SLOW = 10  # a first step that takes so many times the seconds that it should is the only one
 _LEAST_STEPS = 3  # one to warm up and two to time
 _MOST_STEPS, _MOST_SECONDS = 200, 3.0  # timed for one number of attack steps
@@ -60,6 +61,12 @@ class Work:
         most = _PROBE_IMAGES_LARGE_MODEL if self.forward > _LARGE_MODEL_FLOPS else _PROBE_IMAGES
         most = _PROBE_IMAGES_GPU if self.on_gpu else most
         return min(most, self.batch_size)
+
+    @property
+    def slow_probe_seconds(self) -> float:
+        """What the shortest measurement, two steps of a few images, takes on a slow machine."""
+        flops = 2 * exact_factor(self.loss, 1) * self.forward * self.probe_images
+        return flops / (_SLOW_GPU if self.on_gpu else _SLOW)
 
 
 @dataclass(frozen=True)
@@ -109,10 +116,6 @@ class Times:
             epoch=self.epoch * now.parameters / before.parameters,
             batch_size=now.batch_size,
         )
-
-    def probe_seconds(self, work: Work) -> float:
-        """Seconds that the shortest measurement of `work` would take: two steps of a few images."""
-        return 2 * (self.step + self.attack) * work.probe_images / work.batch_size
 
     def training_seconds(self, recipe: Recipe, plan: TrainingPasses) -> float:
         steps = recipe.craft.steps if recipe.adversarial else 0

@@ -55,7 +55,7 @@ def checklist(law: Law, frontier: Frontier | None = None, beside: bool = True) -
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in frontier.families.items())
     test = frontier.test
     out["Frontier"] = (
-        f"stochastic frontier over {frontier.n_fitted} of {frontier.n_runs} runs, α = {number(frontier.alpha)} "
+        f"stochastic frontier over {frontier.n_runs} runs, α = {number(frontier.alpha)} "
         f"[{number(frontier.alpha_interval[0])}, {number(frontier.alpha_interval[1])}]; weights of forms: {weights}; "
         f"weight of hardly any run near it {frontier.sparse:.2f} (beforehand 0.50)"
     )

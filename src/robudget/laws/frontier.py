@@ -21,13 +21,12 @@ from robudget.errors import InputError
 from robudget.files import fields
 from robudget.formats import fixed, number
 from robudget.laws.blocks import ndtr
-from robudget.laws.frontier_posterior import CURVES, Curve, Fit, fits_of, kept
+from robudget.laws.frontier_posterior import CURVES, MOST_RUNS, Curve, Fit, fits_of, kept
 from robudget.tables.usable import Counts, Floats, Points, is_error, is_percent, points
 
 LEVEL = 0.95
 FEWEST_RUNS, FEWEST_LEVELS = 4, 3
 LEAST_VISIBLE = 0.4  # of the decades; of a shorter range the upper third is hidden, not a whole decade
-MOST_RUNS = 3_000  # runs of a larger table that are looked at, drawn at random
 LEAST_NOISE = 0.1  # points: standard deviation of an evaluation whose number of images is unknown
 LEAST_FAMILY = 0.05  # weight below which a family of forms is ruled out
 NEAR_OF_UNIFORM, NEAR_Z = 0.125, 1.645  # share of runs that near where inefficiencies are uniform; of a test at 5%
@@ -54,16 +53,14 @@ class Frontier:
     """What the best recipes reach, fitted to all usable runs of `points`; no bins.
 
     `alpha` and `alpha_interval` are those of its power form C·x^α; everything else is answered by all forms
-    (`interval`). `test` is None where too few levels of x are left to hide any. `n_fitted` is
-    below the number of usable runs where a table is so large that a sample of it was looked at. `near` is the share of
-    the runs that lie within a quarter of the median inefficiency of the frontier.
+    (`interval`). `test` is None where too few levels of x are left to hide any. `near` is the
+    share of the runs that lie within a quarter of the median inefficiency of the frontier.
     """
 
     x: str
     y: str
     level: float
     n_runs: int
-    n_fitted: int
     alpha: float
     alpha_interval: tuple[float, float]
     weights: dict[str, float]
@@ -100,7 +97,7 @@ class Frontier:
     def open(self) -> bool:
         """Whether runs near the frontier are so few that it may lie higher than any form says: by the forms' own
         weights, or as fewer runs are within a quarter of the median inefficiency than even a uniform density has."""
-        doubt = NEAR_Z * np.sqrt(NEAR_OF_UNIFORM * (1 - NEAR_OF_UNIFORM) / self.n_fitted)
+        doubt = NEAR_Z * np.sqrt(NEAR_OF_UNIFORM * (1 - NEAR_OF_UNIFORM) / self.n_runs)
         return bool(self.sparse >= OPEN or self.near < NEAR_OF_UNIFORM - doubt)
 
     @property
@@ -191,8 +188,9 @@ class Frontier:
         low, high = self.alpha_interval
         spent, goal = column(self.x), column(self.y)
         shares = ", ".join(f"{name} {weight:.2f}" for name, weight in self.families.items())
+        alike = f", those that lie alike merged (of tables of more than {MOST_RUNS})" if self.n_runs > MOST_RUNS else ""
         out = [
-            f"A frontier fitted to all {self.n_runs} runs, without bins: α = {number(self.alpha)} "
+            f"A frontier fitted to all {self.n_runs} runs, without bins{alike}: α = {number(self.alpha)} "
             f"({self.level:.0%}: {number(low, 2)} to {number(high, 2)}) as a power law; weights of forms: {shares}."
         ]
         if self.open:
@@ -202,9 +200,9 @@ class Frontier:
                 f"then be higher than these forms say: its level has no upper end here, and a price no lower one than "
                 f"the cheapest run's cost."
             )
-        elif self.sparse > 0.5 and self.n_fitted <= FEW_TO_TELL:
+        elif self.sparse > 0.5 and self.n_runs <= FEW_TO_TELL:
             out.append(
-                f"It may be that hardly any of these {self.n_fitted} runs is near the frontier (weight of that: "
+                f"It may be that hardly any of these {self.n_runs} runs is near the frontier (weight of that: "
                 f"{self.sparse:.2f}, beforehand 0.50), too few runs to tell: of simulated tables of {FEW_TO_TELL} such "
                 f"runs, 95% intervals held the frontier at the costliest run in 83%, a price beyond it in 88%."
             )
@@ -270,10 +268,7 @@ def fit_frontier(
     rng = np.random.default_rng(seed)
     u, accuracy = np.log(runs.x), 100 - runs.y if is_error(runs.y_name) else runs.y
     noise = np.where(runs.noise > 0, np.maximum(runs.noise, LEAST_NOISE), LEAST_NOISE)
-    rows = np.arange(len(u))
-    if len(rows) > MOST_RUNS:
-        rows = np.sort(rng.choice(rows, MOST_RUNS, replace=False))
-    chosen = (u[rows] - u.min()) / np.ptp(u), accuracy[rows], noise[rows]
+    chosen = (u - u.min()) / np.ptp(u), accuracy, noise
     fits = kept((*chosen, len(u), seed), curves, lambda: fits_of(*chosen, rng, curves))
     power = [fit for fit in fits if fit.curve is curves[0]]
     ends = [np.concatenate(part) for part in zip(*(fit.ends()[:2] for fit in power), strict=True)]
@@ -281,7 +276,7 @@ def fit_frontier(
     first, last = (_weights(power) @ end[:, 0] for end in ends)
     gap = curves[0].value(chosen[0], first, last, np.ones(1)) - chosen[1]
     out = Frontier(
-        runs.x_name, runs.y_name, level, len(u), len(rows), float(middle), (float(low), float(high)),
+        runs.x_name, runs.y_name, level, len(u), float(middle), (float(low), float(high)),
         {curve.name: sum(fit.weight for fit in fits if fit.curve is curve) for curve in curves},
         float((gap < np.median(gap) / 4).mean()), None, runs, fits, float(u.min()), float(u.max()),
     )  # fmt: skip

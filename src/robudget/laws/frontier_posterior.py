@@ -30,11 +30,16 @@ from scipy.special import expit, logit
 
 from robudget.cache import remembered
 from robudget.laws.blocks import in_blocks, ndtr
-from robudget.laws.importance_sampling import TINY, sample, systematic
+from robudget.laws.importance_sampling import TINY, LogDensity, mode, sample, systematic
+from robudget.laws.merged_runs import Runs, merged
 from robudget.tables.usable import Floats
 
 DRAWS = 1_000  # of the posterior, kept
-ROOMS = ("laws/frontier_posterior.py", "laws/importance_sampling.py", "laws/blocks.py")  # what decides these
+LEAST_DRAWS = 200  # independent ones that those of merged runs are worth
+# What decides these.
+ROOMS = tuple(f"laws/{file}.py" for file in ("frontier_posterior", "importance_sampling", "blocks", "merged_runs"))
+MOST_RUNS = 500  # of a larger table those that lie alike are merged
+ROUGHLY = 300  # runs that the frontier is roughly fitted to before
 PARAMETERS = 9  # of the form that has most
 TRUST, LEAST_TRUST = 0.75, 0.3  # power of the likelihood; of few runs, TRUST times the share of freedom left
 LEAST_WIDTH = 2.0  # points, of the uniform part
@@ -138,17 +143,26 @@ def kept(asked: Sequence[Any], curves: Sequence[Curve], compute: Callable[[], tu
 def fits_of(t: Floats, y: Floats, noise: Floats, rng: np.random.Generator, curves: Sequence[Curve]) -> tuple[Fit, ...]:
     """Every form's posterior, the straight forms' from one sample, and their weights: families count alike, and alike
     the forms within them, each times its evidence."""
+    runs = _looked_at(Runs(t, y, noise), rng, curves[0])
     of_forms: list[Fit] = []
     for curve in curves:
         first = next((fit for fit in of_forms if not (fit.curve.bends or curve.bends)), None)
-        of_forms.append(
-            _posterior(curve, t, y, noise, rng) if first is None else _restated(first, curve, t, y, noise, rng)
-        )
+        of_forms.append(_posterior(curve, runs, rng) if first is None else _restated(first, curve, runs, rng))
     fits = [part for fit in of_forms for part in _by_edge(fit, rng)]
     families = [fit.curve.family for fit in fits]
     logs = np.array([fit.log_evidence - np.log(families.count(fit.curve.family)) for fit in fits])
     weights = np.exp(logs - logs.max())
     return tuple(replace(fit, weight=float(w)) for fit, w in zip(fits, weights / weights.sum(), strict=True))
+
+
+def _looked_at(runs: Runs, rng: np.random.Generator, curve: Curve) -> Runs:
+    """The runs, or of more than MOST_RUNS those that lie alike below a rough frontier merged."""
+    if runs.n <= MOST_RUNS:
+        return runs
+    some = rng.choice(runs.n, ROUGHLY, replace=False)
+    few = Runs(runs.t[some], runs.y[some], runs.noise[some])
+    rough = mode(_log_density(curve, few), _start(curve, few))
+    return merged(runs, curve.value(runs.t, rough[0], rough[1], np.ones(1)))
 
 
 def _by_edge(fit: Fit, rng: np.random.Generator) -> list[Fit]:
@@ -165,10 +179,10 @@ def _by_edge(fit: Fit, rng: np.random.Generator) -> list[Fit]:
     return out
 
 
-def _restated(fit: Fit, curve: Curve, t: Floats, y: Floats, noise: Floats, rng: np.random.Generator) -> Fit:
+def _restated(fit: Fit, curve: Curve, runs: Runs, rng: np.random.Generator) -> Fit:
     """Another form's posterior by weighing the draws of one that is nearly the same within the runs."""
-    logs = _log_likelihood(curve, fit.draws, t, y, noise)
-    logs = _trust(len(y)) * (logs - _log_likelihood(fit.curve, fit.draws, t, y, noise))
+    logs = _log_likelihood(curve, fit.draws, *runs)
+    logs = _trust(runs.n) * (logs - _log_likelihood(fit.curve, fit.draws, *runs))
     weight = np.exp(logs - logs.max())
     evidence = fit.log_evidence + float(np.log(weight.mean()) + logs.max())
     weight /= weight.sum()
@@ -177,8 +191,8 @@ def _restated(fit: Fit, curve: Curve, t: Floats, y: Floats, noise: Floats, rng: 
 
 
 @in_blocks
-def _log_likelihood(curve: Curve, theta: Floats, t: Floats, y: Floats, noise: Floats) -> Floats:
-    """Of every row of θ (d, 8 or 9): (d,). `t`, `y` and `noise` (n,)."""
+def _log_likelihood(curve: Curve, theta: Floats, t: Floats, y: Floats, noise: Floats, weight: Floats | None) -> Floats:
+    """Of every row of θ (d, 8 or 9): (d,). `t`, `y`, `noise` and `weight` (n,) as in `Runs`."""
     a, b, log_mean, log_sigma = (theta[:, i, None] for i in range(4))
     share = _shares(theta)[..., None]
     k = np.exp(theta[:, 8, None]) if curve.bends else np.ones_like(a)
@@ -194,7 +208,8 @@ def _log_likelihood(curve: Curve, theta: Floats, t: Floats, y: Floats, noise: Fl
     wide = np.exp(theta[:, 7, None]) / noise
     uniform = np.maximum(ndtr(gap) - ndtr(gap - wide), 0.0) / wide
     density = share[0] * exponential + share[1] * half + share[2] * rising + share[3] * uniform
-    return np.asarray(np.log((density + TINY) / noise).sum(axis=1))
+    logs = np.log((density + TINY) / noise)
+    return np.asarray(logs.sum(axis=1) if weight is None else logs @ weight)
 
 
 def _shares(theta: Floats) -> Floats:
@@ -206,7 +221,7 @@ def _shares(theta: Floats) -> Floats:
 def _log_prior(curve: Curve, theta: Floats) -> Floats:
     """Flat in the frontier's two ends between 0 and 100; the rest broad: both sizes of inefficiency log-normal about 4
     points (a factor of e^1.5 either way), the four shares uniform on their simplex, k log-normal about 1.5. Where the
-    uniform part ends has its prior in `_posterior`."""
+    uniform part ends has its prior in `_log_density`."""
     a, b, log_mean, log_sigma = theta[:, :4].T
     inside = (a > 0) & (a < 100) & (b > 0) & (b < 100)
     log = -0.5 * ((log_mean - np.log(4)) / 1.5) ** 2 - 0.5 * ((log_sigma - np.log(4)) / 1.5) ** 2
@@ -219,17 +234,24 @@ def _log_prior(curve: Curve, theta: Floats) -> Floats:
     return np.where(inside, log, -np.inf)
 
 
-def _posterior(curve: Curve, t: Floats, y: Floats, noise: Floats, rng: np.random.Generator) -> Fit:
-    start = _start(curve, t, y)
+def _posterior(curve: Curve, runs: Runs, rng: np.random.Generator) -> Fit:
+    found = sample(
+        _log_density(curve, runs), _start(curve, runs), DRAWS, rng, 0.0 if runs.weight is None else LEAST_DRAWS
+    )
+    return Fit(curve, "", found.log_integral, found.effective, 0.0, found.draws)
+
+
+def _log_density(curve: Curve, runs: Runs) -> LogDensity:
+    """Of the posterior, not normalised."""
+    width = _start(curve, runs)[7]
 
     def log_density(theta: Floats) -> Floats:
-        out: Floats = _log_prior(curve, theta) - 0.5 * ((theta[:, 7] - start[7]) / WIDTH_SPREAD) ** 2
+        out: Floats = _log_prior(curve, theta) - 0.5 * ((theta[:, 7] - width) / WIDTH_SPREAD) ** 2
         good = np.isfinite(out)
-        out[good] += _trust(len(y)) * _log_likelihood(curve, theta[good], t, y, noise)
+        out[good] += _trust(runs.n) * _log_likelihood(curve, theta[good], *runs)
         return out
 
-    found = sample(log_density, start, DRAWS, rng)
-    return Fit(curve, "", found.log_integral, found.effective, 0.0, found.draws)
+    return log_density
 
 
 def _trust(runs: int) -> float:
@@ -237,11 +259,12 @@ def _trust(runs: int) -> float:
     return max(TRUST * (1 - PARAMETERS / runs), LEAST_TRUST)
 
 
-def _start(curve: Curve, t: Floats, y: Floats) -> Floats:
+def _start(curve: Curve, runs: Runs) -> Floats:
+    t, y = runs.t, runs.y
     low, high = t <= np.median(t), t >= np.median(t)
     ends = np.clip([y[low].max(), y[high].max()], 1.0, 99.0)
     gap = np.maximum(ends[0] + (ends[1] - ends[0]) * t - y, 0.0)
     widest = max(1.05 * float(gap.max()), LEAST_WIDTH)
-    size = np.log(max(float(gap.mean()), 0.2))
+    size = np.log(max(float(gap.mean() if runs.weight is None else np.average(gap, weights=runs.weight)), 0.2))
     start = [*ends, size, size, 0.0, 0.0, 0.0, np.log(widest)]
     return np.array([*start, 0.4] if curve.bends else start)

@@ -19,6 +19,7 @@ from scipy.special import gammaln
 from robudget.tables.usable import Floats
 
 ROUNDS, PER_ROUND = 20, 200
+MOST_ROUNDS = 60  # where they are not worth as many independent draws as were asked for
 FREEDOM = 8.0  # of Student's t
 KERNELS, KERNEL_WIDTH = 60, 0.65  # centres that a round draws about, and how far, in standard deviations of the whole
 MODE_STEPS = 50  # evaluations per dimension on the way to the mode
@@ -36,15 +37,16 @@ class Sample:
     draws: Floats = field(repr=False)
 
 
-def sample(log_density: LogDensity, start: Floats, n: int, rng: np.random.Generator) -> Sample:
-    """n draws of the density, whose mode is looked for from `start` (p,)."""
+def sample(log_density: LogDensity, start: Floats, n: int, rng: np.random.Generator, least: float = 0.0) -> Sample:
+    """n draws of the density, whose mode is looked for from `start` (p,), by ROUNDS rounds, or as many more as make the
+    draws worth `least` independent ones (MOST_ROUNDS at most)."""
     best = mode(log_density, start)
     p = len(best)
     centres, root = np.repeat(best[None], KERNELS, axis=0), np.asarray(np.diag(_widths(log_density, best)))
     draws, densities, sums = np.empty((0, p)), np.empty(0), np.empty(0)
-    whiten, white, scale = np.empty((ROUNDS, p, p)), np.empty((ROUNDS, p + 2, KERNELS)), np.empty(ROUNDS)
+    whiten, white, scale = np.empty((MOST_ROUNDS, p, p)), np.empty((MOST_ROUNDS, p + 2, KERNELS)), np.empty(MOST_ROUNDS)
     logs = np.empty(0)
-    for i in range(ROUNDS):
+    for i in range(MOST_ROUNDS):
         jump = rng.standard_normal((PER_ROUND, p)) / np.sqrt(rng.chisquare(FREEDOM, (PER_ROUND, 1)) / FREEDOM)
         new = centres[np.arange(PER_ROUND) % len(centres)] + jump @ root.T
         whiten[i] = np.linalg.inv(root).T
@@ -53,15 +55,27 @@ def sample(log_density: LogDensity, start: Floats, n: int, rng: np.random.Genera
         sums = np.append(sums + _t_densities(draws, whiten[i : i + 1], white[i : i + 1], scale[i : i + 1])[0], of_new)
         draws, densities = np.vstack([draws, new]), np.append(densities, log_density(new))
         logs = densities - np.log(sums / (i + 1) + TINY)
+        if i + 1 >= ROUNDS and _worth(_truncated(logs)) >= least:
+            break
         softer = _tempered(logs)
         off = draws - softer @ draws
         root = np.asarray(np.linalg.cholesky(KERNEL_WIDTH**2 * (off.T * softer) @ off + 1e-8 * np.eye(p)))
         centres = draws[systematic(softer, KERNELS, rng)]
-    weight = np.exp(logs - logs.max())
-    weight = np.minimum(weight, weight.mean() * np.sqrt(len(weight)))  # truncated (Ionides 2008): no draw decides alone
+    weight = _truncated(logs)
     integral = float(np.log(weight.mean()) + logs.max())
     weight /= weight.sum()
-    return Sample(integral, float(1 / (weight**2).sum()), rng.permutation(draws[systematic(weight, n, rng)]))
+    return Sample(integral, _worth(weight), rng.permutation(draws[systematic(weight, n, rng)]))
+
+
+def _truncated(logs: Floats) -> Floats:
+    """Weights, cut off (Ionides 2008): no draw decides alone."""
+    weight = np.exp(logs - logs.max())
+    return np.asarray(np.minimum(weight, weight.mean() * np.sqrt(len(weight))))
+
+
+def _worth(weight: Floats) -> float:
+    """How many independent draws weights are worth."""
+    return float(weight.sum() ** 2 / (weight**2).sum())
 
 
 def systematic(weight: Floats, n: int, rng: np.random.Generator) -> NDArray[np.int64]:

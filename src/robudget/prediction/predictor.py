@@ -162,22 +162,25 @@ class Predictor:
                 searched.append(FittedModels(X, y, is_collapsed, seed, codes=codes))
             return {"kernels": searched[0].kernels.numbers()}
 
-        kernels = Kernels.of_numbers(remembered("kernels", used, ROOMS, search)["kernels"], X.shape[1])
+        @cache
+        def kernels() -> Kernels:
+            return Kernels.of_numbers(remembered("kernels", used, ROOMS, search)["kernels"], X.shape[1])
 
         @cache
         def fit_models() -> FittedModels:
-            return searched[0] if searched else FittedModels(X, y, is_collapsed, seed, kernels, codes)
+            found = kernels()
+            return searched[0] if searched else FittedModels(X, y, is_collapsed, seed, found, codes)
 
         @cache
         def left_out() -> OutOfFold:
             with _unchecked():
-                return random_folds(X, y, is_collapsed, seed, kernels, repeats, codes)
+                return random_folds(X, y, is_collapsed, seed, kernels(), repeats, codes)
 
         @cache
         def score_group(name: str) -> tuple[Score, ...]:
             def leave_out() -> dict[str, Any]:
                 with _unchecked():
-                    out = leave_group_out(name, labels[name], X, y, is_collapsed, seed, kernels, codes)
+                    out = leave_group_out(name, labels[name], X, y, is_collapsed, seed, kernels(), codes)
                 return {"scores": [dataclasses.asdict(s) for s in out.scores(y, is_collapsed)] if out else []}
 
             kept = remembered("group", (*used, name), ROOMS, leave_out)
