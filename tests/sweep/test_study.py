@@ -8,7 +8,7 @@ from robudget.config import named
 from robudget.data import load
 from robudget.datasets import sizes_of
 from robudget.errors import InputError
-from robudget.forecast.forecast import training_flops
+from robudget.forecast.forecast import image_flops, training_flops
 from robudget.meter.flops import of_recipe, totals, training_calls
 from robudget.models import build
 from robudget.sweep.study import Study, sizes_in
@@ -139,6 +139,7 @@ def test_architectures_of_equal_flops() -> None:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.eval()(torch.empty(1, 3, 32, 32, device="meta"))
         assert 0.8e8 <= counter.get_total_flops() <= 1.25e8, part
+        assert image_flops(recipe, sizes_of("cifar10")) == of_recipe(recipe, 10, (3, 32, 32)).forward, part
 
 
 @pytest.mark.parametrize(
@@ -153,3 +154,15 @@ def test_architectures_of_equal_flops() -> None:
 def test_a_size_that_no_width_meets(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Study.from_dict(FAMILIES | changes, name="families", where="families")
+
+
+def test_an_alternative_sets_a_budget_for_itself() -> None:
+    sizes = {"small": {"model_flops": 1e5}, "large": {"model_flops": 1e6, "flops": 2e10}}
+    study = Study.from_dict(EQUAL | {"axes": {"size": sizes}}, name="equal")
+    small, large = (image_flops(recipe, sizes_of("digits")) for recipe in study.recipes)
+    assert [0.8e5 <= small <= 1.25e5, 0.8e6 <= large <= 1.25e6] == [True, True]
+    spent = [training_flops(recipe, sizes_of("digits")) for recipe in study.recipes]
+    assert spent == pytest.approx([4e10, 2e10], rel=0.05)
+    with pytest.raises(InputError, match=r"equal: tiny: model_flops = 10, but wrn-10-1 takes .*, which is the nearest"):
+        Study.from_dict(EQUAL | {"axes": {"size": {"tiny": {"model_flops": 10}}}}, name="equal", where="equal")
+    assert Study.from_dict(EQUAL | {"flops": None}, name="equal").recipes[0].epoch_images is None

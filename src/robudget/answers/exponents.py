@@ -40,16 +40,17 @@ def exponents(runs: pd.DataFrame, group: pd.Series | list[str], along: str = "gr
     u, group_of = np.log10(all_of.x[keep]), all_of.group[keep]
     v = np.log10(np.maximum(100 - all_of.y[keep], LEAST_ERROR))
     member = np.array([[g == name for name in names] for g in group_of], dtype=np.float64)
-    middle, n, k = float(u.mean()), len(u), len(names)
+    n, k = len(u), len(names)
+    middle, common = _middle([u[group_of == name] for name in names])
     design = np.hstack([member, member * (u - middle)[:, None]])
     if (freedom := n - 2 * k) < 1:
         raise TooFewRuns(f"{n} runs fix the {2 * k} numbers of {k} power laws exactly (allowed: {2 * k + 1} or more)")
-    beta, covariance = _least_squares(design, v, freedom)
+    beta, covariance = least_squares(design, v, freedom)
     levels, slopes = beta[:k], -beta[k:]
     pooled = np.hstack([member, (u - middle)[:, None]])
-    common = float(((v - pooled @ np.linalg.lstsq(pooled, v, rcond=None)[0]) ** 2).sum())
+    alike = float(((v - pooled @ np.linalg.lstsq(pooled, v, rcond=None)[0]) ** 2).sum())
     rest = float(((v - design @ beta) ** 2).sum())
-    p_slopes = float(stats.f.sf((common - rest) / (k - 1) / max(rest / freedom, 1e-300), k - 1, freedom))
+    p_slopes = float(stats.f.sf((alike - rest) / (k - 1) / max(rest / freedom, 1e-300), k - 1, freedom))
     t = float(stats.t.ppf(0.5 + LEVEL / 2, freedom))
     slope_sd = np.sqrt(np.diag(covariance)[k:])
     rows = [
@@ -59,7 +60,7 @@ def exponents(runs: pd.DataFrame, group: pd.Series | list[str], along: str = "gr
             "exponent": float(a),
             "low": float(a - t * sd),
             "high": float(a + t * sd),
-            "accuracy at equal compute": float(100 - 10**level),
+            "accuracy at equal compute": float(100 - 10**level) if common else np.nan,
             "collapsed": all_of.collapsed.get(name, 0),
         }
         for name, a, sd, level in zip(names, slopes, slope_sd, levels, strict=True)
@@ -72,7 +73,11 @@ def exponents(runs: pd.DataFrame, group: pd.Series | list[str], along: str = "gr
         f"Exponents of the error in training compute {said} between the {k} alternatives of {along} (F test of equal "
         f"exponents: p = {p_slopes:.2g}, {n} runs): {names[one]} {_span(rows[one])} against {names[two]} "
         f"{_span(rows[two])}, a difference of {gap:.3f} [{low:.3f}, {high:.3f}]. "
-        + _levels(rows, levels, covariance[:k, :k], middle, freedom)
+        + (
+            _levels(rows, levels, covariance[:k, :k], middle, freedom)
+            if common
+            else f"No compute is common to all {k}, so that what they reach is not compared."
+        )
     )
     lines = {name: _line(u[group_of == name], i, beta, covariance, middle, t, k) for i, name in enumerate(names)}
     dropped = [name for name in all_of.names if name not in names]
@@ -80,7 +85,15 @@ def exponents(runs: pd.DataFrame, group: pd.Series | list[str], along: str = "gr
     return Answer(verdict, sentence, tuple(rows), notes, all_of.points, lines)
 
 
-def _least_squares(design: Floats, v: Floats, freedom: int) -> tuple[Floats, Floats]:
+def _middle(ranges: list[Floats]) -> tuple[float, bool]:
+    """The log compute at which levels are compared: the mean of all runs where every group reaches it, else the middle
+    of the range that all share; and whether they share one."""
+    low, high = max(float(u.min()) for u in ranges), min(float(u.max()) for u in ranges)
+    mean = float(np.concatenate(ranges).mean())
+    return (mean if low <= mean <= high or low > high else (low + high) / 2), low <= high
+
+
+def least_squares(design: Floats, v: Floats, freedom: int) -> tuple[Floats, Floats]:
     """Coefficients and their covariance."""
     beta = np.asarray(np.linalg.lstsq(design, v, rcond=None)[0], dtype=np.float64)
     variance = float(((v - design @ beta) ** 2).sum()) / freedom
@@ -108,7 +121,7 @@ def _span(row: dict[str, Any]) -> str:
 
 
 def _levels(rows: list[dict[str, Any]], levels: Floats, covariance: Floats, middle: float, freedom: int) -> str:
-    """Which group reaches most at the compute in the middle of the runs, and by how much."""
+    """Which group reaches most at the compute `middle` (log10 FLOP), and by how much."""
     along = next(iter(rows[0]))
     worst, best = _farthest(levels)  # of log error
     gap, low, high = _difference(levels, covariance, worst, best, len(levels), freedom)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,8 +67,10 @@ def study(
     try:
         found = answer(chosen, everything, others)
     except TooFewRuns as error:
-        words = [name, "--size", size] if size else [name]
-        raise InputError(f"{error}; robudget study {' '.join(map(str, words))} --store {store} makes them") from None
+        if not {recipe.id for recipe in chosen.recipes} - set(everything.run_id):
+            raise
+        words = ["robudget", "study", name, *(("--size", size) if size else ()), "--store", store, *(overrides or ())]
+        raise InputError(f"{error}; {shlex.join(words)} makes them") from None
     runs = everything[everything.run_id.isin({recipe.id for recipe in chosen.recipes})]
     folder = out or Path(chosen.name)
     place = Store(table or store)

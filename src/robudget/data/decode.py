@@ -73,7 +73,8 @@ def identity_of(root: Path, paths: Iterable[Path]) -> str:
 
 
 def folder_at(root: Path | None, name: str) -> Path:
-    """`root`, which must exist and hold something. Raises InputError."""
+    """`root`, which must exist and hold something, or its folder called `name` where it has one, so that one
+    root serves several datasets. Raises InputError."""
     if root is None:
         raise InputError(
             f"dataset {name!r} needs data.root=PATH, or --data-root PATH of robudget eval (nothing is downloaded)"
@@ -82,7 +83,7 @@ def folder_at(root: Path | None, name: str) -> Path:
         raise InputError(f"data.root = {str(root)!r} does not exist")
     if root.is_dir() and not any(root.iterdir()):
         raise InputError(f"data.root = {str(root)!r} is an empty folder")
-    return root
+    return root / name if (root / name).is_dir() else root
 
 
 # -- one picture ------------------------------------------------------------------------------------------------------

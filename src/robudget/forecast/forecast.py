@@ -19,7 +19,7 @@ from robudget.losses import LOSSES
 from robudget.meter.conventions import paper_flops
 from robudget.meter.devices import Device, find
 from robudget.meter.energy import JOULES_PER_KWH
-from robudget.meter.flops import PassFlops, of_recipe, totals, training_calls
+from robudget.meter.flops import PassFlops, forward_of, of_recipe, totals, training_calls
 from robudget.meter.machine import open_meter
 from robudget.meter.prices import Prices, bill
 from robudget.recipe import Recipe
@@ -191,7 +191,7 @@ def training_flops(recipe: Recipe, sizes: Sizes) -> float:
 
 def image_flops(recipe: Recipe, sizes: Sizes) -> int:
     """FLOPs of one image's forward pass through the recipe's model."""
-    return of_recipe(recipe, sizes.classes, _resized(recipe, sizes).image_shape).forward
+    return forward_of(recipe, sizes.classes, _resized(recipe, sizes).image_shape)
 
 
 def _resized(recipe: Recipe, sizes: Sizes) -> Sizes:

@@ -20,9 +20,9 @@ from robudget.report.style import COLUMN, CYCLE, MARKERS
 
 # Of the runs that are written beside the answer.
 SHOWN = (
-    "run_id", "slug", "status", "dataset", "eps", "loss", "steps", "seed", "n_eval", "aa_acc", "aa_acc_low",
-    "aa_acc_high", "aa_acc_how", "clean_acc", "val_acc", "collapsed", "images_seen", "train_flops_exact",
-    "train_seconds", "train_energy_kwh", "train_energy_how",
+    "run_id", "slug", "status", "dataset", "eps", "model", "base", "loss", "steps", "synthetic_fraction",
+    "synthetic_amount", "seed", "n_eval", "aa_acc", "aa_acc_low", "aa_acc_high", "aa_acc_how", "clean_acc", "val_acc",
+    "collapsed", "images_seen", "train_flops_exact", "train_seconds", "train_energy_kwh", "train_energy_how",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@
         at-2: {loss: at, craft.steps: 2}
     model_flops: 1e8             # optional: every model is as wide as brings one image nearest to so many FLOP
     flops: 1e13                  # optional: all train for so many FLOP, counted exactly, by longer or shorter epochs
+                                 #   (an alternative may set either of the two for itself)
     frontier: standard           # optional: at last, the standard ensemble for the best runs that quick evaluated
     analysis: exponents          # optional: what answers the question from the runs (robudget.answers)
     along: size                  # optional: the axis that the analysis compares
@@ -36,6 +37,7 @@ from robudget.recipe import Recipe
 
 KEYS = ("question", "base", "axes", "model_flops", "flops", "frontier", "analysis", "along", "sizes")
 LARGEST_BASE = 4096  # 256 times as wide as published
+TARGETS = ("model_flops", "flops")  # keys of a study, and of an alternative, that are none of a recipe
 MOST = 1_000_000  # runs of a study that nobody has confirmed
 NEAR = 1.25  # a model may miss the FLOPs that are asked of it by this factor
 
@@ -96,11 +98,12 @@ class Study:
         for choice in itertools.product(*(axis.items() for axis in axes.values())):
             label = "/".join(str(alternative) for alternative, _ in choice)
             changes = {key: value for _, change in choice for key, value in change.items()}
+            model_flops, flops = (changes.pop(key, data.get(key)) for key in TARGETS)
             recipe = start.with_(changes | dict(overrides or {}), where=f"{where}: {label}")
-            if "model_flops" in data:
-                recipe = _of_size(recipe, data["model_flops"], f"{where}: {label}")
-            if "flops" in data:
-                recipe = _at_flops(recipe, data["flops"], f"{where}: {label}")
+            if model_flops is not None:
+                recipe = _of_size(recipe, model_flops, f"{where}: {label}")
+            if flops is not None:
+                recipe = _at_flops(recipe, flops, f"{where}: {label}")
             recipes.setdefault(recipe.id, recipe)
             names = (str(alternative) for alternative, _ in choice)
             choices.setdefault(recipe.id, dict(zip(axes, names, strict=True)))
