@@ -58,11 +58,12 @@ TINY = {
 # The files that take longest, so that no process is left with one of them at the end. Each process takes its first file
 # and the one that is as many processes further on: the two that wait for clusters go to one process of three.
 LONGEST = (
-    "sweep/test_slurm.py", "test_docs.py", "sweep/test_local.py",
-    "sweep/test_ray.py", "test_torchrun.py", "evaluation/test_reference.py",
-    "test_analysis.py", "planning/test_planner.py", "report/test_page.py", "report/test_browser.py", "cli/test_cli.py",
-    "training/test_distributed.py", "test_golden.py", "evaluation/test_confirmation.py", "test_stop.py",
-    "prediction/test_predictor.py", "evaluation/test_quick.py",
+    "sweep/test_slurm.py", "test_docs.py", "evaluation/test_reference.py",
+    "sweep/test_ray.py", "test_torchrun.py", "test_golden.py",
+    "planning/test_planner.py", "report/test_page.py", "test_analysis.py", "answers/test_studies.py",
+    "attacks/test_closed_form.py", "evaluation/test_confirmation.py", "evaluation/test_quick.py", "sweep/test_local.py",
+    "sweep/test_halving.py", "sweep/test_status.py", "test_threads.py", "cli/test_cli.py",
+    "prediction/test_predictor.py", "report/test_browser.py", "report/test_figures.py", "test_stop.py",
 )  # fmt: skip
 
 
@@ -70,6 +71,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):  # one of several processes
         places = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
         items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests stay: the collector need not look through them again and again
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,7 @@ def test_what_the_headline_is_worth(found):
 
 @pytest.mark.parametrize("form", ["saturating", "broken", "m4"])
 def test_another_headline(paper, form):
-    found = analyse(paper, form=form, resamples=20, predict=False)
+    found = analyse(paper, form=form, resamples=20, predict=False, splits=False)
     assert found.law.form == form
     assert found.forms[0] is found.law
     assert len(found.forms) == 7
@@ -61,7 +61,7 @@ def test_another_headline(paper, form):
 
 @pytest.mark.parametrize("how", ["linear", "quantile", "pareto", "log"])
 def test_other_bins(paper, how):
-    found = analyse(paper, how=how, bins=8, resamples=20, predict=False)
+    found = analyse(paper, how=how, bins=8, resamples=20, predict=False, splits=False)
     assert found.envelope.how == how
     assert found.envelope.n_bins == (found.law.n_bins if how == "pareto" else 8)
 
@@ -134,17 +134,17 @@ def test_costs_that_are_one_clock_are_one_law(found):
 
 
 def test_a_pareto_frontier_says_what_it_cannot_give(paper):
-    found = analyse(paper, how="pareto", resamples=20, predict=False)
+    found = analyse(paper, how="pareto", resamples=20, predict=False, splits=False)
     assert any("cannot give an exponent of 0 or below" in w for w in found.warnings)
 
 
 def test_any_x_and_any_y(paper):
-    by_size = analyse(paper, x="parameters", y="clean_acc", resamples=50, predict=False)
+    by_size = analyse(paper, x="parameters", y="clean_acc", resamples=50, predict=False, splits=False)
     assert by_size.counts.used == 319  # collapsed runs have a clean accuracy, too
-    error = analyse(paper, x="cost_usd", y="aa_error", resamples=50, predict=False)
+    error = analyse(paper, x="cost_usd", y="aa_error", resamples=50, predict=False, splits=False)
     assert error.law.alpha < 0
     assert error.envelope.best == "min"
-    energy = analyse(paper, y="train_energy_kwh", resamples=50, predict=False)
+    energy = analyse(paper, y="train_energy_kwh", resamples=50, predict=False, splits=False)
     assert energy.average is None
     assert energy.law.alpha == pytest.approx(0.94, abs=0.01)
 

@@ -3,8 +3,9 @@
 Each page's commands run in the order of the page, in a folder of their own, in this process, with the words that bash
 makes of the line. What is not there on a fresh machine is put there first: a small `~/cifar10` in the Hub's layout,
 `my_model.py` with its `load`, a folder of runs, the authors' table, RobustBench's folder. To be quick, the recipes and
-studies that ship are made small (`SMALL`): fewer epochs, smaller models, fewer images. Nothing else differs from what a
-reader types, and nothing in the product knows of it. Exceptions, each checked in another way:
+studies that ship are made small (`SMALL`): fewer epochs, smaller models, fewer images; laws have fewer resamples, and
+what starts a Python program gets a fork. Nothing else differs from what a reader types, and nothing in the product
+knows of it. Exceptions, each checked in another way:
 
 - `make …` sets up a virtual environment: make itself has to know the target (`make --dry-run`).
 - `torchrun …` starts processes of its own: torchrun and robudget parse the line, and two processes run a recipe in
@@ -41,7 +42,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import robudget as rb
-from robudget import config
+from robudget import analysis, config
+from robudget.analysis import analyse
 from robudget.cli import app
 from robudget.models.build import build
 from robudget.recipe import Recipe
@@ -75,7 +77,11 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         | {"optim.warmup_epochs": 0, "evaluation.images": 2},
     },
 }
-SMALL_STUDIES = {"digits-30": {"size": ["small"], "training": ["at-1", "at-2"], "data": ["real"]}}
+SMALL_STUDIES = {
+    "digits-30": {"size": ["small"], "training": ["at-1", "at-2"], "data": ["real"]},
+    "paper-320": {"model": ["wrn-28-10"], "steps": ["1", "10"]},
+}
+RESAMPLES = 100
 FEW = 18  # test images, none of them of the last class
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MODEL = """
@@ -100,7 +106,8 @@ def small_resources(folder: str) -> dict[str, str]:
     if folder == "studies":
         for name, axes in SMALL_STUDIES.items():
             study = yaml.safe_load(texts[name])
-            study["axes"] = {axis: {key: study["axes"][axis][key] for key in keys} for axis, keys in axes.items()}
+            for axis, keys in axes.items():
+                study["axes"][axis] = {key: study["axes"][axis][key] for key in keys}
             texts[name] = yaml.safe_dump(study, sort_keys=False)
     return texts
 
@@ -240,6 +247,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
             if name := re.match(r"# ([\w-]+\.yaml)\b", block):
                 (work / name[1]).write_text(block)
         monkeypatch.setattr(config, "named", small_resources)
+        monkeypatch.setitem(analyse.__kwdefaults__, "resamples", RESAMPLES)
+        monkeypatch.setattr(analysis, "SPLIT_RESAMPLES", RESAMPLES)
 
     return prepare
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,14 +108,20 @@ def demo_analysis() -> Analysis:
 
 
 @pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory, demo_analysis: Analysis) -> Path:
-    """The page of the demo study, with its figures beside it."""
-    folder = tmp_path_factory.mktemp("report")
-    return report.write(
-        made_up(),
-        demo_analysis,
-        folder,
-        title="Digits & <robustness>",
-        subtitle="What does compute buy?",
-        notes=("A note.",),
-    )
+def written(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """The page of the demo study, with its figures beside it; drawn once for all processes of a call, to be read."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "report"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        page = folder / "report.html"
+        if page.exists():
+            return page
+        return report.write(
+            made_up(),
+            request.getfixturevalue("demo_analysis"),
+            folder,
+            title="Digits & <robustness>",
+            subtitle="What does compute buy?",
+            notes=("A note.",),
+        )

@@ -1,10 +1,11 @@
 """Runs beside published models: whose threat, which place, what is drawn."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from robudget.analysis import Analysis
 from robudget.errors import InputError
 from robudget.report import write
 from robudget.report.sections.published import beside, others_figure, section
@@ -79,6 +80,5 @@ def test_the_papers_runs_among_all_99(shared, tmp_path) -> None:
     assert (tmp_path / "figures" / "others.pdf").exists()
 
 
-def test_without_them_there_is_no_such_section(demo_table: pd.DataFrame, demo_analysis: Analysis, tmp_path) -> None:
-    page = write(demo_table, demo_analysis, tmp_path, title="t").read_text("utf-8")
-    assert 'id="others"' not in page
+def test_without_them_there_is_no_such_section(written: Path) -> None:
+    assert 'id="others"' not in written.read_text("utf-8")

@@ -37,10 +37,10 @@ def test_robustbench_is_recognised(shared):
 
 def test_fractions_are_recognised_and_said(grid):
     frame = grid.assign(aa_acc=grid.aa_acc / 100, clean_acc=grid.clean_acc / 100)
-    found = analyse(frame, resamples=50, predict=False)
+    found = analyse(frame, resamples=20, predict=False, splits=False)
     assert found.law.predict(1e15) > 10
     assert any("read as fractions" in w for w in found.warnings)
-    whole = analyse(grid, resamples=50, predict=False)
+    whole = analyse(grid, resamples=20, predict=False, splits=False)
     assert found.law.alpha == pytest.approx(whole.law.alpha)
     assert not any("fractions" in w for w in whole.warnings)
 
@@ -83,11 +83,15 @@ def test_a_table_of_several_datasets_has_to_be_selected_from(grid):
     both = pd.concat([grid, grid.assign(dataset="cifar10", run_id=grid.run_id + "c")])
     with pytest.raises(InputError, match="mixes 2 values of dataset"):
         analyse(both)
-    assert analyse(both, choose={"dataset": "cifar10"}, resamples=20, predict=False).counts.total == len(grid)
+    assert analyse(both, choose={"dataset": "cifar10"}, resamples=20, predict=False, splits=False).counts.total == len(
+        grid
+    )
     with pytest.raises(InputError, match="no run has dataset = 'svhn' "):
         analyse(both, choose={"dataset": "svhn"})
     threats = pd.concat([grid, grid.assign(eps=8 / 255, run_id=grid.run_id + "e")])
-    assert analyse(threats, choose={"eps": "8/255"}, resamples=20, predict=False).counts.total == len(grid)
+    assert analyse(threats, choose={"eps": "8/255"}, resamples=20, predict=False, splits=False).counts.total == len(
+        grid
+    )
 
 
 @pytest.mark.parametrize(
