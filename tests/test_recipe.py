@@ -112,6 +112,26 @@ def test_published_recipes_are_as_published(name: str, loss: str, lr: float, epo
     assert 0.97 < cost.train_flops_exact / (passes * cost.forward_flops * images) < 1.25  # the rest is validation
 
 
+def test_the_recipe_of_bartoldson_is_as_published() -> None:
+    """10,000 epochs of 25 batches of 2,048; only generated images for 6,000 of them, then an eighth of real ones."""
+    recipe = Recipe.load("bartoldson2024")
+    plan = training_passes(recipe, PUBLISHED["cifar10"])
+    assert (plan.steps, plan.images) == (250_000, 512_000_000)
+    assert recipe.synthetic.phases == ((0, 1), (6000, 0.875))
+    assert recipe.to_row()["synthetic_fraction"] == pytest.approx(0.6 + 0.4 * 0.875)
+    assert (recipe.model.name, recipe.loss, recipe.beta, recipe.craft.step_size) == ("wrn-94-16", "trades", 5, 2 / 255)
+    assert peak_lr(recipe.optim, recipe.batch_size) == 0.1
+    smaller = {"model.name": "wrn-82-8", "epochs": 6820, "synthetic.fraction": 0.875, "synthetic.later": []}
+    assert recipe.with_(smaller).to_row()["synthetic_fraction"] == 0.875
+    assert Recipe.from_yaml(recipe.to_yaml()).id == recipe.id
+
+
+def test_a_schedule_of_fractions_is_part_of_the_id() -> None:
+    plain = Recipe().with_({"synthetic.source": "file"})
+    assert plain.with_({"synthetic.later": []}).id == plain.id
+    assert plain.with_({"synthetic.later": [[50, "7/8"]]}).id not in (plain.id, plain.with_({"synthetic.fraction": 1}).id)
+
+
 def test_a_recipe_is_frozen() -> None:
     with pytest.raises(Exception, match="frozen"):
         Recipe().craft.steps = 3  # type: ignore[misc]
@@ -170,7 +190,10 @@ def test_overrides_read_yaml_and_fractions() -> None:
         ({"threat": {"eps": "x"}}, "not a number: 'x'"),
         ({"model": "wrn"}, "model = 'wrn' must hold keys"),
         ({"model": {"activation": "rel"}}, "did you mean 'relu'"),
-        ({"synthetic": {"fraction": 1}}, "synthetic.fraction = 1"),
+        ({"synthetic": {"fraction": 1.5}}, "synthetic.fraction = 1.5"),
+        ({"synthetic": {"later": [[50, 2]]}}, "synthetic.later"),
+        ({"synthetic": {"later": [[100, 0.5]]}}, "synthetic.later has a fraction from epoch 100 on (allowed: epochs"),
+        ({"synthetic": {"later": [[9, 0.5], [9, 0.7]]}}, "synthetic.later has a fraction from epoch 9 on"),
         ({"schema": 99}, "another version"),
         ({"epochs": 0}, "epochs = 0"),
         ({"epochs": 1.5}, "epochs = 1.5"),

@@ -120,6 +120,7 @@ _ALL = (
     Column("synthetic", "choice", "flag", "synthetic data", grouping=True),
     Column("synthetic_fraction", "choice", "number", "synthetic share", none=True, switch="synthetic"),
     Column("synthetic_amount", "choice", "log", "synthetic images", unit="count", none=True, switch="synthetic"),
+    Column("synthetic_fid", "identity", "number", "Fréchet inception distance of the synthetic images", "FID"),
     Column("seed", "choice", "number", "seed"),
     Column("precision", "choice", "category", "precision"),
     Column("aa_acc", "outcome", "number", "AutoAttack accuracy", "AutoAttack", "%", "aa_acc_how",

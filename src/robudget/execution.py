@@ -57,8 +57,9 @@ class Site(Record):
     """Where and how a run executes. A field's `title` is its key on the command line, beside the recipe's own keys.
 
     `data_root`, `synthetic_root`: folder or file of the real and of the generated images; `teacher`: weights that label
-    the latter; `weights`: a run's, which a training starts from; `device`: "auto", "cpu", "cuda" or "cuda:1";
-    `threads`: CPU threads of torch, 0 = this process's share of the cores (`threads.py`). `checkpointing` recomputes
+    the latter; `synthetic_fid`: their Fréchet inception distance, where somebody measured it; `weights`: a run's, which a
+    training starts from; `device`: "auto", "cpu", "cuda" or "cuda:1"; `threads`: CPU threads of torch, 0 = this
+    process's share of the cores (`threads.py`). `checkpointing` recomputes
     activations to save memory, `physical_batch`: images that a training computes with at once, with the same result,
     `sync_batchnorm` (under torchrun) takes BatchNorm's statistics over the whole batch, `deterministic` asks torch for
     deterministic algorithms alone. `tf32` lets a training's float32 use TensorFloat-32 on CUDA (validation and
@@ -73,6 +74,7 @@ class Site(Record):
     data_root: _Path | None = Field(None, title="data.root", description="a path")
     synthetic_root: _Path | None = Field(None, title="synthetic.root", description="a path")
     teacher: _Path | None = Field(None, title="synthetic.teacher", description="a path")
+    synthetic_fid: float | None = Field(None, ge=0, title="synthetic.fid", description="a number, 0 or more")
     weights: _Path | None = Field(None, title="model.weights", description="a path")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     threads: int = Field(0, ge=0, description="a whole number, 0 = its share of the cores")

@@ -231,6 +231,7 @@ class _Run:
                 "test": len(self.dataset.test),
                 "synthetic": len(synthetic) if synthetic is not None else 0,
                 "synthetic_fingerprint": sampled_fingerprint(synthetic) if synthetic is not None else None,
+                "synthetic_fid": self.site.synthetic_fid,
             },
             "training": {
                 "epochs": last.epoch,

@@ -126,6 +126,25 @@ def test_a_fixed_share_of_every_batch_is_synthetic() -> None:
     assert len(set(synthetic_rows)) == 84  # without replacement within a pass
 
 
+def test_shares_follow_their_schedule_and_no_image_is_left_out() -> None:
+    """Generated images alone, then half, then a fifth: each source goes on where it was."""
+    parts = numbered(50), numbered(90, first=1000)
+    later = [(3, 0.5), (5, 0.2)]
+    made = Stream(*parts, classes=10, batch_size=20, share=1.0, seed=1, device=CPU, later=later)
+    batches = [numbers_in(made.batch(step).images) for step in range(9)]
+    assert [sum(n >= 1000 for n in numbers) for numbers in batches] == [20] * 3 + [10] * 2 + [4] * 4
+    assert {len(numbers) for numbers in batches} == {20}
+    real = [n for numbers in batches for n in numbers if n < 1000]
+    assert sorted(real[:50]) == list(range(50))
+    generated = [n for numbers in batches for n in numbers if n >= 1000]
+    assert len(set(generated[:90])) == 90
+    again = Stream(*parts, classes=10, batch_size=20, share=1.0, seed=1, device=CPU, later=later)
+    assert numbers_in(again.batch(7).images) == batches[7]  # of a batch alone, as a resume asks for it
+    plain = Stream(*parts, classes=10, batch_size=20, share=0.5, seed=1, device=CPU)
+    split = Stream(*parts, classes=10, batch_size=20, share=0.5, seed=1, device=CPU, later=[(2, 0.5)])
+    assert torch.equal(plain.batch(4).images, split.batch(4).images)
+
+
 def test_batches_depend_on_seed_and_step_alone() -> None:
     def batch(seed: int, step: int) -> list[int]:
         made = Stream(numbered(50), None, classes=10, batch_size=8, share=0.0, seed=seed, device=CPU)

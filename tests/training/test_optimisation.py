@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robudget.errors import InputError
-from robudget.recipe import OptimPart
+from robudget.recipe_parts import OptimPart
 from robudget.training.optimisation import Ema, build_optimizer, lr_at, parameter_groups, peak_lr
 
 

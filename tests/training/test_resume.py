@@ -44,6 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "trades, synthetic, cutmix": {"loss": "trades", "synthetic.source": "mixture", "data.cutmix": True},
     "free-at": {"loss": "free-at"},
     "fgsm-pgi": {"loss": "fgsm-pgi", "craft.steps": 1},
+    "fractions": {"synthetic.source": "mixture", "synthetic.fraction": 1, "synthetic.later": [[1.5, 0.5]]},
     "weight perturbation, randaugment": {"awp.gamma": 0.01, "data.randaugment": 5},
     "restore": {"collapse.action": "restore"},
 }

@@ -7,6 +7,7 @@ of every batch. Batch `t` is a function of (seed, t) alone. Nothing has to be re
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -72,23 +73,38 @@ def _enough(asked: int | None, there: int, key: str, what: str) -> None:
 
 AHEAD = 3  # batches read ahead from a source that does not fit in memory
 RESIDENT = 1 << 30  # bytes up to which a memory-mapped source is copied into a CPU's memory
+Takes = Sequence[tuple[int, int]]  # (first step, images of a batch from then on)
 
 
 class Passes:
-    """Row numbers of one source: pass after pass over all of it, each in a fresh order, without replacement within."""
+    """Row numbers of one source: pass after pass over all of it, each in a fresh order, without replacement within.
 
-    def __init__(self, size: int, take: int, *, seed: int, name: str) -> None:
-        self._size, self._take, self._seed, self._name = size, take, seed, name
+    A batch takes `take` of them, from step `first` of a (first, take) in `later` on so many instead.
+    """
+
+    def __init__(self, size: int, take: int, *, seed: int, name: str, later: Takes = ()) -> None:
+        self._size, self._seed, self._name = size, seed, name
+        self._takes = ((0, take), *later)
         self._orders: OrderedDict[int, Tensor] = OrderedDict()
 
     def rows(self, step: int) -> Tensor:
-        """int64 (take,) row numbers of batch `step`."""
-        first, last, parts = step * self._take, (step + 1) * self._take, []
+        """int64 row numbers of batch `step`."""
+        first, take = self._place(step)
+        last, parts = first + take, []
         while first < last:
             number, offset = divmod(first, self._size)
             parts.append(self._order(number)[offset : offset + last - first])
             first += len(parts[-1])
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat([*parts, torch.empty(0, dtype=torch.int64)])
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """How many rows the batches before `step` took, and how many it takes."""
+        before, (since, take) = 0, self._takes[0]
+        for begin, other in self._takes[1:]:
+            if step < begin:
+                break
+            before, since, take = before + (begin - since) * take, begin, other
+        return before + (step - since) * take, take
 
     def _order(self, number: int) -> Tensor:
         if number not in self._orders:
@@ -126,7 +142,8 @@ class _Reader:
 
 
 class Stream:
-    """Batches of `batch_size` images on `device`, a `share` of them synthetic.
+    """Batches of `batch_size` images on `device`, a `share` of them synthetic, from step `first` of a (first, share) in
+    `later` on that share.
 
     What fits is moved to the device once. A larger source stays memory-mapped, and threads read its next batches while
     the device works. `rows` are the rows of `real` that are trained on (None = all), `mine` the rows of every batch
@@ -145,27 +162,33 @@ class Stream:
         device: torch.device,
         rows: Tensor | None = None,
         mine: slice = WHOLE,
+        later: Sequence[tuple[int, float]] = (),
     ) -> None:
-        generated = round(share * batch_size) if synthetic is not None else 0
-        if generated >= batch_size:
-            raise InputError(
-                f"synthetic.fraction = {share} leaves no real image in a batch of {batch_size} (allowed: at least one)"
-            )
-        self.batch_size, self.real = batch_size, batch_size - generated
+        phases = ((0, share), *later) if synthetic is not None else ((0, 0.0),)
+        generated = [(first, round(part * batch_size)) for first, part in phases]
+        for (_, part), (_, take) in zip(phases, generated, strict=True):
+            if part < 1 and take >= batch_size:
+                raise InputError(
+                    f"synthetic.fraction = {part:g} leaves no real image in a batch of {batch_size} (allowed: at least one, "
+                    "or synthetic.fraction=1)"
+                )
+        self.batch_size = batch_size
         self._classes, self._device, self._mine = classes, device, mine
         self._sources: list[_Reader] = []
-        for name, split, chosen, take in (
-            ("real", real, rows, self.real),
+        for name, split, chosen, takes in (
+            ("real", real, rows, [(first, batch_size - take) for first, take in generated]),
             ("synthetic", synthetic, None, generated),
         ):
-            if split is None or take == 0:
+            most = max(take for _, take in takes)
+            if split is None or most == 0:
                 continue
             size = len(split) if chosen is None else len(chosen)
-            if take > size:
+            if most > size:
                 raise InputError(
-                    f"batch_size = {batch_size} takes {take} {name} images at once, but there are only {size}"
+                    f"batch_size = {batch_size} takes {most} {name} images at once, but there are only {size}"
                 )
-            self._sources.append(self._reader(split, chosen, Passes(size, take, seed=seed, name=name)))
+            passes = Passes(size, takes[0][1], seed=seed, name=name, later=takes[1:])
+            self._sources.append(self._reader(split, chosen, passes))
         self._soft = any(reader.split.soft is not None for reader in self._sources)
         waits = not all(reader.resident for reader in self._sources)
         self._pool = ThreadPoolExecutor(max_workers=AHEAD, thread_name_prefix="read-ahead") if waits else None

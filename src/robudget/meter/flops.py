@@ -28,7 +28,8 @@ from robudget.cache import remembered
 from robudget.meter.conventions import paper_flops
 from robudget.meter.energy import Energy
 from robudget.models.build import build
-from robudget.recipe import ModelPart, Recipe
+from robudget.recipe import Recipe
+from robudget.recipe_parts import ModelPart
 
 # BatchNorm cannot normalise one value per channel, so two images are counted and the sum is halved.
 _BATCH = 2

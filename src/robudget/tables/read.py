@@ -113,6 +113,7 @@ def _facts(record: Mapping[str, Any], where: str, evals: Path | None = None) -> 
         "status": record["status"],
         "parameters": _number(model.get("parameters")),
         "synthetic_amount": _number(data.get("synthetic")),
+        "synthetic_fid": _number(data.get("synthetic_fid")),
         "aa_acc": robust,
         "aa_acc_how": evaluation.get("version"),
         "aa_acc_low": 100 * _number(evaluation.get("low")),

@@ -39,13 +39,15 @@ class Batches:
     ) -> None:
         self._recipe, self._classes, self._device, self._world = recipe, classes, device, world
         self._format = memory_format
+        steps = steps_of_epoch(recipe, prepared)
         self._stream = Stream(
             prepared.real,
             prepared.synthetic,
             rows=prepared.rows,
             classes=classes,
             batch_size=recipe.batch_size,
-            share=recipe.synthetic.share,
+            share=recipe.synthetic.phases[0][1],
+            later=[(round(epochs * steps), share) for epochs, share in recipe.synthetic.phases[1:]],
             seed=recipe.seed,
             device=device,
             mine=world.mine,
@@ -71,6 +73,11 @@ class Batches:
         if self._recipe.label_smoothing:
             target = losses.smooth(target, self._classes, self._recipe.label_smoothing)
         return to_unit(images).contiguous(memory_format=self._format), labels, target
+
+
+def steps_of_epoch(recipe: Recipe, prepared: Prepared) -> int:
+    """Updates of an epoch: whole batches of the mixed stream, at least one."""
+    return max(1, (recipe.epoch_images or len(prepared.rows)) // recipe.batch_size)
 
 
 def prepare_once(recipe: Recipe, dataset: Dataset, synthetic_root: str | Path | None, world: World) -> Prepared:
