@@ -4,10 +4,11 @@
 # isort: off
 from robudget.cli import running
 from robudget.cli import beyond
+from robudget.cli import images
 from robudget.cli import sweeps
 from robudget.cli import reading
 from robudget.cli import studies
 from robudget.cli import laws
 from robudget.cli.app import app, main
 
-__all__ = ["app", "beyond", "laws", "main", "reading", "running", "studies", "sweeps"]
+__all__ = ["app", "beyond", "images", "laws", "main", "reading", "running", "studies", "sweeps"]
