@@ -129,7 +129,10 @@ def test_the_recipe_of_bartoldson_is_as_published() -> None:
 def test_a_schedule_of_fractions_is_part_of_the_id() -> None:
     plain = Recipe().with_({"synthetic.source": "file"})
     assert plain.with_({"synthetic.later": []}).id == plain.id
-    assert plain.with_({"synthetic.later": [[50, "7/8"]]}).id not in (plain.id, plain.with_({"synthetic.fraction": 1}).id)
+    assert plain.with_({"synthetic.later": [[50, "7/8"]]}).id not in (
+        plain.id,
+        plain.with_({"synthetic.fraction": 1}).id,
+    )
 
 
 def test_a_recipe_is_frozen() -> None:
@@ -182,6 +185,27 @@ def test_overrides_read_yaml_and_fractions() -> None:
             {"threat": {"warmup_epochs": 5}, "loss": "fgsm-pgi", "craft": {"steps": 1}},
             "threat.warmup_epochs = 5 with loss = 'fgsm-pgi', whose perturbations outlive a step",
         ),
+        (
+            {"loss": "at", "craft": {"method": "n-fgsm", "steps": 1}},
+            "craft.method = n-fgsm with loss = 'at' is loss=n-fgsm",
+        ),
+        ({"loss": "trades", "craft": {"method": "n-fgsm"}}, "craft.steps = 10 with craft.method = n-fgsm (allowed: 1)"),
+        (
+            {"loss": "trades", "craft": {"objective": "kl"}},
+            "craft.objective = kl with loss = 'trades', whose own it is",
+        ),
+        (
+            {"loss": "free-at", "craft": {"objective": "kl"}},
+            "craft.objective = kl with loss = 'free-at', which says how",
+        ),
+        ({"loss": "standard", "craft": {"grad_align": 0.2}}, "craft.grad_align = 0.2 with loss = 'standard'"),
+        ({"threat": {"norm": "l2"}, "craft": {"grad_align": 0.2}}, "craft.grad_align = 0.2 with threat.norm = l2"),
+        ({"optim": {"decay_epochs": 5}}, "optim.decay_epochs = 5 with optim.schedule = cosine"),
+        ({"optim": {"schedule": "trapezoid"}}, "optim.decay_epochs = null with optim.schedule = trapezoid"),
+        ({"optim": {"schedule": "trapezoid", "decay_epochs": 200}}, "optim.decay_epochs = 200 (allowed: at most 100"),
+        ({"ema": {"equal_after": 2, "decay": 0.9}}, "ema.decay = 0.9 with ema.equal_after = 2 (allowed: one"),
+        ({"ema": {"equal_after": 100}}, "ema.equal_after = 100 leaves nothing of epochs = 100"),
+        ({"awp": {"gamma": 0.01}, "loss": "grad-norm"}, "awp.gamma = 0.01 with a penalty on gradients"),
         ({"threat": {"warmup_epochs": 5}, "epochs": 5}, "threat.warmup_epochs = 5 leaves nothing of epochs = 5"),
         ({"evaluation": {"threat": {"warmup_epochs": 5}}}, "unknown key 'evaluation.threat.warmup_epochs'"),
         ({"craft": {"steps": "many"}}, "craft.steps = 'many'"),

@@ -111,6 +111,7 @@ _ALL = (
     Column("loss", "choice", "category", "loss", grouping=True, words=_LOSSES),
     Column("beta", "choice", "number", "β", none=True, switch="loss"),
     Column("steps", "choice", "log", "attack steps", switch="loss", spends=True, grouping=True),
+    Column("craft_method", "choice", "category", "crafting", spends=True),
     Column("epochs", "choice", "log", "epochs", spends=True, grouping=True),
     Column("epoch_images", "choice", "log", "images an epoch", spends=True),
     Column("batch_size", "choice", "log", "batch size"),

@@ -57,10 +57,10 @@ class Site(Record):
     """Where and how a run executes. A field's `title` is its key on the command line, beside the recipe's own keys.
 
     `data_root`, `synthetic_root`: folder or file of the real and of the generated images; `teacher`: weights that label
-    the latter; `synthetic_fid`: their Fréchet inception distance, where somebody measured it; `weights`: a run's, which a
-    training starts from; `device`: "auto", "cpu", "cuda" or "cuda:1"; `threads`: CPU threads of torch, 0 = this
-    process's share of the cores (`threads.py`). `checkpointing` recomputes
-    activations to save memory, `physical_batch`: images that a training computes with at once, with the same result,
+    the latter; `synthetic_fid`: their Fréchet inception distance, where somebody measured it; `weights`: a run's, which
+    a training starts from; `device`: "auto", "cpu", "cuda" or "cuda:1"; `threads`: CPU threads of torch, 0 = this
+    process's share of the cores (`threads.py`). `checkpointing` recomputes activations to save memory,
+    `physical_batch`: images that a training computes with at once, with the same result,
     `sync_batchnorm` (under torchrun) takes BatchNorm's statistics over the whole batch, `deterministic` asks torch for
     deterministic algorithms alone. `tf32` lets a training's float32 use TensorFloat-32 on CUDA (validation and
     evaluation never do). On CUDA, `cuda_graphs` launches an attack step of a training as one graph, `cudnn_benchmark`

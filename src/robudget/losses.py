@@ -10,17 +10,20 @@ from typing import Literal
 
 from robudget.errors import InputError, unknown
 
-LossName = Literal["standard", "at", "trades", "mart", "fgsm-rs", "n-fgsm", "fgsm-pgi", "free-at"]
+LossName = Literal["standard", "at", "trades", "mart", "fgsm-rs", "n-fgsm", "fgsm-pgi", "free-at", "ikl", "grad-norm"]
 
 
 @dataclass(frozen=True)
 class ImagePasses:
-    """Passes of one training image through the model: forward and backward, of craft and of update."""
+    """Passes of one training image through the model: forward and backward, of craft and of update. `penalties`: the
+    gradients of the image that the update differentiates again, each one a forward pass, a backward pass to the image
+    and a backward pass through both to the weights, which is one of the update's where that is of the same image."""
 
     craft_forward: int
     craft_backward: int
     update_forward: int
     update_backward: int
+    penalties: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Loss:
     with both, `beta` weighs the robust term. `steps`: the number of attack steps where the definition fixes it.
     `replays`: a batch is replayed K times, and one backward pass serves both the attack and the update. `remembers`: a
     perturbation is kept of every training image, from which its next attack starts and which the update sees too.
+    `penalises`: nothing is crafted, the gradient of the images is made small; `beta` weighs it. `class_means`: what the
+    model said of each class in the epoch before weighs the classes.
     """
 
     label: str
@@ -42,6 +47,8 @@ class Loss:
     steps: int | None = None
     replays: bool = False
     remembers: bool = False
+    penalises: bool = False
+    class_means: bool = False
 
     @property
     def images(self) -> int:
@@ -50,7 +57,12 @@ class Loss:
 
     @property
     def beta(self) -> bool:
-        return self.clean and self.adversarial
+        return self.clean and self.robust
+
+    @property
+    def robust(self) -> bool:
+        """Does it aim at robustness?"""
+        return self.adversarial or self.penalises
 
 
 LOSSES: dict[LossName, Loss] = {
@@ -62,6 +74,16 @@ LOSSES: dict[LossName, Loss] = {
     "n-fgsm": Loss("N-FGSM", "de Jorge et al. 2022", steps=1),
     "fgsm-pgi": Loss("FGSM-PGI", "Jia et al. 2022", steps=1, remembers=True),
     "free-at": Loss("Free-AT", "Shafahi et al. 2019", replays=True),
+    "ikl": Loss("IKL", "Cui et al. 2024", craft="kl", clean=True, class_means=True),
+    "grad-norm": Loss(
+        "gradient norm",
+        "Rodríguez-Muñoz et al. 2024",
+        craft="none",
+        clean=True,
+        adversarial=False,
+        steps=0,
+        penalises=True,
+    ),
 }
 
 
@@ -73,9 +95,12 @@ def loss_named(name: str) -> Loss:
     raise unknown("loss", name, LOSSES)
 
 
-def passes_per_image(name: str, steps: int) -> ImagePasses:
-    """Passes per training image for a loss of LOSSES with K = `steps`. Raises InputError for 0 steps of an attack."""
+def passes_per_image(name: str, steps: int, objective: str | None = None, *, aligned: bool = False) -> ImagePasses:
+    """Passes per training image for a loss of LOSSES with K = `steps`. `objective`: what the attack raises, where it is
+    not the loss's own; `aligned`: with GradAlign. Raises InputError for 0 steps of an attack."""
     loss = loss_named(name)
+    if loss.penalises:
+        return ImagePasses(0, 0, 0, 0, penalties=1)
     if not loss.adversarial:
         return ImagePasses(0, 0, 1, 1)
     if steps < 1:
@@ -84,4 +109,5 @@ def passes_per_image(name: str, steps: int) -> ImagePasses:
         return ImagePasses(0, 0, steps, steps)
     if loss.remembers:  # the attack's forward pass is one of the update's
         return ImagePasses(0, 1, 2, 2)
-    return ImagePasses(steps + (loss.craft == "kl"), steps, loss.images, loss.images)
+    first = (objective or loss.craft) == "kl"  # the clean logits, which the attack goes away from
+    return ImagePasses(steps + first, steps, loss.images, loss.images, penalties=2 * aligned)

@@ -53,7 +53,7 @@ class Recipe(Part):
     synthetic: SyntheticPart = SyntheticPart()
     threat: TrainingBall = TrainingBall()
     loss: LossName = "at"
-    beta: Number = Field(6.0, ge=0)  # weight of the robust term in TRADES and MART
+    beta: Number = Field(6.0, ge=0)  # weight of the robust term in TRADES, MART, IKL (its paper: 20) and grad-norm (1)
     metric: Literal["kl", "squared"] = "kl"  # cross-entropy and KL, or squared distances (SCORE/LSE, Pang 2022)
     label_smoothing: Share = 0.0
     craft: CraftPart = CraftPart()
@@ -86,15 +86,56 @@ class Recipe(Part):
             self._can_remember()
         if self.threat.warmup_epochs:
             self._can_warm_up()
+        self._can_craft()
         if self.synthetic.later:
             self._can_change_fraction()
         if self.optim.nesterov and self.optim.momentum == 0:
             raise InputError("optim.nesterov = true with optim.momentum = 0: Nesterov's step needs momentum")
+        if (self.optim.schedule == "trapezoid") != (self.optim.decay_epochs is not None):
+            said = "null" if self.optim.decay_epochs is None else f"{self.optim.decay_epochs:g}"
+            raise InputError(
+                f"optim.decay_epochs = {said} with optim.schedule = {self.optim.schedule} (allowed: a number with "
+                "trapezoid, null elsewhere)"
+            )
+        if self.optim.decay_epochs is not None:
+            before = self.epochs - self.optim.cooldown_epochs - self.optim.warmup_epochs
+            if self.optim.decay_epochs > before:
+                raise InputError(
+                    f"optim.decay_epochs = {self.optim.decay_epochs:g} (allowed: at most {before:g} of epochs)"
+                )
+        if self.ema.equal_after is not None and self.ema.equal_after >= self.epochs:
+            raise InputError(f"ema.equal_after = {self.ema.equal_after:g} leaves nothing of epochs = {self.epochs}")
         if self.optim.cooldown_epochs >= self.epochs:
             raise InputError(
                 f"optim.cooldown_epochs = {self.optim.cooldown_epochs:g} leaves nothing of epochs = {self.epochs}"
             )
         return self
+
+    def _can_craft(self) -> None:
+        """Crafting is a choice of its own where the loss leaves it open; what is a loss by itself has one name."""
+        loss, craft, said = LOSSES[self.loss], self.craft, f"with loss = {self.loss!r}"
+        fixed = not loss.adversarial or loss.replays or loss.remembers
+        for name, value in (("method", craft.method), ("objective", craft.objective)):
+            if value is not None and (fixed or self.loss in ("fgsm-rs", "n-fgsm")):
+                raise InputError(f"craft.{name} = {value} {said}, which says how it crafts (allowed: null)")
+        if craft.objective == loss.craft:
+            raise InputError(f"craft.objective = {craft.objective} {said}, whose own it is (allowed: null)")
+        if self.loss == "at" and craft.method is not None and craft.objective is None:
+            raise InputError(f"craft.method = {craft.method} {said} is loss={craft.method} (allowed: that)")
+        if craft.method is not None and craft.steps != 1:
+            raise InputError(f"craft.steps = {craft.steps} with craft.method = {craft.method} (allowed: 1)")
+        if craft.grad_align:
+            said = f"craft.grad_align = {craft.grad_align:g}"
+            if fixed:
+                raise InputError(
+                    f"{said} with loss = {self.loss!r} (allowed: 0, or a loss that crafts and then updates)"
+                )
+            if self.threat.norm != "linf":
+                raise InputError(f"{said} with threat.norm = {self.threat.norm} (allowed: linf)")
+        if self.differentiates_twice and self.awp.gamma is not None:
+            raise InputError(f"awp.gamma = {self.awp.gamma:g} with a penalty on gradients (allowed: null)")
+        if loss.penalises and self.metric != "kl":
+            raise InputError(f"metric = {self.metric} with loss = {self.loss!r} (allowed: kl)")
 
     def _can_change_fraction(self) -> None:
         """Every phase begins after the one before, and within the training."""
@@ -102,8 +143,8 @@ class Recipe(Part):
         for epoch, _ in self.synthetic.later:
             if not before < epoch < self.epochs:
                 raise InputError(
-                    f"synthetic.later has a fraction from epoch {epoch:g} on (allowed: epochs that grow, above 0 and below "
-                    f"epochs = {self.epochs})"
+                    f"synthetic.later has a fraction from epoch {epoch:g} on (allowed: epochs that grow, above 0 and "
+                    f"below epochs = {self.epochs})"
                 )
             before = epoch
 
@@ -136,6 +177,23 @@ class Recipe(Part):
     @property
     def adversarial(self) -> bool:
         return LOSSES[self.loss].adversarial
+
+    @property
+    def crafting(self) -> str:
+        """How it crafts where that is not the loss's own way, in a few words; "own" where it is."""
+        craft = self.craft
+        parts = (craft.method, craft.objective, f"align {craft.grad_align:g}" if craft.grad_align else None)
+        return " ".join(part for part in parts if part) or "own"
+
+    @property
+    def raises(self) -> Literal["none", "ce", "kl"]:
+        """What the attack raises, as in `Loss.craft`."""
+        return self.craft.objective or LOSSES[self.loss].craft
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Does the update differentiate a gradient of the images?"""
+        return LOSSES[self.loss].penalises or self.craft.grad_align > 0
 
     @property
     def evaluation_threat(self) -> Threat:
@@ -191,8 +249,9 @@ class Recipe(Part):
             f"b{self.model.base}" if self.model.base != 16 else "",
             self.model.activation if self.model.activation != "relu" else "",
             loss,
-            "ema" if self.ema.decay is not None else "",
+            "ema" if self.ema.decay is not None else "swa" if self.ema.averages else "",
             "syn" if self.synthetic.source else "",
+            self.crafting.replace(" ", "-") if self.crafting != "own" else "",
         ]
         return "-".join(filter(None, parts))
 
@@ -219,6 +278,7 @@ class Recipe(Part):
             "loss": self.loss,
             "beta": self.beta if LOSSES[self.loss].beta else math.nan,
             "steps": self.craft.steps if self.adversarial else 0,
+            "craft_method": self.crafting,
             "epochs": self.epochs,
             "epoch_images": _or_nan(self.epoch_images),
             "batch_size": self.batch_size,

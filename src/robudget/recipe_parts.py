@@ -76,6 +76,7 @@ class DataPart(Part):
     flip: bool = True
     cutmix: bool = False
     randaugment: Number = Field(0.0, ge=0, le=10)  # magnitude of two random operations an image; 0 = none
+    idbh: Literal["weak", "strong"] | None = None  # augmentation in place of crop and flip (Li & Spratling 2023)
     image_size: int | None = Field(None, ge=8, le=1024)  # scale and crop to so many pixels; null = as the dataset is
 
 
@@ -108,6 +109,15 @@ class CraftPart(Part):
     start: Literal["uniform", "gaussian", "none"] = "uniform"
     batchnorm: Literal["eval", "batch"] = "eval"  # statistics used while crafting; never updated by it
     precision: Literal["same", "float32", "bfloat16"] = "same"  # same = as the update's
+    method: Literal["fgsm-rs", "n-fgsm"] | None = (
+        None  # one step as that loss takes it; null = PGD, or as the loss says
+    )
+    objective: Literal["ce", "kl"] | None = (
+        None  # what is raised: cross-entropy or KL(clean ‖ adversarial); null = the loss's
+    )
+    grad_align: Number = Field(
+        0.0, ge=0
+    )  # weight of GradAlign's penalty: 0.2 at ε = 8/255 on CIFAR-10 in its paper; 0 = off
 
     def step_size_for(self, eps: float) -> float:
         return self.step_size if self.step_size is not None else 1.5 * eps / max(self.steps, 1)
@@ -121,10 +131,11 @@ class OptimPart(Part):
     nesterov: bool = False
     weight_decay: Number = Field(5e-4, ge=0)
     decay_norm: bool = False  # weight decay on BatchNorm and biases too
-    schedule: Literal["cosine", "piecewise", "onecycle", "constant"] = "cosine"
+    schedule: Literal["cosine", "piecewise", "onecycle", "constant", "trapezoid"] = "cosine"
     warmup_epochs: Number = Field(0.0, ge=0)
     cooldown_epochs: Number = Field(0.0, ge=0)  # at the end, of `epochs`: at the lowest lr
-    final: Share = 0.0  # the lowest lr of the cosine, as a share of the peak
+    final: Share = 0.0  # the lowest lr of the cosine and the trapezoid, as a share of the peak
+    decay_epochs: Number | None = Field(None, gt=0)  # of the trapezoid: its way down, at the end of `epochs`
     clip: Number | None = Field(None, gt=0)  # gradient norm; null = none
 
 
@@ -132,6 +143,19 @@ class EmaPart(Part):
     decay: Number | None = Field(None, gt=0, lt=1)  # null = no EMA; the paper: 0.995
     warmup: bool = True  # decay_t = min(decay, (1 + t) / (10 + t))
     evaluate: bool = True  # validate and keep the average; false = the raw weights
+    equal_after: Number | None = Field(None, ge=0)  # instead, the plain mean of every later epoch's weights (SWA)
+
+    @model_validator(mode="after")
+    def _one(self) -> EmaPart:
+        if self.decay is not None and self.equal_after is not None:
+            raise InputError(
+                f"ema.decay = {self.decay:g} with ema.equal_after = {self.equal_after:g} (allowed: one of the two)"
+            )
+        return self
+
+    @property
+    def averages(self) -> bool:
+        return self.decay is not None or self.equal_after is not None
 
 
 class AwpPart(Part):

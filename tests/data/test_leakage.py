@@ -47,7 +47,7 @@ def planted(digits: Dataset, copies: int) -> Split:
     images = digits.train.images.roll(1, 3).clone()
     noise = torch.randint(-3, 4, (copies, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     near = (digits.test.images[:copies].long() + noise).clamp(0, 255).to(torch.uint8)
-    near[0] = near[0].flip(2)
+    near[:1] = near[:1].flip(3)
     images[100 : 100 + copies] = near
     return Split(images, digits.train.labels)
 

@@ -52,13 +52,15 @@ def test_exact_factors(steps: int) -> None:
     assert convention.exact_factor("at", steps) == 2 * steps + 3
     assert convention.exact_factor("trades", steps) == 2 * steps + 7
     assert convention.exact_factor("standard", steps) == 3
+    assert convention.exact_factor("grad-norm", steps) == 6  # of PGD-3's 9: the 60% of arXiv 2409.20139
+    assert convention.exact_factor("at", steps, aligned=True) == 2 * steps + 15
 
 
 def test_the_paper_convention_says_something_of_every_loss() -> None:
     for loss in LOSSES:
         factor = convention.paper_factor(loss, 2)
         assert factor.reason
-        assert math.isnan(factor.value) == (loss == "free-at")
+        assert math.isnan(factor.value) == (loss in ("free-at", "grad-norm"))
     assert convention.paper_factor("standard", 7).value == 3
 
 

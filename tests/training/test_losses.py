@@ -69,6 +69,38 @@ def test_value_and_gradient(name: str, target: np.ndarray) -> None:
     assert torch.autograd.gradcheck(lambda c, a: loss(c, a, wanted), (clean, adv), atol=1e-5)
 
 
+def ikl_by_pairs(weights: np.ndarray, target: np.ndarray) -> float:
+    """The loss of Cui et al. 2024 as released (γ = 1), pair of classes by pair of classes."""
+    distances = 0.0
+    for row in ROWS:
+        for j in range(5):
+            for k in range(5):
+                gap = (CLEAN[row, j] - CLEAN[row, k]) - (ADV[row, j] - ADV[row, k])
+                distances += 0.25 * weights[row, j] * weights[row, k] * gap**2 / len(ROWS)
+    soft = -(softmax(CLEAN, axis=1) * log_softmax(ADV, axis=1)).sum(1).mean()
+    return ce(CLEAN, target) + 4 * float(soft) + BETA * distances
+
+
+@pytest.mark.parametrize("target", [LABELS, SOFT], ids=["labels", "probabilities"])
+def test_ikl_is_the_papers_sum_over_pairs_of_classes(target: np.ndarray) -> None:
+    weights = softmax(RNG.normal(size=(6, 5)), axis=1)
+    got = losses.ikl(*map(torch.tensor, (CLEAN, ADV, target)), BETA, torch.tensor(weights))
+    assert float(got) == pytest.approx(ikl_by_pairs(weights, target), rel=1e-6)
+
+
+def test_its_two_terms_have_the_gradients_of_the_kullback_leibler_divergence() -> None:
+    """Theorem 1 of Cui et al.: with an image's own probabilities as weights, the distances move the clean logits, and
+    the soft cross-entropy the adversarial ones, as KL(clean ‖ adversarial) does."""
+    clean, adv = (torch.tensor(z, requires_grad=True) for z in (CLEAN, ADV))
+    to_clean, to_adv = torch.autograd.grad(losses.kl(clean, adv), (clean, adv))
+    own, labels = torch.softmax(clean.detach(), 1), torch.tensor(LABELS)
+    plain = torch.nn.functional.cross_entropy(clean, labels)
+    distances = losses.ikl(clean, adv.detach(), labels, 1.0, own) - plain
+    torch.testing.assert_close(torch.autograd.grad(distances, clean)[0], to_clean)
+    soft = losses.ikl(clean, adv, labels, 0.0, own) / losses.IKL_ALPHA
+    torch.testing.assert_close(torch.autograd.grad(soft, adv)[0], to_adv)
+
+
 def test_smoothing_is_a_mixture_with_the_uniform() -> None:
     got = losses.smooth(torch.tensor([2]), 5, 0.1)
     torch.testing.assert_close(got, torch.tensor([[0.02, 0.02, 0.92, 0.02, 0.02]]))

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from robudget.errors import InputError
-from robudget.recipe_parts import OptimPart
-from robudget.training.optimisation import Ema, build_optimizer, lr_at, parameter_groups, peak_lr
+from robudget.recipe_parts import EmaPart, OptimPart
+from robudget.training.optimisation import Ema, average_of, build_optimizer, lr_at, parameter_groups, peak_lr
 
 
 def network() -> nn.Module:
@@ -137,3 +137,30 @@ def test_ema_state_round_trip() -> None:
     again.load(ema.state())
     assert again.updates == 1
     assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in ema.model.state_dict().items())
+
+
+def test_swa_is_the_plain_mean_of_later_epochs() -> None:
+    """Weights at the ends of epochs 3, 4 and 5 of two steps each; until then those of the last epoch."""
+    model = network()
+    average = average_of(model, EmaPart(equal_after=2), steps_per_epoch=2)
+    assert average is not None
+    ends = []
+    for step in range(1, 11):
+        with torch.no_grad():
+            model[0].weight.add_(float(step))  # type: ignore[index, union-attr]
+        average.update()
+        if step % 2 == 0:
+            ends.append(model[0].weight.detach().double().clone())  # type: ignore[index, union-attr]
+            expected = torch.stack(ends[2:]).mean(0) if len(ends) > 2 else ends[-1]
+            torch.testing.assert_close(average.model[0].weight.double(), expected)  # type: ignore[index]
+    assert average_of(model, EmaPart(), steps_per_epoch=2) is None
+
+
+def test_a_trapezoid_is_a_constant_trunk_with_a_way_down() -> None:
+    part = OptimPart(schedule="trapezoid", decay_epochs=2, warmup_epochs=1, final=0.1)
+    rates = [lr_at(part, 1.0, step, steps=20, steps_per_epoch=2) for step in range(20)]
+    assert rates[:2] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert rates[2:17] == [1.0] * 15
+    assert rates[17:] == [pytest.approx(1 - 0.9 * done / 4) for done in (1, 2, 3)]
+    longer = [lr_at(part, 1.0, step, steps=40, steps_per_epoch=2) for step in range(40)]
+    assert longer[:16] == rates[:16]  # two lengths share their trunk

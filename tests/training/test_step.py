@@ -13,12 +13,14 @@ from torch import nn
 
 from robudget.backend.graph import Graphs
 from robudget.backend.precision import Precision
+from robudget.data.keyed import generator_for
 from robudget.errors import InputError
 from robudget.models import build
 from robudget.recipe import Recipe
 from robudget.training.clock import Stopwatch
 from robudget.training.distributed import World
 from robudget.training.optimisation import build_optimizer
+from robudget.training.penalties import misalignment
 from robudget.training.prior import Memory
 from robudget.training.records import PHASES
 from robudget.training.step import Step
@@ -189,6 +191,97 @@ def test_a_prior_is_forgotten_every_forty_epochs() -> None:
     assert step.memory.momentum.abs().sum() == pytest.approx(1, rel=1e-4), "of this step's gradient alone"
     first, later = (Memory.begin(recipe, 12, x, epoch).delta for epoch in (0, 40))
     assert not torch.equal(first, later)
+
+
+def test_ikl_weighs_classes_by_the_epoch_before() -> None:
+    """Three epochs of one batch: class means of the epoch before, of the clean logits of its updates."""
+    _, model, step, calls = setting(loss="ikl", beta=20, craft__start="uniform")
+    other, weights, crafted, craft = copy.deepcopy(model), torch.full((4, 4), 0.25), [], step._craft
+    step._craft = lambda *given: crafted.append(craft(*given)) or crafted[-1]  # type: ignore[method-assign, func-returns-value]
+    x, y = batch()
+    for number in range(3):
+        labels = y if number < 2 else (y + 1) % 4
+        step(x, labels, labels, number)
+        logits, attacked = other(x), other(crafted[-1])
+        gap = logits - attacked
+        pairs = (gap[:, :, None] - gap[:, None]).square() * weights[labels][:, :, None] * weights[labels][:, None]
+        soft = -(logits.detach().softmax(1) * attacked.log_softmax(1)).sum(1).mean()
+        descend(other, F.cross_entropy(logits, labels) + 4 * soft + 20 * 0.25 * pairs.sum((1, 2)).mean())
+        close(model, other)
+        means = (logits.detach() / 4).softmax(1)
+        weights = torch.stack([means[labels == k].mean(0) for k in range(4)])
+    assert calls["craft_forward"] == 3 * 24  # the clean logits first, as for TRADES
+    assert calls["update_forward"] == calls["update_backward"] == 3 * 24
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_norm_of_the_gradient_is_made_small(norm: str) -> None:
+    """Double backpropagation as arXiv 2409.20139 has it: CE + λ·ε·‖∇ₓ CE‖ of the dual norm, of clean images alone."""
+    _, model, step, calls = setting(loss="grad-norm", beta=1, threat__norm=norm)
+    other = copy.deepcopy(model)
+    x, y = batch()
+    leaf = x.clone().requires_grad_(True)
+    each = F.cross_entropy(other(leaf), y, reduction="none")
+    (gradient,) = torch.autograd.grad(each.sum(), leaf, create_graph=True)
+    size = gradient.flatten(1).abs().sum(1) if norm == "linf" else gradient.flatten(1).norm(dim=1)
+    descend(other, each.mean() + 0.1 * size.mean())
+    outcome = step(x, y, y, 0)
+    close(model, other)
+    assert outcome.crafted is None
+    assert {name: count for name, count in calls.items() if count} == {"penalty": 12}
+
+
+def test_gradients_are_aligned_as_in_the_authors_code() -> None:
+    """FGSM + GradAlign (Andriushchenko & Flammarion 2020): 1 − cos of the gradients at x and at x + U(−ε, ε)."""
+    recipe, model, step, calls = setting(craft__grad_align=0.2, craft__step_size=0.1)
+    other = copy.deepcopy(model)
+    x, y = batch()
+    x_adv = (x + 0.1 * gradient_of(other, x, y).sign()).clamp(0, 1)
+    noise = torch.rand(x.shape, generator=generator_for("cpu", recipe.seed, "align", 0))
+    gradients = []
+    for place in (x, x + 0.1 * (2 * noise - 1)):
+        leaf = place.clone().requires_grad_(True)
+        gradients += torch.autograd.grad(F.cross_entropy(other(leaf), y), leaf, create_graph=True)
+    cosine = F.cosine_similarity(gradients[0].flatten(1), gradients[1].flatten(1)).mean()
+    running = copy.deepcopy(model)
+    running(x_adv)
+    descend(other, F.cross_entropy(other(x_adv), y) + 0.2 * (1 - cosine))
+    step(x, y, y, 0)
+    for (name, mine), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=name)
+    for (name, mine), theirs in zip(model.named_buffers(), running.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, msg=name)  # statistics of the adversarial images alone
+    expected = {"craft_forward": 12, "craft_backward": 12, "update_forward": 12, "update_backward": 12}
+    assert {name: count for name, count in calls.items() if count} == expected | {"penalty": 24}
+
+
+def test_an_image_without_a_gradient_is_left_out_of_the_alignment() -> None:
+    first = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    second = torch.stack([first.detach()[0], torch.zeros(1, 2, 2), -first.detach()[2]])
+    found = misalignment(first, second)
+    assert float(found.detach()) == pytest.approx(1.0)  # cosines 1 and −1
+    (gradient,) = torch.autograd.grad(found, first)
+    assert gradient.isfinite().all()
+    assert not gradient[1].any()
+
+
+def test_what_is_crafted_is_a_choice_beside_what_is_minimised() -> None:
+    """TRADES on one-step images of N-FGSM that raise the cross-entropy: a step of ε from noise of 2ε, not projected."""
+    recipe, model, step, calls = setting(loss="trades", craft__method="n-fgsm", craft__objective="ce", beta=6)
+    other = copy.deepcopy(model)
+    x, y = batch()
+    noise = torch.rand(x.shape, generator=generator_for("cpu", recipe.seed, "craft", 0))
+    start = (x + 0.2 * (2 * noise - 1)).clamp(0, 1)
+    x_adv = (start + 0.1 * gradient_of(other, start, y).sign()).clamp(0, 1)
+    logits, attacked = other(x), other(x_adv)
+    divergence = F.kl_div(attacked.log_softmax(1), logits.softmax(1), reduction="batchmean")
+    descend(other, F.cross_entropy(logits, y) + 6 * divergence)
+    step(x, y, y, 0)
+    close(model, other)
+    assert (calls["craft_forward"], calls["craft_backward"]) == (12, 12)
+    _, model, step, calls = setting(craft__objective="kl", craft__start="gaussian")
+    step(x, y, y, 0)
+    assert calls["craft_forward"] == 24
 
 
 def test_clipping_bounds_the_step() -> None:

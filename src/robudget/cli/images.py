@@ -40,9 +40,7 @@ def leakage(
         if sys.stderr.isatty():
             print(f"\r{100 * done:3.0f}% compared", end="\n" if done == 1 else "", file=sys.stderr, flush=True)
 
-    found = audit(
-        images, dataset, samples=samples, within=within, device=resolve_device(device), progress=progress
-    )
+    found = audit(images, dataset, samples=samples, within=within, device=resolve_device(device), progress=progress)
     if out is not None:
         found.save(out)
     show(json, found.summary, lambda: found.page() if out is None else f"{found.page()}\n{out}")

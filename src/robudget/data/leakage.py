@@ -122,8 +122,8 @@ class Leakage:
         said = self.summary()
         lines = [
             f"{self.near:,} of {said['test']:,} test images of {self.dataset.name} have one of {said['generated']:,} "
-            f"generated images within {self.within:g} levels of 255 (root mean square over the pixels, mirrored or not); "
-            f"{said['near_training']:,} have one of {said['training']:,} training images so near",
+            f"generated images within {self.within:g} levels of 255 (root mean square over the pixels, mirrored or "
+            f"not); {said['near_training']:,} have one of {said['training']:,} training images so near",
             "",
             "within, levels    " + "".join(f"{radius:>8g}" for radius in RADII) + "  median distance",
         ]
@@ -133,7 +133,8 @@ class Leakage:
         lines += ["", "the nearest pairs:"]
         lines += [
             f"  test image {pair['test']} ({pair['label']}), generated image {pair['generated']} "
-            f"({pair['generated_label']}): {pair['levels']:.1f} levels; nearest training image {pair['training_levels']:.1f}"
+            f"({pair['generated_label']}): {pair['levels']:.1f} levels; nearest training image "
+            f"{pair['training_levels']:.1f}"
             for pair in said["pairs"][:5]
         ]
         return "\n".join(lines)

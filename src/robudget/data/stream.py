@@ -169,8 +169,8 @@ class Stream:
         for (_, part), (_, take) in zip(phases, generated, strict=True):
             if part < 1 and take >= batch_size:
                 raise InputError(
-                    f"synthetic.fraction = {part:g} leaves no real image in a batch of {batch_size} (allowed: at least one, "
-                    "or synthetic.fraction=1)"
+                    f"synthetic.fraction = {part:g} leaves no real image in a batch of {batch_size} (allowed: at "
+                    "least one, or synthetic.fraction=1)"
                 )
         self.batch_size = batch_size
         self._classes, self._device, self._mine = classes, device, mine

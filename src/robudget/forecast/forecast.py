@@ -16,7 +16,7 @@ from robudget.datasets import Sizes, sizes_of
 from robudget.forecast.passes import RIGHT_SHARE, TrainingPasses, evaluation_passes, training_passes
 from robudget.forecast.step_timing import Calibration, Work, calibrate, layer_kind, timing_key
 from robudget.losses import LOSSES
-from robudget.meter.conventions import paper_flops
+from robudget.meter.conventions import paper_flops_of
 from robudget.meter.devices import Device, find
 from robudget.meter.energy import JOULES_PER_KWH
 from robudget.meter.flops import PassFlops, forward_of, of_recipe, totals, training_calls
@@ -228,7 +228,7 @@ class _Plan:
     @property
     def memory_gb(self) -> float:
         """Weights, gradients, momentum and average, and what one update keeps for its backward, in float32."""
-        copies = 3 + (self.recipe.ema.decay is not None)
+        copies = 3 + self.recipe.ema.averages
         images = self.recipe.batch_size * LOSSES[self.recipe.loss].images
         return training_bytes(self.flops.parameters, copies, images, self.flops.activation_bytes) / 1e9
 
@@ -244,7 +244,7 @@ class _Plan:
             parameters=self.flops.parameters,
             forward_flops=self.flops.forward,
             train_flops_exact=self.exact,
-            train_flops_paper=paper_flops(recipe.loss, recipe.craft.steps, self.flops.forward, self.passes.images),
+            train_flops_paper=paper_flops_of(recipe, self.flops.forward, self.passes.images),
             eval_flops_exact=self.evaluation,
             memory_gb=self.memory_gb,
             train_seconds=training,

@@ -41,7 +41,8 @@ def training_passes(recipe: Recipe, sizes: Sizes, *, right: float = RIGHT_SHARE)
     real = min(rest, recipe.data.amount or rest)
     steps = recipe.epochs * max(1, (recipe.epoch_images or real) // recipe.batch_size)
     images = steps * recipe.batch_size
-    per_image = passes_per_image(recipe.loss, recipe.craft.steps)
+    craft = recipe.craft
+    per_image = passes_per_image(recipe.loss, craft.steps, craft.objective, aligned=craft.grad_align > 0)
     validations = recipe.epochs // validation.every + bool(recipe.epochs % validation.every)
     checks, checked = 0, 0  # for collapse: every epoch, under one step and under several
     if recipe.adversarial and recipe.collapse.action != "off":
@@ -56,6 +57,7 @@ def training_passes(recipe: Recipe, sizes: Sizes, *, right: float = RIGHT_SHARE)
         "craft_backward": per_image.craft_backward * images,
         "update_forward": updates * per_image.update_forward * images,
         "update_backward": updates * per_image.update_backward * images,
+        "penalty": per_image.penalties * images,
         "validation_forward": (1 + right) * validated + attacks,
         "validation_backward": attacks,
     }
@@ -103,4 +105,5 @@ def weight(recipe: Recipe) -> float:
     depth = max(10, depth - (depth - 4) % 6)  # a depth that does not exist is for the run to refuse
     forward = _OVERHEAD_FLOPS + wrn_forward_flops(depth, width, base=recipe.model.base, channels=channels, size=side)
     calls = training_passes(recipe, sizes).calls | evaluation_passes(recipe, sizes, clean=0.85, robust=0.5)
-    return forward * sum(2 * number if name == "update_backward" else number for name, number in calls.items())
+    passes = {"update_backward": 2, "penalty": 6}  # of so many forward passes
+    return forward * sum(passes.get(name, 1) * number for name, number in calls.items())

@@ -87,7 +87,7 @@ class Times:
     @classmethod
     def by_flops(cls, recipe: Recipe, trainer: Trainer, per_image: float) -> Times:
         """All from the seconds an image of one step with one attack step, in the proportion of their FLOPs."""
-        pass_seconds = per_image / exact_factor(recipe.loss, 1)
+        pass_seconds = per_image / exact_factor(recipe.loss, 1, aligned=recipe.craft.grad_align > 0)
         attack = 0.0 if LOSSES[recipe.loss].steps is not None else 2 * pass_seconds * recipe.batch_size
         size = 12.0 * sum(p.numel() for p in trainer.model.parameters())  # bytes: weights twice and momentum, float32
         return cls(
@@ -142,15 +142,23 @@ class Calibration:
 def layer_kind(recipe: Recipe) -> Hashable:
     """Models of one kind have the same layers in other numbers and widths, so that their times go with their FLOPs."""
     part, family = recipe.model, "wrn" if wide_resnet(recipe.model.name) else recipe.model.name
-    return family, part.activation, part.variant, recipe.precision, recipe.craft.batchnorm, recipe.data.name
+    return (
+        family,
+        part.activation,
+        part.variant,
+        recipe.precision,
+        recipe.craft.batchnorm,
+        recipe.data.name,
+        recipe.differentiates_twice,
+    )
 
 
 def timing_key(recipe: Recipe) -> Hashable:
     """Recipes with the same key take the same time a step, but for the number of attack steps."""
     part = recipe.with_({"model.init": None}).to_dict()
     names = ("model", "loss", "metric", "batch_size", "precision", "ema", "awp", "optim", "label_smoothing")
-    craft = {name: part["craft"][name] for name in ("batchnorm", "precision")}
-    augment = {name: part["data"][name] for name in ("name", "cutmix", "randaugment", "image_size")}
+    craft = {name: part["craft"][name] for name in ("batchnorm", "precision", "objective", "grad_align")}
+    augment = {name: part["data"][name] for name in ("name", "cutmix", "randaugment", "idbh", "image_size")}
     return str(({name: part[name] for name in names}, craft, augment))
 
 
@@ -214,6 +222,7 @@ def _variant(recipe: Recipe, batch_size: int, steps: int) -> Recipe:
             "optim.warmup_epochs": 0,
             "optim.cooldown_epochs": 0,
             "craft.steps": steps,
+            "craft.method": None,  # whose one step costs what one of PGD does
             "threat.warmup_epochs": 0,
             "model.init": None,
             "data.amount": None,

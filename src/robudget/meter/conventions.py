@@ -11,20 +11,26 @@ from dataclasses import dataclass
 
 from robudget.errors import InputError
 from robudget.losses import loss_named, passes_per_image
+from robudget.recipe import Recipe
 
 PAPER_GPUS = 4  # the published figures are one GPU's share
 PAPER_EPOCH_IMAGES = 50_000
 PAPER_MODELS = {"wrn-28-10": (28, 10), "wrn-34-10": (34, 10), "wrn-34-20": (34, 20), "wrn-70-16": (70, 16)}
 
 
-def exact_factor(loss: str, steps: int) -> float:
+_PENALTY_FACTOR = 6  # forward, the image's gradient, and 4F through both: weights and signals of each
+
+
+def exact_factor(loss: str, steps: int, *, aligned: bool = False) -> float:
     """Exact FLOPs per training image in units of F, neglecting the first layer: (2K+3) for at, (2K+7) for trades.
+    `aligned`: with GradAlign.
 
     For networks of convolutions and linear layers, where the gradient of the input and that of the weights cost F each.
     Attention has no weights of its own and its backward costs more; `flops.count` counts it.
     """
-    n = passes_per_image(loss, steps)
-    return n.craft_forward + n.craft_backward + n.update_forward + 2 * n.update_backward
+    n = passes_per_image(loss, steps, aligned=aligned)
+    update = n.update_forward + 2 * n.update_backward
+    return n.craft_forward + n.craft_backward + update + _PENALTY_FACTOR * n.penalties
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class PaperFactor:
 def paper_factor(loss: str, steps: int) -> PaperFactor:
     """3(K+2) for at, 3(K+3) for trades (the released code's rule), 3 for standard training; else by the same rule."""
     n = passes_per_image(loss, steps)
+    if loss_named(loss).penalises:
+        return PaperFactor(math.nan, "the paper trains no loss with a gradient in it")
     if not loss_named(loss).adversarial:
         return PaperFactor(3.0, "forward and backward of one update")
     if loss_named(loss).replays:
@@ -50,6 +58,13 @@ def paper_factor(loss: str, steps: int) -> PaperFactor:
 def paper_flops(loss: str, steps: int, forward: float, images: float) -> float:
     """FLOPs of a whole run on all devices by the paper's convention: `images` training images seen, F = `forward`."""
     return paper_factor(loss, steps).value * forward * images
+
+
+def paper_flops_of(recipe: Recipe, forward: float, images: float) -> float:
+    """`paper_flops` of the recipe, NaN where the paper's convention says nothing of it."""
+    if recipe.differentiates_twice:
+        return math.nan
+    return paper_flops(recipe.loss, recipe.craft.steps, forward, images)
 
 
 def paper_published_tflops(loss: str, steps: int, forward: float) -> float:

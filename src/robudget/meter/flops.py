@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from robudget.cache import remembered
-from robudget.meter.conventions import paper_flops
+from robudget.meter.conventions import paper_flops_of
 from robudget.meter.energy import Energy
 from robudget.models.build import build
 from robudget.recipe import Recipe
@@ -49,8 +50,10 @@ class PassFlops:
 
     `input_backward` is the backward of an attack step (gradient of the input alone); `update_backward` that of a
     training step (gradients of the parameters; the first layer's input gradient is not taken); `full_backward` has
-    both. `activation_bytes`: what one image keeps for an update's backward. `uncounted`: op → its share of all work of
-    a training step, estimated as one FLOP per element that it writes. `method` says on what it was counted.
+    both. `penalty`: a gradient of the image that is in the loss: forward, that gradient, and the backward of both to
+    the parameters; None where it was not asked for. `activation_bytes`: what one image keeps for an update's backward.
+    `uncounted`: op → its share of all work of a training step, estimated as one FLOP per element that it writes.
+    `method` says on what it was counted.
     """
 
     forward: int
@@ -62,6 +65,7 @@ class PassFlops:
     image_shape: tuple[int, ...]
     uncounted: Mapping[str, float]
     method: str
+    penalty: int | None = None
 
     @property
     def uncounted_share(self) -> float:
@@ -73,28 +77,32 @@ class PassFlops:
         return _EMA_FLOPS * self.parameters
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"image_shape": list(self.image_shape)}
+        data = asdict(self) | {"image_shape": list(self.image_shape)}
+        return data if self.penalty is not None else {k: v for k, v in data.items() if k != "penalty"}
 
 
-_by_model: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], PassFlops]] = weakref.WeakKeyDictionary()
+_by_model: weakref.WeakKeyDictionary[nn.Module, dict[tuple[tuple[int, ...], bool], PassFlops]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def count(model: nn.Module, image_shape: tuple[int, ...]) -> PassFlops:
-    """FLOPs per image of `model` on images of `image_shape` (C, H, W); the model is left as it was.
+def count(model: nn.Module, image_shape: tuple[int, ...], *, twice: bool = False) -> PassFlops:
+    """FLOPs per image of `model` on images of `image_shape` (C, H, W); the model is left as it was. `twice`: with
+    `penalty`.
 
     Counted once per model and shape. The model may live on the meta device. One that needs more than shapes (control
     flow that depends on the data, say) is counted on two black images instead, and `method` says so.
     """
-    shape = tuple(image_shape)
+    key = tuple(image_shape), twice
     by_shape = _by_model.setdefault(model, {})
-    if shape not in by_shape:
-        by_shape[shape] = _count(model, shape)
-    return by_shape[shape]
+    if key not in by_shape:
+        by_shape[key] = _count(model, *key)
+    return by_shape[key]
 
 
 def of_recipe(recipe: Recipe, classes: int, image_shape: tuple[int, int, int]) -> PassFlops:
     """FLOPs per image of the recipe's model, built on the meta device; equal models share one count, which is kept."""
-    return _of_part(recipe.model, classes, tuple(image_shape))
+    return _of_part(recipe.model, classes, tuple(image_shape), recipe.differentiates_twice)
 
 
 def forward_of(recipe: Recipe, classes: int, image_shape: tuple[int, int, int]) -> int:
@@ -122,18 +130,19 @@ def _on_meta(part: ModelPart, classes: int, image_shape: tuple[int, int, int]) -
 
 
 @lru_cache(maxsize=256)
-def _of_part(part: ModelPart, classes: int, image_shape: tuple[int, int, int]) -> PassFlops:
+def _of_part(part: ModelPart, classes: int, image_shape: tuple[int, int, int], twice: bool) -> PassFlops:
     def counted() -> dict[str, Any]:
-        return count(_on_meta(part, classes, image_shape), image_shape).to_dict()
+        return count(_on_meta(part, classes, image_shape), image_shape, twice=twice).to_dict()
 
     # Fake tensors import torch's compiler: 2 s, for the same numbers as the last time.
-    asked = (part.model_dump_json(exclude={"init"}), classes, image_shape)
+    asked = (part.model_dump_json(exclude={"init"}), classes, image_shape, *(["twice"] if twice else []))
     kept = remembered("flops", asked, ("meter/flops.py", "models"), counted)
     return PassFlops(**kept | {"image_shape": tuple(kept["image_shape"])})
 
 
 def totals(flops: PassFlops, calls: Mapping[str, float]) -> dict[str, float]:
-    """FLOPs by phase: `calls` counts image passes (`ema`: optimizer steps) under names `<phase>_<pass>`.
+    """FLOPs by phase: `calls` counts image passes under names `<phase>_<pass>`, under `ema` optimizer steps, and under
+    `penalty` gradients of an image that are in the loss.
 
     Phases are `craft`, `update`, `validation` or an attack's name; passes are `forward`, `backward` (of an update: the
     parameters; elsewhere: the input) and `full_backward` (both). The sum of the values is the exact total.
@@ -145,13 +154,18 @@ def _per_call(flops: PassFlops, name: str) -> int:
     phase, _, kind = name.rpartition("_")
     if name == "ema":
         return flops.ema
+    if name == "penalty":
+        assert flops.penalty is not None
+        return flops.penalty
     if phase and kind == "forward":
         return flops.forward
     if phase.endswith("_full") and kind == "backward":
         return flops.full_backward
     if phase and kind == "backward":
         return flops.update_backward if phase == "update" else flops.input_backward
-    raise ValueError(f"unknown pass {name!r} (allowed: ema, <phase>_forward, <phase>_backward, <phase>_full_backward)")
+    raise ValueError(
+        f"unknown pass {name!r} (allowed: ema, penalty, <phase>_forward, <phase>_backward, <phase>_full_backward)"
+    )
 
 
 def training_calls(recipe: Recipe, calls: Mapping[str, float], steps: int) -> dict[str, float]:
@@ -179,9 +193,9 @@ def training_record(
 ) -> dict[str, Any]:
     """What run.json says of the training's cost: `calls`, `images` and `steps` as in the last `EpochRecord`.
 
-    `flops_paper` is NaN where the paper's convention says nothing of the loss.
+    `flops_paper` is NaN where the paper's convention says nothing of the recipe.
     """
-    paper = paper_flops(recipe.loss, recipe.craft.steps, flops.forward, images)
+    paper = paper_flops_of(recipe, flops.forward, images)
     return stage_record(flops, training_calls(recipe, calls, steps), energy) | {"flops_paper": paper}
 
 
@@ -201,7 +215,7 @@ def stage_record(flops: PassFlops, calls: Mapping[str, float], energy: Energy) -
 # -- counting ---------------------------------------------------------------------------------------------------------
 
 
-def _count(model: nn.Module, shape: tuple[int, ...]) -> PassFlops:
+def _count(model: nn.Module, shape: tuple[int, ...], twice: bool) -> PassFlops:
     state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     device = next((t.device for t in state.values()), torch.device("cpu"))
     on = torch.device("cpu") if device.type == "meta" else device
@@ -209,23 +223,24 @@ def _count(model: nn.Module, shape: tuple[int, ...]) -> PassFlops:
         # Tensors that a model holds outside its parameters and buffers are real and stay so.
         with FakeTensorMode(allow_non_fake_inputs=True):
             fake = {name: torch.empty_like(t, device=on) for name, t in state.items()}
-            return _three_passes(model, state, fake, shape, on, "shapes alone (fake tensors)")
+            return _passes(model, state, fake, shape, on, "shapes alone (fake tensors)", twice)
     except RuntimeError as error:  # any fault of a fake tensor, such as a branch on its values
         if device.type == "meta":
             raise
         copies = {name: t.detach().clone() for name, t in state.items()}
         with torch.random.fork_rng(devices=[] if on.type == "cpu" else [on]):
             method = f"two real images (shapes alone are not enough: {type(error).__name__})"
-            return _three_passes(model, state, copies, shape, on, method)
+            return _passes(model, state, copies, shape, on, method, twice)
 
 
-def _three_passes(
+def _passes(
     model: nn.Module,
     state: Mapping[str, Tensor],
     stand_ins: Mapping[str, Tensor],
     shape: tuple[int, ...],
     device: torch.device,
     method: str,
+    twice: bool,
 ) -> PassFlops:
     learned = {id(t): t for t in state.values() if t.requires_grad}
     parameters = [stand_ins[name] for name, t in state.items() if learned.pop(id(t), None) is not None]
@@ -243,6 +258,17 @@ def _three_passes(
                 torch.autograd.grad(logits.sum(), wanted, allow_unused=True)
         return forward, backward, sum(saved.values())
 
+    def again() -> int:
+        for tensor in (images, *parameters):
+            tensor.requires_grad_(True)
+        # Fused attention has no second derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Counts() as counts:
+            logits = torch.func.functional_call(model, dict(stand_ins), (images,))
+            loss = logits.logsumexp(1).sum()
+            (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
+            torch.autograd.grad(loss + gradient.abs().sum(), parameters, allow_unused=True)
+        return int(counts.flops)
+
     _, attack, _ = run(of_input=True, of_parameters=False)
     _, full, _ = run(of_input=True, of_parameters=True)
     forward, update, saved = run(of_input=False, of_parameters=True)
@@ -258,6 +284,7 @@ def _three_passes(
         image_shape=shape,
         uncounted=_shares(elements, work),
         method=method,
+        penalty=round(again() / _BATCH) if twice else None,
     )
 
 

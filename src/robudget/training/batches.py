@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robudget.data.augment import crop_flip, cutmix, randaugment
 from robudget.data.dataset import Dataset, Split, to_unit
+from robudget.data.idbh import idbh
 from robudget.data.keyed import generator_for
 from robudget.data.stream import Prepared, Stream, prepare
 from robudget.errors import InputError
@@ -61,9 +63,13 @@ class Batches:
         part, total, mine = self._recipe.data, self._recipe.batch_size, self._world.mine
         batch = self._stream.batch(step)
         generator = generator_for(self._device, self._recipe.seed, "augment", step)
-        images = crop_flip(batch.images, crop=part.crop, flip=part.flip, generator=generator, rows=mine, total=total)
+        share: dict[str, Any] = {"generator": generator, "rows": mine, "total": total}
+        if part.idbh is not None:
+            images = idbh(batch.images, part.idbh, **share)
+        else:
+            images = crop_flip(batch.images, crop=part.crop, flip=part.flip, **share)
         if part.randaugment:
-            images = randaugment(images, part.randaugment, generator=generator, rows=mine, total=total)
+            images = randaugment(images, part.randaugment, **share)
         labels = batch.labels
         target = labels if batch.soft is None else batch.soft
         if part.cutmix:

@@ -43,11 +43,13 @@ def adversary_of(recipe: Recipe) -> Adversary:
 
     FGSM-RS (Wong et al. 2020): one step of 1.25·ε from a uniform start, projected. N-FGSM (de Jorge et al. 2022): one
     step of ε from uniform noise of radius 2·ε, not projected. A `step_size` in the recipe goes before these.
+    `craft.method` names either for another loss.
     """
     threat, part = recipe.threat.threat(), recipe.craft
-    if recipe.loss == "fgsm-rs":
+    method = part.method or recipe.loss
+    if method == "fgsm-rs":
         return Adversary(threat, 1, part.step_size or 1.25 * threat.eps)
-    if recipe.loss == "n-fgsm":
+    if method == "n-fgsm":
         return Adversary(threat, 1, part.step_size or threat.eps, reach=2.0, bounded=False)
     return Adversary(threat, part.steps, part.step_size_for(threat.eps), part.start)
 

@@ -25,12 +25,13 @@ from robudget.models.build import build_for
 from robudget.models.preact import checkpoint_activations
 from robudget.recipe import Recipe
 from robudget.training import checkpoint
-from robudget.training.batches import Batches, prepare_once, relabel
+from robudget.training.batches import Batches, prepare_once, relabel, steps_of_epoch
 from robudget.training.batchnorm import synchronise_batchnorm
+from robudget.training.class_means import ClassMeans
 from robudget.training.clock import Looks, Stopwatch
 from robudget.training.distributed import current
 from robudget.training.memory import FittingStep, chosen_batch
-from robudget.training.optimisation import Ema, build_optimizer, lr_at, peak_lr
+from robudget.training.optimisation import average_of, build_optimizer, lr_at, peak_lr
 from robudget.training.prior import Memory
 from robudget.training.records import PHASES, Best, Course, EpochRecord
 from robudget.training.saver import SAVE_SECONDS, Saver
@@ -94,7 +95,7 @@ class Trainer:
         self.data = relabel(data, recipe, dataset, site.teacher, self.device, self.world)
         synthetic = self.data.synthetic
         self._synthetic = sampled_fingerprint(synthetic) if synthetic is not None else "none"
-        self.steps_per_epoch = max(1, (recipe.epoch_images or len(self.data.rows)) // recipe.batch_size)
+        self.steps_per_epoch = steps_of_epoch(recipe, self.data)
         self.steps = recipe.epochs * self.steps_per_epoch
 
         model = build_for(recipe, dataset)
@@ -102,6 +103,10 @@ class Trainer:
             checkpoint.start_from(model, recipe, site.weights)
         if self.world.size > 1 and site.sync_batchnorm:
             synchronise_batchnorm(model)
+        if site.checkpointing and recipe.differentiates_twice:
+            raise InputError(
+                "checkpointing = true with a penalty on gradients, whose passes it would repeat (allowed: false)"
+            )
         if site.checkpointing:
             checkpoint_activations(model, recipe.model.name)
         gains = partial(gains_in_training, model)
@@ -111,7 +116,7 @@ class Trainer:
         if recipe.craft.precision != "same":
             craft_precision = resolve(recipe.craft.precision, self.device, gains)
         self.model: nn.Module = model.to(self.device).to(memory_format=self.precision.memory_format)
-        self.ema = Ema(self.model, recipe.ema.decay, warmup=recipe.ema.warmup) if recipe.ema.decay else None
+        self.ema = average_of(self.model, recipe.ema, steps_per_epoch=self.steps_per_epoch)
         self._craft_precision = craft_precision
         self._peak_lr = peak_lr(recipe.optim, recipe.batch_size)
         self._optimizer = build_optimizer(self.model, recipe.optim, self._peak_lr)
@@ -387,6 +392,7 @@ class Trainer:
             **self._weights(),
             "delta": self.world.whole(delta) if delta is not None else None,
             "memory": vars(memory) if (memory := self._step.memory) is not None else None,
+            "class_means": vars(means) if (means := self._step.class_means) is not None else None,
             **self._course.state(),
             "calls": calls,
             "seconds": self._watch.read(),
@@ -438,6 +444,8 @@ class Trainer:
             self._step.delta = delta.contiguous(memory_format=self.precision.memory_format)
         if (memory := state.get("memory")) is not None:  # a checkpoint of an earlier version has no such key
             self._step.memory = Memory(**{name: value.to(self.device) for name, value in memory.items()})
+        if (means := state.get("class_means")) is not None:
+            self._step.class_means = ClassMeans(**{name: value.to(self.device) for name, value in means.items()})
         self.step = state["step"]
         self._course.restore(state)
         if self.world.leads:  # the others go on counting from nothing, since totals are sums

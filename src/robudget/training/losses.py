@@ -7,6 +7,8 @@ model or an optimizer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -50,6 +52,24 @@ def mart(logits: Tensor, logits_adv: Tensor, target: Tensor, beta: float) -> Ten
     return boosted + beta * (per_image * doubt).mean()
 
 
+IKL_ALPHA = 4.0  # weight of the soft cross-entropy; β of the classes' distances is 20 in the paper's runs
+IKL_TEMPERATURE = 4.0  # of the probabilities whose means by class weigh the distances
+
+
+def ikl(logits: Tensor, logits_adv: Tensor, target: Tensor, beta: float, weights: Tensor) -> Tensor:
+    """CE(clean) + α·CE(softmax(clean), adversarial) + β·wMSE (Cui et al. 2024, arXiv 2305.13948; as released, γ = 1).
+
+    wMSE is ¼·Σⱼₖ wⱼwₖ·((oⱼ − oₖ) − (o'ⱼ − o'ₖ))² of clean logits o and adversarial o': half the variance of o − o' over
+    the classes under the `weights` (N, classes), a row for each image that sums to 1. The clean side of the soft
+    cross-entropy is a constant, of the distances it is not.
+    """
+    soft = -(F.softmax(logits.detach(), dim=1) * F.log_softmax(logits_adv, dim=1)).sum(1).mean()
+    gap = logits - logits_adv
+    mean = (weights * gap).sum(1, keepdim=True)
+    distances = 0.5 * (weights * (gap - mean).square()).sum(1).mean()
+    return F.cross_entropy(logits, target) + IKL_ALPHA * soft + beta * distances
+
+
 def squared(logits: Tensor, target: Tensor) -> Tensor:
     """‖softmax(logits) − target‖²: the squared error in place of cross-entropy (LSE; Pang et al. 2022, section 4)."""
     return (F.softmax(logits, dim=1) - smooth(target, logits.shape[1], 0.0)).square().sum(1).mean()
@@ -61,7 +81,12 @@ def score(logits: Tensor, logits_adv: Tensor, target: Tensor, beta: float) -> Te
     return squared(logits, target) + beta * gap.square().sum(1).mean()
 
 
-# By the recipe's `loss` and `metric`, the formula of clean and adversarial logits; by `metric`,
-# that of one of the two.
-PAIRED = {("trades", "kl"): trades, ("trades", "squared"): score, ("mart", "kl"): mart}
+# By the recipe's `loss` and `metric`, the formula of clean and adversarial logits (and of the classes' weights where
+# the loss has them); by `metric`, that of one of the two.
+PAIRED: dict[tuple[str, str], Callable[..., Tensor]] = {
+    ("trades", "kl"): trades,
+    ("trades", "squared"): score,
+    ("mart", "kl"): mart,
+    ("ikl", "kl"): ikl,
+}
 SINGLE = {"kl": cross_entropy, "squared": squared}

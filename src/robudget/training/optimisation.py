@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.errors import InputError, unknown
-from robudget.recipe_parts import OptimPart
+from robudget.recipe_parts import EmaPart, OptimPart
 
 # Of torch, or our own; every other name goes to timm.
 _OWN = ("sgd", "adam", "adamw")
@@ -39,7 +39,8 @@ def lr_at(part: OptimPart, peak: float, step: int, *, steps: int, steps_per_epoc
     First a linear warm-up of `warmup_epochs`; at the end `cooldown_epochs` at the schedule's last value; both count
     among `steps`. Between them, by `schedule`: cosine: half a cosine from the peak to `final` × peak; piecewise: ×0.1
     at 50% and again at 75% (Rice et al. 2020); onecycle: up linearly for 40% of the steps and down to 0 (Wong et al.
-    2020); constant.
+    2020); constant; trapezoid: the peak, and linearly down to `final` × peak in the last `decay_epochs`
+    (a constant trunk with a cool-down, Hägele et al. 2024).
     """
     end = max(1, steps - round(part.cooldown_epochs * steps_per_epoch))
     warmup = min(round(part.warmup_epochs * steps_per_epoch), end - 1)
@@ -56,6 +57,10 @@ def lr_at(part: OptimPart, peak: float, step: int, *, steps: int, steps_per_epoc
             return peak * ((done + 1 / (end - warmup)) / 0.4 if done < 0.4 else (1 - done) / 0.6)
         case "constant":
             return peak
+        case "trapezoid":
+            assert part.decay_epochs is not None
+            left = (end - step) / max(1, round(part.decay_epochs * steps_per_epoch))
+            return peak * (part.final + (1 - part.final) * min(max(left, 0.0), 1.0))
 
 
 def parameter_groups(model: nn.Module, part: OptimPart) -> list[dict[str, Any]]:
@@ -164,6 +169,9 @@ class Ema:
     def update(self) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         self.updates += 1
+        self._move(decay)
+
+    def _move(self, decay: float) -> None:
         torch._foreach_lerp_(self._mine, self._live, 1 - decay)
         for mine, live in self._copied:
             mine.copy_(live)
@@ -175,3 +183,26 @@ class Ema:
         weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
         self.model.load_state_dict(weights)
         self.updates = int(state["updates"])
+
+
+class Swa(Ema):
+    """The plain mean of the weights at the ends of all epochs after `after`, BatchNorm's running statistics included;
+    until then the weights of the last epoch (Izmailov et al. 2018, who compute the statistics anew from the images)."""
+
+    def __init__(self, model: nn.Module, after: float, *, steps_per_epoch: int) -> None:
+        super().__init__(model, 0.0, warmup=False)
+        self._after, self._steps_per_epoch = math.floor(after), steps_per_epoch
+
+    def update(self) -> None:
+        self.updates += 1
+        epochs, rest = divmod(self.updates, self._steps_per_epoch)
+        if rest == 0:
+            before = max(0, epochs - 1 - self._after)
+            self._move(before / (before + 1))
+
+
+def average_of(model: nn.Module, part: EmaPart, *, steps_per_epoch: int) -> Ema | None:
+    """The recipe's average of the weights; None where it asks for none."""
+    if part.equal_after is not None:
+        return Swa(model, part.equal_after, steps_per_epoch=steps_per_epoch)
+    return Ema(model, part.decay, warmup=part.warmup) if part.decay is not None else None

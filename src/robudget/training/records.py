@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
+from robudget.losses import LOSSES
 from robudget.recipe import Recipe
 from robudget.training.checkpoint import State
 
@@ -33,7 +34,9 @@ class EpochRecord:
     the start of the run, resumed parts and all processes included, by phase; multiply by FLOPs per image:
     `craft_forward`, `craft_backward` (gradient of the input), `update_forward`, `update_backward` (gradient of the
     weights; for Free-AT of both), `recompute_forward` (activation checkpointing), `validation_forward`,
-    `validation_backward` (gradient of the input; the collapse watch's passes are among these).
+    `validation_backward` (gradient of the input; the collapse watch's passes are among these). Where a recipe has them,
+    `penalty`: gradients of an image that are in the loss, each one a forward pass, a backward pass and a backward pass
+    through both (with loss grad-norm: the update).
     """
 
     epoch: int
@@ -85,7 +88,7 @@ class Course:
     @property
     def selected_by(self) -> str:
         """Robust validation accuracy; clean for a standard loss, whose most robust epoch is the untrained one."""
-        return "val_robust" if self._recipe.adversarial else "val_clean"
+        return "val_robust" if LOSSES[self._recipe.loss].robust else "val_clean"
 
     @property
     def multi_step(self) -> float:

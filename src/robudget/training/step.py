@@ -24,11 +24,13 @@ from robudget.losses import LOSSES
 from robudget.recipe import Recipe
 from robudget.training import losses, prior
 from robudget.training.batchnorm import SyncBatchNorm2d, norms_of, running_statistics, untracked
+from robudget.training.class_means import ClassMeans
 from robudget.training.clock import Stopwatch
 from robudget.training.craft import adversary_of, craft, cross_entropy, divergence, warming_up
 from robudget.training.craft_mode import CraftMode
 from robudget.training.distributed import World
 from robudget.training.optimisation import Ema, Optimizer
+from robudget.training.penalties import Slope, misalignment, rise, slope
 from robudget.training.prior import Memory
 
 Forward = Callable[[slice], tuple[Tensor, Tensor | None, Tensor | None]]
@@ -69,7 +71,8 @@ class Step:
         update: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.physical, self.graphs, self.applied = physical or Physical(), graphs, False
-        if LOSSES[recipe.loss].beta and (recipe.loss, recipe.metric) not in losses.PAIRED:
+        both = LOSSES[recipe.loss].clean and LOSSES[recipe.loss].adversarial
+        if both and (recipe.loss, recipe.metric) not in losses.PAIRED:
             raise InputError(
                 f"metric = {recipe.metric!r} with loss = {recipe.loss!r} "
                 "(allowed: standard, at, trades and the one-step losses)"
@@ -82,8 +85,12 @@ class Step:
         self._adversary = adversary_of(recipe)
         self._warmup_steps = round(recipe.threat.warmup_epochs * steps_per_epoch)
         self._crafting = CraftMode(model, craft_precision, recipe.craft.batchnorm)
+        if recipe.differentiates_twice:  # in every process, also before its first step
+            calls["penalty"] += 0
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._layers = [p for p in self._parameters if p.ndim > 1]  # weights of convolutions and linear layers
+        # A loss with a gradient of the images in it would leave one of its own in them.
+        self._twice = self._parameters if recipe.differentiates_twice else None
         self._norms = norms_of(model)
         synchronised = all(isinstance(norm, SyncBatchNorm2d) for norm in self._norms)
         self._statistics = [] if synchronised else running_statistics(model)  # to be averaged over the processes
@@ -94,6 +101,7 @@ class Step:
         self.rows_of: Callable[[int], Tensor] | None = None  # of a step: which training images are its batch
         self.images = 0  # that are trained on
         self.memory: Memory | None = None  # FGSM-PGI's perturbation of each of them
+        self.class_means: ClassMeans | None = None  # of IKL
 
     def __call__(self, x: Tensor, labels: Tensor, target: Tensor, number: int) -> Outcome:
         self.applied = False
@@ -102,6 +110,8 @@ class Step:
                 return self._free(x, labels, target)
             if self._kind.remembers:
                 return self._prior_guided(x, labels, target, number)
+            if self.class_means is not None and number % self._steps_per_epoch == 0:
+                self.class_means.turn()
             x_adv = self._craft(x, labels, number) if self._recipe.adversarial else None
             self._watch.lap("craft")
             return self._update(x, x_adv, labels, target, number)
@@ -118,7 +128,7 @@ class Step:
         if adversary is not self._adversary:  # a graph holds one radius
             graphs = None
         with self._crafting(x) as (victim, autocast), kept:
-            if self._kind.craft == "kl":
+            if self._recipe.raises == "kl":
                 with torch.no_grad(), autocast():
                     objective = divergence(torch.cat([victim(x[rows]).float() for rows in physical.parts(len(x))]))
                 self._calls["craft_forward"] += len(x)
@@ -142,8 +152,12 @@ class Step:
     # -- update ----------------------------------------------------------------------------------------------------
 
     def _update(self, x: Tensor, x_adv: Tensor | None, labels: Tensor, target: Tensor, number: int) -> Outcome:
+        around = self._around(x, number) if self._recipe.craft.grad_align else None
+
         def forward(rows: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
             """The mean loss over these rows, and their logits."""
+            if self._kind.penalises:
+                return self._penalised(x[rows], target[rows])
             with self._autocast(), self._kept_on_host(len(x)):
                 clean = self._network(x[rows]) if self._kind.clean else None
                 crafted = self._network(x_adv[rows]) if x_adv is not None else None
@@ -152,7 +166,10 @@ class Step:
             images = len(target[rows]) * ((clean is not None) + (crafted is not None))
             self._calls["update_forward"] += images
             self._calls["update_backward"] += images
-            return self._loss(clean, crafted, target[rows]), clean, crafted
+            loss = self._loss(clean, crafted, labels[rows], target[rows])
+            if around is not None:
+                loss = loss + self._recipe.craft.grad_align * self._misaligned(x[rows], around[rows], target[rows])
+            return loss, clean, crafted
 
         # With BatchNorm every image depends on all others through the statistics of every layer: the batch stays whole.
         parts = [EVERY] if self._norms else self.physical.parts(len(x))
@@ -160,11 +177,13 @@ class Step:
         shift = self._against(forward, parts, len(x)) if perturbs else None
         try:
             self._optimizer.zero_grad()
-            mean, outcomes = _mean_over(forward, parts, len(x))
+            mean, outcomes = _mean_over(forward, parts, len(x), self._twice)
         finally:
             if shift is not None:
                 torch._foreach_sub_([p.detach() for p in self._layers], shift)
         self._apply()
+        if self.class_means is not None:
+            self.class_means.add(torch.cat([z for z, _ in outcomes if z is not None]), labels, self._world)
         clean, crafted = (
             None if logits[0] is None else _right(torch.cat([z for z in logits if z is not None]), labels)
             for logits in zip(*outcomes, strict=True)
@@ -179,10 +198,13 @@ class Step:
             return nullcontext()
         return kept_on_host(n)
 
-    def _loss(self, clean: Tensor | None, crafted: Tensor | None, target: Tensor) -> Tensor:
+    def _loss(self, clean: Tensor | None, crafted: Tensor | None, labels: Tensor, target: Tensor) -> Tensor:
         recipe = self._recipe
         if clean is not None and crafted is not None:
-            return losses.PAIRED[recipe.loss, recipe.metric](clean, crafted, target, recipe.beta)
+            if self._kind.class_means and self.class_means is None:
+                self.class_means = ClassMeans.begin(clean.shape[1], clean.device)
+            weights = (self.class_means.weights[labels],) if self.class_means is not None else ()
+            return losses.PAIRED[recipe.loss, recipe.metric](clean, crafted, target, recipe.beta, *weights)
         logits = crafted if clean is None else clean
         assert logits is not None
         return losses.SINGLE[recipe.metric](logits, target)
@@ -202,6 +224,32 @@ class Step:
         if self._ema is not None:
             self._ema.update()
             self._watch.lap("ema")
+
+    # -- penalties on gradients, and what classes are weighed by ----------------------------------------------------
+
+    def _penalised(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Cross-entropy of clean images, and β times what its linear part rises by within the ball."""
+        recipe, found = self._recipe, self._slope(x, target)
+        loss = losses.cross_entropy(found.logits, target)
+        loss = loss + recipe.beta * rise(found.gradient, recipe.threat.norm, recipe.threat.eps)
+        return loss, found.logits, None
+
+    def _around(self, x: Tensor, number: int) -> Tensor:
+        """x with uniform noise of the ball, not moved into [0, 1]: where GradAlign takes its second gradient."""
+        generator = generator_for(x.device, self._recipe.seed, "align", number)
+        shape = (len(x) * self._world.size, *x.shape[1:])
+        noise = torch.rand(shape, generator=generator, device=x.device)[self._world.mine]
+        eps = warming_up(self._adversary, number, self._warmup_steps).threat.eps
+        return x + eps * (2 * noise - 1)
+
+    def _misaligned(self, x: Tensor, around: Tensor, target: Tensor) -> Tensor:
+        """By the statistics of these batches, without a trace in the running ones, which are of what is minimised."""
+        with untracked(self._norms):
+            return misalignment(*(self._slope(images, target).gradient for images in (x, around)))
+
+    def _slope(self, x: Tensor, target: Tensor) -> Slope:
+        self._calls["penalty"] += len(x)
+        return slope(self._model, x, target, self._autocast)
 
     # -- adversarial weight perturbation ---------------------------------------------------------------------------
 
@@ -239,7 +287,7 @@ class Step:
             self._optimizer.zero_grad()
             with self._autocast(), self._kept_on_host(len(x)):
                 logits = self._model(x_adv)
-            loss = self._loss(None, logits.float(), target)
+            loss = self._loss(None, logits.float(), labels, target)
             torch.autograd.backward(loss)
             gradient = x_adv.grad
             assert gradient is not None
@@ -295,15 +343,18 @@ class Step:
             yield
 
 
-def _mean_over(forward: Forward, parts: list[slice], n: int) -> tuple[Tensor, list[tuple[Tensor | None, ...]]]:
-    """The loss over a batch of n and its gradients in every `grad`, part after part; each part's detached logits."""
+def _mean_over(
+    forward: Forward, parts: list[slice], n: int, inputs: list[nn.Parameter] | None = None
+) -> tuple[Tensor, list[tuple[Tensor | None, ...]]]:
+    """The loss over a batch of n and its gradients in every `grad` (of `inputs` alone, if given), part after part; each
+    part's detached logits."""
     total: Tensor | None = None
     outcomes: list[tuple[Tensor | None, ...]] = []
     for rows in parts:
         loss, *logits = forward(rows)
         if rows is not EVERY:
             loss = loss * (len(range(*rows.indices(n))) / n)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss, inputs=inputs)
         total = loss.detach() if total is None else total + loss.detach()
         outcomes.append(tuple(None if z is None else z.detach() for z in logits))
     assert total is not None
