@@ -10,6 +10,7 @@ from torchvision.transforms import functional as tv
 
 from robudget.data import idbh as module
 from robudget.data.idbh import idbh
+from robudget.errors import InputError
 
 
 def pictures(n: int, seed: int = 0) -> torch.Tensor:
@@ -115,3 +116,5 @@ def test_a_share_of_a_batch_is_augmented_as_in_the_whole() -> None:
     assert torch.equal(run(images[1::2], slice(1, None, 2)), whole[1::2])
     assert whole.dtype == torch.uint8
     assert float((whole != images).flatten(1).any(1).float().mean()) > 0.9
+    with pytest.raises(InputError, match=r"data\.idbh = weak with images of 8×8 pixels"):
+        idbh(images[:, :, :8, :8], "weak", generator=torch.Generator())

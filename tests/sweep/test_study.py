@@ -122,6 +122,8 @@ FAMILIES = {
             "wrn": {},
             "convnext": {"model.name": "convnext_atto"},
             "vit": {"model.name": "vit_tiny_patch16_224", "model.patch": 4},
+            "preact": {"model.name": "preact-resnet-18"},
+            "xcit": {"model.name": "xcit_nano_12_p8_224"},
         }
     },
     "model_flops": "1e8",

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from robudget.data.augment import WHOLE
+from robudget.errors import InputError
 
 STRENGTHS = {"weak": 0.5, "strong": 1.0}  # probability of erasing
 SHIFT = 10  # pixels of CropShift, at most
@@ -27,8 +28,12 @@ def idbh(
     images: Tensor, strength: str, *, generator: torch.Generator, rows: slice = WHOLE, total: int | None = None
 ) -> Tensor:
     """uint8 (N, C, H, W) in and out. Where `images` are only the `rows` of a batch of `total`, each image gets what it
-    would have got in the whole batch."""
+    would have got in the whole batch. Raises InputError for images that its shifts would leave."""
     total = total or len(images)
+    if min(images.shape[2:]) <= SHIFT:
+        raise InputError(
+            f"data.idbh = {strength} with images of {images.shape[2]}×{images.shape[3]} pixels (allowed: 11 or more)"
+        )
 
     def draws(count: int) -> Tensor:
         """(count, N) uniform numbers."""
