@@ -321,7 +321,7 @@ class Recipe(Part):
         are the same objects, so that the 10,000 recipes of a study take little memory."""
         new = Recipe.from_dict(merge(self.to_dict(), nest(overrides)), where=where)
         for name in Recipe.model_fields:
-            if isinstance(part := getattr(self, name), _Part) and part == getattr(new, name):
+            if isinstance(part := getattr(self, name), Part) and part == getattr(new, name):
                 new.__dict__[name] = part  # frozen, and checked
         object.__setattr__(
             new, "__pydantic_fields_set__", _ALL
