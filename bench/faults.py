@@ -81,6 +81,7 @@ class Disturbed:
         settings = self.settings | {
             "PYTHONPATH": f"{self.inside}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "ROBUDGET_STALE_SECONDS": str(STALE_SECONDS),
+            "ROBUDGET_NOTE_SECONDS": "0.2",  # a run takes seconds
             "ROBUDGET_FAULT": self.fault,
             "ROBUDGET_FAULT_SEED": "0",
         }

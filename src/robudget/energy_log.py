@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import operator
+import os
 import threading
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from robudget.meter.counters import Poller
 from robudget.meter.energy import Energy, Meter, Window
 from robudget.store import Busy, WorkFolder
 
-NOTE_SECONDS = 5.0  # a kill loses at most this much
+NOTE_SECONDS = float(os.environ.get("ROBUDGET_NOTE_SECONDS", "5"))  # a kill loses at most this much
 
 
 @dataclass(frozen=True)
