@@ -59,14 +59,14 @@ def test_ray_and_slurm_at_once(
     """The same study by two drivers, each with a cluster of its own, into one store: every run is trained once."""
     monkeypatch.setenv("ROBUDGET_SLURM_POLL_SECONDS", "0.5")
     study, store = tmp_path / "study.yaml", tmp_path / "runs"
-    seeds = {str(seed): {"seed": seed} for seed in range(4)}
+    seeds = {str(seed): {"seed": seed} for seed in range(3)}
     study.write_text(json.dumps({"base": tiny.to_dict(), "axes": {"seed": seeds}}))
-    words = [str(study), "--store", str(store), "device=cpu", "threads=1", "--on", "slurm", "--time=10"]
+    words = [str(study), "--store", str(store), "device=cpu", "threads=1", "--on", "slurm", "--runs-per-job=2"]
     other = subprocess.Popen([sys.executable, "-m", "robudget", "sweep", *words], stdout=subprocess.DEVNULL)
     state = sweep_on_ray(Study.load(study).recipes, store=store, site=SITE, address=ray_cluster.address)
     assert other.wait(240) == 0
-    assert (state.done, state.failed) == (4, {})
-    assert len(load_runs(store)) == 4
+    assert (state.done, state.failed) == (3, {})
+    assert len(load_runs(store)) == 3
     for folder in Store(store).folders():
         assert [event["epoch"] for event in folder.events("epoch")] == [1, 2]
 

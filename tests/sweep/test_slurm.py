@@ -95,7 +95,7 @@ def test_a_driver_that_comes_back_a_warning_a_preemption_and_a_lost_node(
 
 
 def test_runs_are_ended_early(ends_early: Callable[..., None], slurm: Any) -> None:
-    ends_early("--on", "slurm", "--time", "10", "--runs-per-job", "1")
+    ends_early("--on", "slurm", "--time", "10", "--runs-per-job", "3")
 
 
 def test_what_is_cancelled(tiny: Recipe, tmp_path: Path, slurm: Any) -> None:
