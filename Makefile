@@ -12,9 +12,10 @@ demo: $(READY) ## train, attack, meter and fit a law on scikit-learn's digits; e
 	@$(VENV)/bin/robudget demo $(ARGS)
 
 # Three processes on two cores, since one of them waits for a cluster or a browser most of the time; what is asked for by
-# ARGS runs in one, which starts soonest.
+# ARGS runs in one, which starts soonest. Byte code is kept even where the environment says not to: pytest's rewriting of
+# all test files takes 5 s of CPU in each process.
 test: $(READY) ## the tests (offline, CPU); make test ARGS="-k apgd" for some
-	@$(VENV)/bin/python -m pytest $(or $(ARGS),-n 3 --dist loadfile --no-loadscope-reorder)
+	@PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest $(or $(ARGS),-n 3 --dist loadfile --no-loadscope-reorder)
 
 lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .
