@@ -103,6 +103,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, written: Path) -> Browser:
     browser.call("POST", "/url", {"url": written.as_uri()})
+    look = "performance.getEntriesByName('chart').length ? done() : setTimeout(look, 20)"
+    drawn = f"const done = arguments[0]; (function look() {{ {look}; }})()"
+    browser.call("POST", "/execute/async", {"script": drawn, "args": []})
     return browser
 
 

@@ -55,12 +55,12 @@ def sample(log_density: LogDensity, start: Floats, n: int, rng: np.random.Genera
         sums = np.append(sums + _t_densities(draws, whiten[i : i + 1], white[i : i + 1], scale[i : i + 1])[0], of_new)
         draws, densities = np.vstack([draws, new]), np.append(densities, log_density(new))
         logs = densities - np.log(sums / (i + 1) + TINY)
-        if i + 1 >= ROUNDS and _worth(_truncated(logs)) >= least:
-            break
         softer = _tempered(logs)
         off = draws - softer @ draws
         root = np.asarray(np.linalg.cholesky(KERNEL_WIDTH**2 * (off.T * softer) @ off + 1e-8 * np.eye(p)))
         centres = draws[systematic(softer, KERNELS, rng)]
+        if i + 1 >= ROUNDS and _worth(_truncated(logs)) >= least:
+            break
     weight = _truncated(logs)
     integral = float(np.log(weight.mean()) + logs.max())
     weight /= weight.sum()
