@@ -344,7 +344,7 @@ SOURCE = ROOT / "src" / "robudget"
 ARCHITECTURE = DOCS / "architecture.md"
 # In the order in which a recipe, its runs and their table pass through them.
 TOP = (
-    "recipe.py", "recipe_parts.py", "recipes/", "studies/", "threat.py", "losses.py", "execution.py", "threads.py",
+    "recipe/", "recipes/", "studies/", "threat.py", "losses.py", "execution.py", "threads.py",
     "columns.py", "datasets.py", "accuracy.py", "formats.py", "config.py", "files.py", "cache.py", "stop.py",
     "errors.py", "data/", "models/", "attacks/",
     "backend/", "training/", "evaluation/", "meter/", "forecast/", "lease.py", "store.py", "energy_log.py",

@@ -16,7 +16,7 @@ SOURCE = Path(robudget.__file__).parent
 
 # Every room, with the rooms it may import. Pure data (errors, files, threat, recipe, …) may be imported by all.
 PURE = {
-    "errors", "files", "config", "threat", "recipe", "recipe_parts", "losses", "columns", "execution", "accuracy",
+    "errors", "files", "config", "threat", "recipe", "losses", "columns", "execution", "accuracy",
     "datasets", "formats", "cache", "threads", "stop", "",
 }  # fmt: skip
 ALLOWED = {

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robudget.errors import InputError
-from robudget.recipe_parts import EmaPart, OptimPart
+from robudget.recipe.parts import EmaPart, OptimPart
 from robudget.training.optimisation import Ema, average_of, build_optimizer, lr_at, parameter_groups, peak_lr
 
 

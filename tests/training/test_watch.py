@@ -11,7 +11,7 @@ from robudget import data
 from robudget.data import Dataset
 from robudget.errors import InputError, RunFailed
 from robudget.recipe import Recipe
-from robudget.recipe_parts import CollapsePart
+from robudget.recipe.parts import CollapsePart
 from robudget.training import Trainer, loop
 from robudget.training.checkpoint import load_last
 from robudget.training.validation import CollapseCheck, is_collapsed

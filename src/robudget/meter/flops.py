@@ -30,7 +30,7 @@ from robudget.meter.conventions import paper_flops_of
 from robudget.meter.energy import Energy
 from robudget.models.build import build
 from robudget.recipe import Recipe
-from robudget.recipe_parts import ModelPart
+from robudget.recipe.parts import ModelPart
 
 # BatchNorm cannot normalise one value per channel, so two images are counted and the sum is halved.
 _BATCH = 2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robudget.errors import InputError, unknown
-from robudget.recipe_parts import EmaPart, OptimPart
+from robudget.recipe.parts import EmaPart, OptimPart
 
 # Of torch, or our own; every other name goes to timm.
 _OWN = ("sgd", "adam", "adamw")

@@ -17,7 +17,7 @@ from robudget.data.dataset import to_unit
 from robudget.data.keyed import generator_for
 from robudget.errors import RunFailed
 from robudget.recipe import Recipe
-from robudget.recipe_parts import CollapsePart
+from robudget.recipe.parts import CollapsePart
 from robudget.training.craft import Adversary, craft, cross_entropy
 from robudget.training.craft_mode import CraftMode
 from robudget.training.distributed import World

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from robudget.config import Number, load_yaml, merge, nest, one_line, read_named
 from robudget.errors import InputError, nearest
 from robudget.losses import LOSSES, LossName
-from robudget.recipe_parts import (
+from robudget.recipe.parts import (
     AwpPart,
     CollapsePart,
     CraftPart,
