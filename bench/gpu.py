@@ -4,7 +4,9 @@
     python bench/gpu.py --device cpu --size tiny         the same code on a CPU, small: proves the script, not a GPU
 
 Every line is written to `--out` when it is done, and not measured again on the same device, size and commit. At the end
-stands a block for bench/RESULTS.md. A line whose library or file is not there says so and is asked again next time.
+stands a block for bench/RESULTS.md. A line whose library or file is not there says so and is asked again next time;
+PYTHONPATH may name a folder with pyautoattack. Lines that failed before come last. After an error of the GPU itself a
+process gets no more answers, so a new one measures the lines that are left.
 Images and reference verdicts are read from `shared`, in this checkout or beside it.
 """
 
@@ -13,6 +15,7 @@ Images and reference verdicts are read from `shared`, in this checkout or beside
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import itertools
 import json
@@ -23,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,9 +41,11 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "bench")]
 import evaluation as authors_side
 import training as textbook_side
 
-from robudget import data
 from robudget.attacks.victim import out_of_memory
 from robudget.backend.batch_size import free_bytes, training_bytes
+from robudget.backend.device import answering
+from robudget.backend.precision import float32_as
+from robudget.environment import algorithms
 from robudget.evaluation.evaluator import evaluate
 from robudget.execution import Site
 from robudget.forecast.forecast import forecast
@@ -65,11 +70,12 @@ class Scale:
     images: int  # evaluated
     raced: int  # evaluated by the authors' code too
     seconds: float  # of metering
+    epoch: int  # steps, of the training that is forecast
 
 
 SCALES = {
-    "full": Scale("wrn-28-10", 16, 512, 6, 512, 64, 60.0),
-    "tiny": Scale("wrn-10-1", 2, 16, 2, 4, 2, 1.0),
+    "full": Scale("wrn-28-10", 16, 512, 6, 512, 64, 60.0, 20),
+    "tiny": Scale("wrn-10-1", 2, 16, 2, 4, 2, 1.0, 2),
 }
 
 
@@ -141,8 +147,9 @@ def training_agrees(bench: Bench) -> Result:
     weights = []
     for device in (torch.device("cpu"), bench.device):
         trainer = Bench(device, bench.scale).trainer(recipe)
-        for _ in range(3):
-            trainer._train_step()
+        with float32_as(tf32=False):  # as the trainer's own loop has it
+            for _ in range(3):
+                trainer._train_step()
         weights.append(torch.cat([p.detach().cpu().flatten() for p in trainer.model.parameters()]))
     gap = float((weights[0] - weights[1]).norm() / weights[0].norm())
     return bench.verdict(f"weights differ by {gap:.1e} of their norm after 3 updates", "≤ 1e-3", gap <= 1e-3)
@@ -186,17 +193,14 @@ def resume_agrees(bench: Bench) -> Result:
     steps = 2
     changes = {"epochs": 2, "epoch_images": steps * bench.scale.batch, "collapse.action": "off", "validation.steps": 1}
     recipe, site = bench.recipe(**changes), Site(deterministic=True)
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
+    with algorithms(deterministic=True), tempfile.TemporaryDirectory() as folder:
         whole = bench.trainer(recipe, site)
         list(whole)
-        with tempfile.TemporaryDirectory() as folder:
-            next(iter(bench.trainer(recipe, site, folder=Path(folder))))
-            resumed = bench.trainer(recipe, site, folder=Path(folder))
-            list(resumed)
-    finally:
-        torch.use_deterministic_algorithms(before)
+        first = bench.trainer(recipe, site, folder=Path(folder))
+        next(iter(first))
+        first.leave()
+        resumed = bench.trainer(recipe, site, folder=Path(folder))
+        list(resumed)
     same = all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
     return bench.verdict(f"weights {'equal' if same else 'NOT equal'} to the last bit", "equal", same)
 
@@ -222,7 +226,7 @@ def speed(loss: str) -> Callable[[Bench], Result]:
     def line(bench: Bench) -> Result:
         recipe = bench.recipe(loss)
         ours = statistics.median(bench.step_seconds(recipe))
-        dataset = textbook_side.random_images(2 * recipe.batch_size)
+        dataset = textbook_side.random_images(5 * recipe.batch_size)  # workers start with an epoch: not timed
         book = textbook_side.Textbook(recipe, dataset, dataset.train, bench.device)
         book.step()
         theirs = statistics.median(bench.timed(book.step) for _ in range(2))
@@ -244,21 +248,39 @@ def host_share(bench: Bench) -> Result:
     parts = []
     for on in (True, False):
         trainer = bench.trainer(bench.recipe(), Site(cuda_graphs=on))
-        for _ in range(2):
-            trainer._train_step()
-        textbook_side.synchronise(bench.device)
         shares, times = [], []
-        for _ in range(bench.scale.steps):
-            begun = time.perf_counter()
-            trainer._train_step()
-            queued = time.perf_counter() - begun
-            textbook_side.synchronise(bench.device)
-            times.append(time.perf_counter() - begun)
-            shares.append(queued / times[-1])
+        with trainer._fast.tuned():
+            for number in range(2 + bench.scale.steps):
+                textbook_side.synchronise(bench.device)
+                begun = time.perf_counter()
+                trainer._train_step()
+                queued = time.perf_counter() - begun
+                textbook_side.synchronise(bench.device)
+                if number >= 2:  # the first ones choose kernels and capture graphs
+                    times.append(time.perf_counter() - begun)
+                    shares.append(queued / times[-1])
         parts.append((statistics.median(shares), bench.scale.batch / statistics.median(times)))
     (with_graphs, fast), (without, slow) = parts
     value = f"{100 * with_graphs:.0f}% with graphs ({fast:.0f} images/s), {100 * without:.0f}% without ({slow:.0f})"
     return bench.verdict(value, "below 50% with graphs", with_graphs < 0.5)
+
+
+def evaluation_graphs(bench: Bench) -> Result:
+    """`quick` with its attack steps as CUDA graphs, and without: time, and the same verdicts."""
+    model, x, y, _ = reference(max(bench.scale.images // 2, 2))
+    seconds, names, record = [], [], ""
+    for on in (True, False):
+        begun = time.perf_counter()
+        seen = evaluate(model, x, y, authors_side.THREATS["linf"], device=bench.device, version="quick", cuda_graphs=on)
+        seconds.append(time.perf_counter() - begun)
+        names.append(list(seen.broken_by))
+        record = record or seen.about["fast_paths"]["CUDA graphs"]
+    same = names[0] == names[1]
+    value = (
+        f"graphs {record}; {len(x)} images in {seconds[0]:.1f} s, without {seconds[1]:.1f} s; "
+        f"verdicts {'equal' if same else 'NOT equal'}"
+    )
+    return bench.verdict(value, "on, equal, not slower", record == "on" and same and seconds[0] <= seconds[1])
 
 
 def compiled_update(bench: Bench) -> Result:
@@ -328,15 +350,13 @@ def metering(bench: Bench) -> Result:
 
 
 def forecasting(bench: Bench) -> Result:
-    """A calibrated forecast of a training beside the training."""
-    length = (
-        {"epochs": 4, "epoch_images": 20 * bench.scale.batch} if bench.on_gpu else {"epochs": 1, "epoch_images": 48}
-    )
-    recipe = bench.recipe(**{"data.name": "digits", "model.name": "wrn-16-2"} | length)
-    plan = forecast(recipe, site_device=str(bench.device), seconds=5.0)
-    digits = data.load("digits", image_size=recipe.data.image_size)
-    trainer = Trainer(recipe, digits, device=bench.device, notify=print)
-    seconds = bench.timed(lambda: list(trainer))
+    """A calibrated forecast of a training beside the training: two epochs of 20 steps, on noise of CIFAR-10's shape."""
+    images = bench.scale.epoch * bench.scale.batch
+    recipe = bench.recipe(**{"data.name": "cifar10", "epochs": 2, "epoch_images": images})
+    plan = forecast(recipe, site_device=str(bench.device), seconds=20.0 if bench.on_gpu else 2.0)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = bench.trainer(recipe, folder=Path(folder))
+        seconds = bench.timed(lambda: list(trainer))
     gap = plan.train_seconds.likely / seconds - 1
     return bench.verdict(
         f"forecast {plan.train_seconds.likely:.1f} s, took {seconds:.1f} s: {gap:+.0%}", "within 25%", abs(gap) <= 0.25
@@ -376,6 +396,7 @@ LINES: dict[str, Callable[[Bench], Result]] = {
     "PGD-10 steps": speed("at"),
     "TRADES-10 steps": speed("trades"),
     "host's share of a step": host_share,
+    "evaluation with and without graphs": evaluation_graphs,
     "verdicts beside the authors'": verdicts_agree,
     "energy counter and integral": metering,
     "forecast of a training": forecasting,
@@ -398,7 +419,8 @@ def commit() -> str:
 def measure(name: str, bench: Bench) -> Result:
     begun = time.perf_counter()
     try:
-        result = LINES[name](bench)
+        with answering():
+            result = LINES[name](bench)
     except Skipped as why:
         return Result(f"not measured: {why}", "", None)
     except ImportError as error:
@@ -406,7 +428,15 @@ def measure(name: str, bench: Bench) -> Result:
     except Exception as error:  # the other lines are still worth their time
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         return Result(f"failed: {type(error).__name__}: {line}", "", False)
+    finally:
+        gc.collect()  # the memory of a line's trainers and graphs is the next line's
+        if bench.on_gpu and torch.cuda.is_initialized():
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
     return Result(result.value, result.bar, result.met, time.perf_counter() - begun)
+
+
+LOST = "the GPU stopped answering"  # of `answering`: this process gets no answer any more
 
 
 def finished(result: Result) -> bool:
@@ -447,10 +477,10 @@ def main(arguments: list[str] | None = None) -> int:
     old = kept.get("results", {}) if kept.get("about") == about else {}
     results = {name: Result(**result) for name, result in old.items()}
     begun = time.monotonic()
+    left = [line for line in given.only or LINES if line not in results or not finished(results[line])]
+    left.sort(key=lambda line: line in results and results[line].met is False)  # what failed before comes last
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        for line in given.only or LINES:
-            if line in results and finished(results[line]):
-                continue
+        for number, line in enumerate(left, 1):
             if time.monotonic() - begun > 60 * given.minutes:
                 print(f"{given.minutes:g} minutes are spent: run again for the other lines")
                 break
@@ -458,6 +488,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{line}: {results[line].value}  [{results[line].bar}]", flush=True)
             stored = {"about": about, "results": {name: asdict(result) for name, result in results.items()}}
             given.out.write_text(json.dumps(stored, indent=1))
+            if LOST in results[line].value and left[number:]:
+                spent = (time.monotonic() - begun) / 60
+                same = ["--device", given.device, "--size", given.size, "--out", str(given.out)]
+                rest = ["--minutes", str(given.minutes - spent), "--only", *left[number:]]
+                return subprocess.call([sys.executable, __file__, *same, *rest]) or 1
     text = block({name: results[name] for name in LINES if name in results}, about)
     given.out.with_suffix(".md").write_text(text)
     print(text)

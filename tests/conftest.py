@@ -16,7 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from types import ModuleType
+<<<<<<< HEAD
 from typing import Any, NoReturn
+=======
+from typing import Any
+>>>>>>> 6a0451d (An evaluation's attack steps as CUDA graphs; what a GPU, a node or a group can fail with is one line for every verb)
 
 import numpy as np
 import pandas as pd
@@ -32,6 +36,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robudget import cli
 from robudget.prediction import Predictor
@@ -350,3 +355,31 @@ def simple(x: np.ndarray, y: np.ndarray, **columns: object) -> pd.DataFrame:
 @pytest.fixture(name="simple", scope="session")
 def simple_fixture() -> object:
     return simple
+
+
+class Waits(TorchDispatchMode):
+    """Operations that make the host wait for the device: values read, sizes that depend on values, blocking copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = str(func), kwargs or {}
+        self.operations += 1
+        reads = any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal."))
+        masks = name.startswith(("aten.index.", "aten.index_put")) and any(
+            t is not None and t.dtype == torch.bool for t in args[1]
+        )
+        where = kwargs.get("device")
+        moves = "_to_copy" in name and where is not None and torch.device(where).type != args[0].device.type
+        copies = name.startswith("aten.copy_") and args[0].device.type != args[1].device.type
+        if reads or masks or ((moves or copies) and not kwargs.get("non_blocking", False)):
+            self.seen.append(name)
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def waits() -> type[Waits]:
+    return Waits

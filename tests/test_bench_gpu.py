@@ -54,10 +54,33 @@ def test_lines_are_written_one_by_one_and_not_measured_again(
     monkeypatch.setitem(bench.LINES, FEW[2], broken)  # what was skipped or failed is asked again
     assert bench.main([*asked, *FEW]) == 1
     assert json.loads(out.read_text())["results"][FEW[2]] == {
-        "value": "failed: RuntimeError: CUDA error: unspecified launch failure", "bar": "", "met": False, "seconds": 0.0
+        "value": "failed: RunFailed: the GPU stopped answering (CUDA error: unspecified launch failure); "
+        "run again to go on from what was saved", "bar": "", "met": False, "seconds": 0.0
     }  # fmt: skip
     assert bench.main([*asked, FEW[2], "--minutes", "-1"]) == 1
     assert "minutes are spent: run again" in capsys.readouterr().out
+
+
+def test_after_an_error_of_the_gpu_a_new_process_measures_the_rest(
+    bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(bench: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure\nmore")
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr(bench.subprocess, "call", lambda command: commands.append(command) or 0)
+    monkeypatch.setitem(bench.LINES, FEW[0], lost)
+    monkeypatch.setitem(bench.LINES, FEW[1], pytest.fail)
+    out = tmp_path / "gpu.json"
+    asked = ["--device", "cpu", "--size", "tiny", "--out", str(out), "--only", *FEW[:2]]
+    assert bench.main(asked) == 1
+    (command,) = commands
+    assert command[-2:] == ["--only", FEW[1]]
+    monkeypatch.setitem(bench.LINES, FEW[1], lambda bench: bench.verdict("1", "2", True))
+    assert bench.main(asked) == 1
+    assert list(json.loads(out.read_text())["results"]) == FEW[:2]
+    assert capsys.readouterr().out.index(f"{FEW[1]}: 1  [2]") > 0  # what failed before comes last
+    assert len(commands) == 1
 
 
 def test_bars_are_those_of_a_gpu(bench: Any) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 import robudget as rb
+from robudget import stop
 from robudget.execution import Site
 from robudget.recipe import Recipe
+from robudget.runner import Until
 from robudget.store import RunFolder, Store
 
 
@@ -30,20 +32,25 @@ def epochs(folder: RunFolder) -> int:
     return len(list(folder.events("epoch")))
 
 
+<<<<<<< HEAD
 @pytest.mark.usefixtures("forks")
 def test_a_killed_task_of_slurm_ends_the_other_with_one_line(tiny: Recipe, tmp_path: Path) -> None:
     """`srun` starts the tasks and watches over none of them."""
+=======
+def test_a_killed_node_ends_the_other_with_one_line(tiny: Recipe, tmp_path: Path) -> None:
+    """`srun` starts the tasks and watches over none of them. One process goes on where two were."""
+>>>>>>> 6a0451d (An evaluation's attack steps as CUDA graphs; what a GPU, a node or a group can fail with is one line for every verb)
     path = tmp_path / "recipe.yaml"
     path.write_text(tiny.with_({"epochs": 500, "precision": "float32", "validation.every": 500}).to_yaml())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_NODEID": "0"}
-        step |= {"MASTER_PORT": str(free.getsockname()[1]), "SLURM_STEP_TASKS_PER_NODE": "2"}
+        step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
+        step |= {"MASTER_PORT": str(free.getsockname()[1]), "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
     command = [sys.executable, "-m", "robudget", "run", str(path), "device=cpu", "threads=1", "--store", str(tmp_path)]
     tasks = [
         subprocess.Popen(
             command,
-            env=os.environ | step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            env=os.environ | step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": "0", "SLURM_NODEID": str(i)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -61,6 +68,10 @@ def test_a_killed_task_of_slurm_ends_the_other_with_one_line(tiny: Recipe, tmp_p
     assert "error: another process of this run ended or stopped answering" in said
     assert "run again to go on" in said
     assert "Traceback" not in said
+    reached = epochs(folder)
+    with pytest.raises(stop.Paused):
+        rb.run(Recipe.load(path), store=tmp_path, site=Site(device="cpu", threads=1), until=Until(reached + 2))
+    assert epochs(folder) > reached > 0
 
 
 def test_stopped_and_resumed_on_two_processes_is_one_run(

@@ -20,7 +20,7 @@ from robudget.attacks.victim import Model
 from robudget.data import imagenet
 from robudget.datasets import Preprocessing
 from robudget.energy_log import EnergyLog
-from robudget.environment import environment, resolve_device
+from robudget.environment import computing, environment
 from robudget.errors import InputError
 from robudget.evaluation.comparison import Comparison
 from robudget.evaluation.comparison import compare as compare_verdicts
@@ -165,7 +165,7 @@ def benchmark(
     an image's row in the split, so shards give the verdicts of the whole. `restart` forgets what was begun. `known`: as
     an `Evaluator` takes it. Raises InputError; `store.Busy` where another process works in the folder.
     """
-    device, dataset = resolve_device(site.device), candidate.dataset
+    dataset = candidate.dataset
     n, rows = rows_of(dataset, images, shard)
     folder = out or _default_folder(candidate, specification, n, shard)
     shown = [file for file in specification.files if not _is_of_examples(Path(file))]
@@ -184,6 +184,7 @@ def benchmark(
     }
     specification = specification.with_files({source: str(done.folder) for source, done in made.items()})
     with (
+        computing(site.device) as device,
         work_folder(folder, restart) as work,
         claimed(site.threads, begun_with=identity_of_state(work.path).get("threads")),
         open_meter(str(device), **site.meter) as meter,
@@ -202,12 +203,14 @@ def benchmark(
             backward=candidate.surrogate,
             surrogate_flops=lambda: candidate.surrogate_flops,
             known=known,
+            cuda_graphs=site.cuda_graphs,
         )
         bill = _bill(verdicts, candidate, energy.total("evaluation"))
         if made:
             bill["examples_of"] = {source: done.bill for source, done in made.items()}
+        about = environment(device)
     with writing(folder):
-        write_json(folder / "bill.json", bill | {"environment": environment(device)})
+        write_json(folder / "bill.json", bill | {"environment": about})
     return Benchmark(folder, verdicts, bill)
 
 
@@ -238,14 +241,15 @@ def rows_of(dataset: data.Dataset, images: int | None, shard: tuple[int, int]) -
 
 def transfer(candidate: Candidate, examples: Path, *, site: Site, batch_size: int = 500) -> Replay:
     """Show kept adversarial examples (examples.npz, or the evaluation's folder it is in) to another classifier."""
-    device, dataset = resolve_device(site.device), candidate.dataset
+    dataset = candidate.dataset
     kept = Examples.load(examples / "examples.npz" if examples.is_dir() else examples)
     if kept.x_adv.shape[1:] != dataset.image_shape or (len(kept) and int(kept.label.max()) >= dataset.classes):
         shapes = f"images {kept.x_adv.shape[1:]}, not of {dataset.name} {dataset.image_shape}"
         raise InputError(f"{str(examples)!r} holds {shapes}")
-    if isinstance(candidate.model, nn.Module):
-        candidate.model.to(device)
-    return replay(candidate.model, kept, batch_size=batch_size, device=device)
+    with computing(site.device) as device:
+        if isinstance(candidate.model, nn.Module):
+            candidate.model.to(device)
+        return replay(candidate.model, kept, batch_size=batch_size, device=device)
 
 
 def compare(source: str, file: Path) -> Comparison:

@@ -15,7 +15,7 @@ from robudget.benchmark import Candidate, benchmark, folder_of, merged_name, row
 from robudget.data.corruptions import computed
 from robudget.data.corruptions import read as read_corruptions
 from robudget.energy_log import EnergyLog
-from robudget.environment import resolve_device
+from robudget.environment import computing
 from robudget.errors import InputError
 from robudget.evaluation.corruptions import Corruptions, corruptions, merge_corruptions
 from robudget.evaluation.curve import ATTACKS, Curve, curve, merge_curves
@@ -171,8 +171,8 @@ def _measured(
     with what `compared` says of the result beside others."""
     n, rows = rows_of(candidate.dataset, asked.images, asked.shard)
     folder = asked.out or folder_of(candidate, f"{what}-{asked.seed}", n, asked.shard)
-    device = resolve_device(asked.site.device)
     with (
+        computing(asked.site.device) as device,
         work_folder(folder, asked.restart) as work,
         claimed(asked.site.threads, begun_with=_threads_of(work.path)),
         open_meter(str(device), **asked.site.meter) as meter,

@@ -152,7 +152,11 @@ def _fast_paths(device: torch.device, site: Site) -> Iterator[Line]:
         yield line(
             "cudnn.benchmark", benchmark, "in a training's steps; cudnn_benchmark=false or deterministic=true: not"
         )
-        yield line("CUDA graphs", site.cuda_graphs, "for a training's attack steps; cuda_graphs=false: not")
+        yield line(
+            "CUDA graphs",
+            site.cuda_graphs,
+            "for steps of attacks, in training and evaluation; cuda_graphs=false: not",
+        )
         yield line("a compiled update", site.compile, "compile=true puts it through torch.compile")
     else:
         fused = hasattr(torch.ops.mkldnn, "_convolution_pointwise")

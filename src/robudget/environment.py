@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from robudget import __version__
-from robudget.backend.device import why_no_gpu
+from robudget.backend.device import answering, current, why_no_gpu
 from robudget.errors import InputError
 from robudget.execution import Site
 from robudget.meter.gpu import driver_version
@@ -51,6 +51,15 @@ def resolve_device(name: str) -> torch.device:
         why = f": {why_no_gpu()}" if gpus == 0 else ""
         raise InputError(f"device = {name!r}, but this machine has {gpus} CUDA GPUs{why} (allowed: auto, cpu)")
     return device
+
+
+@contextmanager
+def computing(name: str) -> Iterator[torch.device]:
+    """The device called `name`; inside, a GPU is torch's current one, and what it says when it stops answering is one
+    line. Raises InputError where there is no such device, RunFailed where it stopped."""
+    device = resolve_device(name)
+    with answering(), current(device):
+        yield device
 
 
 def chosen(site: Site) -> dict[str, Any]:

@@ -22,6 +22,10 @@ class RunFailed(RobudgetError):
     """A run that could not be completed (diverged, out of disk, device lost); what was saved stays usable."""
 
 
+class OutOfMemory(RunFailed):
+    """No batch was small enough for the memory at hand."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its class where it says nothing; 200 characters at most."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

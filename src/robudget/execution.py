@@ -63,9 +63,9 @@ class Site(Record):
     `physical_batch`: images that a training computes with at once, with the same result,
     `sync_batchnorm` (under torchrun) takes BatchNorm's statistics over the whole batch, `deterministic` asks torch for
     deterministic algorithms alone. `tf32` lets a training's float32 use TensorFloat-32 on CUDA (validation and
-    evaluation never do). On CUDA, `cuda_graphs` launches an attack step of a training as one graph, `cudnn_benchmark`
-    lets a training's convolutions be chosen by timing (never with `deterministic`), `compile` puts its update through
-    torch.compile.
+    evaluation never do). On CUDA, `cuda_graphs` launches a step of an attack, in a training or an
+    evaluation, as one graph, `cudnn_benchmark` lets a training's convolutions be chosen by timing (never with
+    `deterministic`), `compile` puts its update through torch.compile.
     `cpu_watts`, `gpu_watts`: what the machine's CPUs and the GPU draw under load, used where nothing better can be
     read; `overhead`: energy at the plug ÷ what the meter counts, where somebody measured fans, switches and the
     supply's loss. Raises InputError for a value that is not allowed.

@@ -36,6 +36,7 @@ def evaluate_metered(
     backward: Backward = "own",
     surrogate_flops: Callable[[], PassFlops | None] = lambda: None,
     known: Verdicts | None = None,
+    cuda_graphs: bool = True,
     **about: Any,
 ) -> Verdicts:
     """Evaluate a model on these rows of the test split, and save the verdicts in `folder` with each attack's FLOPs and
@@ -55,7 +56,16 @@ def evaluate_metered(
 
     with energy.window("evaluation", calls=made, **about):
         evaluator = Evaluator(
-            model, specification, device, folder / "state", progress, energy.window, backward, known, counters.append
+            model,
+            specification,
+            device,
+            folder / "state",
+            progress,
+            energy.window,
+            backward,
+            known,
+            counters.append,
+            cuda_graphs,
         )
         index = torch.arange(rows.start, rows.stop)
         verdicts = evaluator.run(images.images, images.labels, index=index, classes=dataset.classes)

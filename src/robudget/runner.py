@@ -275,6 +275,7 @@ class _Run:
                 device=self.device,
                 flops=lambda: self._flops,
                 progress=self._report_evaluation,
+                cuda_graphs=self.site.cuda_graphs,
                 evaluation=recipe.evaluation_id,
             )
         world.barrier()  # until every part is there

@@ -82,6 +82,7 @@ class Gpu:
         for name, value in names.items():
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: self.log.append(f"back: {stream is main}"))
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
 
     def kernel(self, run: Callable[..., None]) -> Callable[..., None]:
@@ -123,6 +124,7 @@ def test_a_capture_that_fails_is_told_once_and_plain_calls_go_on(monkeypatch: py
     cause = "CUDA error: operation not permitted when stream is capturing"
     assert heard == [f"no CUDA graph could be captured, going on without: {cause}"]
     assert graphs.failed == cause
+    assert gpu.log.count("back: True") == 1  # torch was left on the stream of the capture
     assert gpu.log.count("capture") == 1
 
 

@@ -13,6 +13,7 @@ from robudget import data
 from robudget.attacks.victim import Victim, out_of_memory
 from robudget.backend.precision import float32_as
 from robudget.evaluation.evaluator import evaluate
+from robudget.evaluation.measurement import Setting, prepared
 from robudget.execution import Site
 from robudget.recipe import Recipe
 from robudget.threat import Threat
@@ -70,6 +71,16 @@ def test_every_verdict_is_by_ieee_float32() -> None:
     verdicts = evaluate(model, images.unit()[:, :1], images.labels, Threat("linf", 0.1), attacks=["apgd-ce"])
     assert model.seen == {(False, False)}
     assert verdicts.about["arithmetic"] == {"verdicts": "IEEE float32", "attacks": "IEEE float32"}
+
+
+def test_every_measurement_is_by_ieee_float32() -> None:
+    model, images = Watching(), data.load("digits").test.first(4)
+    before = tf32()
+    with prepared(model, images.unit()[:, :1], images.labels, Setting()) as work:
+        assert tf32() == (False, False)
+        work.run([work.clean()], {})
+    assert model.seen == {(False, False)}
+    assert tf32() == before
 
 
 @pytest.mark.parametrize("asked", [False, True])

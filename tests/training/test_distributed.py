@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from robudget import data
 from robudget.errors import InputError, RunFailed
 from robudget.execution import adopt_slurm
 from robudget.recipe import Recipe
-from robudget.training import Trainer
+from robudget.training import Trainer, distributed
 from robudget.training.batchnorm import SyncBatchNorm2d
 from robudget.training.distributed import TIMEOUT, World, current, join
 
@@ -256,10 +257,12 @@ def test_one_visible_gpu_each_is_gpu_0(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.update(options, backend=backend))
     monkeypatch.setattr(dist, "new_group", lambda **options: None)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([("store", 3, 4)]))
     _, device = join("cuda")
     assert device == torch.device("cuda:0")
     assert chosen == [device]
-    assert asked == {"backend": "nccl", "timeout": TIMEOUT, "device_id": device}
+    met = {"store": "store", "rank": 3, "world_size": 4}
+    assert asked == met | {"backend": "nccl", "timeout": TIMEOUT, "device_id": device}
 
 
 def test_a_gpu_of_its_own_is_made_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,11 +281,28 @@ def test_no_group_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise dist.DistNetworkError("The client socket has failed to connect\nmore of it")
 
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([("store", 0, 2)]))
     monkeypatch.setattr(dist, "init_process_group", fail)
     with pytest.raises(
         RunFailed, match=r"the 2 processes can't form a group: The client socket has failed to connect$"
     ):
         join("cpu")
+
+
+def test_a_process_that_never_comes_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in meeting.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "FORMING", timedelta(seconds=1))
+    causes = {"0": "Timed out after .* waiting for clients", "1": "The client socket has (timed out|failed to connect)"}
+    for rank, cause in causes.items():
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(RunFailed, match=rf"^the 2 processes can't form a group: {cause}") as caught:
+            join("cpu")
+        assert "\n" not in str(caught.value)
 
 
 def test_slurms_tasks_are_processes() -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from robudget import data
 from robudget.backend.batch_size import Physical
@@ -103,37 +102,14 @@ def test_parts_of_a_batch_have_buffers_of_their_own() -> None:
     assert torch.equal(*weights)
 
 
-class Waits(TorchDispatchMode):
-    """Operations that make the host wait for the device: values read, sizes that depend on values, blocking copies."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-        self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = str(func), kwargs or {}
-        self.operations += 1
-        reads = any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal."))
-        masks = name.startswith(("aten.index.", "aten.index_put")) and any(
-            t is not None and t.dtype == torch.bool for t in args[1]
-        )
-        where = kwargs.get("device")
-        moves = "_to_copy" in name and where is not None and torch.device(where).type != args[0].device.type
-        copies = name.startswith("aten.copy_") and args[0].device.type != args[1].device.type
-        if reads or masks or ((moves or copies) and not kwargs.get("non_blocking", False)):
-            self.seen.append(name)
-        return func(*args, **kwargs)
-
-
-def test_what_waits_is_counted() -> None:
+def test_what_waits_is_counted(waits: Any) -> None:
     x = torch.ones(4, device=META)
-    with Waits() as waits:
+    with waits() as seen:
         x.copy_(torch.ones(4))
         torch.ones(4).to(META)
         torch.ones(4).to(META, non_blocking=True)
         torch.ones(4)[torch.ones(4) > 0].sum().item()
-    assert waits.seen == [
+    assert seen.seen == [
         "aten.copy_.default",
         "aten._to_copy.default",
         "aten.index.Tensor",
@@ -144,7 +120,7 @@ def test_what_waits_is_counted() -> None:
 @pytest.mark.parametrize("changes", [*LOSSES, {"loss": "mart"}, {"loss": "free-at"}], ids=str)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_step_never_waits_for_the_device(
-    changes: dict[str, Any], processes: int, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], processes: int, monkeypatch: pytest.MonkeyPatch, waits: Any
 ) -> None:
     # On torch's device without data, every value that is read is an error, and every copy from the host is seen.
     monkeypatch.setattr(step, "generator_for", lambda *_: None)  # it has none of its own
@@ -155,11 +131,11 @@ def test_a_step_never_waits_for_the_device(
         synchronise_batchnorm(model)
     x, y = torch.rand(6, 3, 8, 8, device=META), torch.zeros(6, dtype=torch.int64, device=META)
     train = step_of(recipe_of(changes), model, META, ema=Ema(model, 0.9, warmup=True), world=World(0, processes))
-    with Waits() as waits:
+    with waits() as seen:
         outcome = train(x, y, y, 0)
     assert outcome.loss.device == META
-    assert not waits.seen
-    assert waits.operations > 100
+    assert not seen.seen
+    assert seen.operations > 100
 
 
 def test_a_run_records_its_fast_paths(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from robudget import data
 from robudget.backend import host_memory
 from robudget.backend.batch_size import Physical, free_bytes
 from robudget.backend.precision import Precision
-from robudget.errors import InputError, RunFailed
+from robudget.errors import InputError, OutOfMemory
 from robudget.execution import Site
 from robudget.models import build
 from robudget.recipe import Recipe
@@ -199,7 +199,7 @@ def test_no_memory_at_all_is_one_line() -> None:
 
     trainer._step._craft = nothing  # type: ignore[assignment, method-assign]
     with pytest.raises(
-        RunFailed, match=r"^out of memory at step 0 with 4 images at once: CUDA out of memory\. Tried .*"
+        OutOfMemory, match=r"^out of memory at step 0 with 4 images at once: CUDA out of memory\. Tried .*"
     ):
         list(trainer)
     with pytest.raises(InputError, match="physical_batch = -1"):

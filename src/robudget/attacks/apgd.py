@@ -195,7 +195,7 @@ class Apgd:
         s.done |= (s.phase == last) & (s.k > self.phases[last][1])
         for phase, (_, steps) in enumerate(self.phases[:-1]):
             over = (s.phase == phase) & (s.k > steps)
-            if not bool(over.any()):
+            if over.device.type == "cpu" and not bool(over.any()):  # elsewhere a look is a synchronisation
                 continue
             eps, next_steps = self.phases[phase + 1]
             start = l1_project(s.x_best, s.x0, eps)

@@ -144,6 +144,10 @@ Verify = Callable[[Tensor, Tensor], Tensor]
 """(x_adv, y) → (N,) bool: does the model as given, in full precision, misclassify?"""
 
 
+Steps = Callable[[State, int], None]
+"""(state, times): makes so many steps of an attack on its rows."""
+
+
 Tried = Callable[[State, Tensor, Tensor], None]
 """(state, rows, x_adv): told of the claims of these rows (indices) after they were verified as x_adv."""
 
@@ -200,12 +204,14 @@ def drive(
     batch_size: int,
     exhaust: bool = False,
     tried: Tried | None = None,
+    steps_of: Steps | None = None,
 ) -> Iterator[Report]:
     """Run `attack` over `rows` of images x (N, C, H, W; float32 or uint8), labels y (N,), at most `batch_size` rows at
     a time; the last report has the whole outcome (there is none where there are no rows).
 
     Every claim of a row is moved exactly into the ball and verified; a refuted row stays in the attack. With `exhaust`
-    the rows of a broken image go on, and every example of theirs is reported.
+    the rows of a broken image go on, and every example of theirs is reported. `steps_of` makes the steps between two
+    reports, where that is not to call `attack.step` so many times.
     """
     out = Outcome.blank(len(x), rows.image.device)
     left = torch.bincount(rows.image, minlength=len(x))
@@ -232,8 +238,11 @@ def drive(
         # Rows that are done work on for nothing until the next report.
         ends = [end for end in ends if end > steps]
         stride = min([attack.stride, *(end - steps for end in ends)])
-        for _ in range(stride):
-            attack.step(state)
+        if steps_of is not None:
+            steps_of(state, stride)
+        else:
+            for _ in range(stride):
+                attack.step(state)
         steps += stride
         image, x_adv = _verify_claims(state, out, threat, verify, exhaust, tried)
         done = state.done

@@ -33,9 +33,18 @@ def side(query: int, p: float, norm: Norm, height: int, width: int) -> int:
 
 
 @functools.cache
-def sides(queries: int, p: float, norm: Norm, height: int, width: int) -> Tensor:
+def sides(queries: int, p: float, norm: Norm, height: int, width: int, device: torch.device) -> Tensor:
     """`side` of queries 0 … queries − 1."""
-    return torch.tensor([side(q, p, norm, height, width) for q in range(queries)])
+    return torch.tensor([side(q, p, norm, height, width) for q in range(queries)]).to(device)
+
+
+@functools.cache
+def bumps(queries: int, p: float, norm: Norm, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The different sides of these queries' windows, ascending, and (sides, 2, height, width) the bump of each, as it
+    is and turned, in the upper left corner."""
+    size = torch.unique(sides(queries, p, norm, height, width, torch.device("cpu")))
+    shapes = [[_padded_bump(v, norm, height, width, t) for t in (False, True)] for v in size.tolist()]
+    return size.to(device), torch.stack([torch.stack(pair) for pair in shapes]).to(device, torch.float32)
 
 
 Propose = Callable[[Tensor, Tensor], Tensor]
@@ -126,7 +135,7 @@ class Square:
     def _windows(self, s: SquareState, words: Tensor, h: int, w: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(K, R) sides and corners of a block's windows from words (K, R, ≥ 2), and their masks (K, R, 1, h, w)."""
         query = s.it - 1 + torch.arange(len(words), device=s.it.device).unsqueeze(1)
-        size = sides(self.steps + 1 + self.block, self.p, self.threat.norm, h, w).to(s.it.device)[query]
+        size = sides(*self._schedule(h, w), s.it.device)[query]
         # The authors draw from {0, …, h − s − 1}, so no window touches the last row or column.
         top, left = below(words[..., 0], h - size), below(words[..., 1], w - size)
         rows = torch.arange(h, device=s.it.device)
@@ -134,6 +143,10 @@ class Square:
         inside_h = (rows >= top.unsqueeze(-1)) & (rows < (top + size).unsqueeze(-1))
         inside_w = (columns >= left.unsqueeze(-1)) & (columns < (left + size).unsqueeze(-1))
         return size, top, left, (inside_h.unsqueeze(-1) & inside_w.unsqueeze(-2)).unsqueeze(2)
+
+    def _schedule(self, h: int, w: int) -> tuple[int, float, Norm, int, int]:
+        """What `sides` and `bumps` ask for, of images of h × w."""
+        return self.steps + 1 + self.block, self.p, self.threat.norm, h, w
 
     def _words(self, channels: int) -> int:
         """Random words of a query: corners (and an orientation), then a bit per channel."""
@@ -159,17 +172,15 @@ class Square:
         *_, second = self._windows(s, words[..., 2:4], h, w)
         turned = (words[..., 4] >= 1 << 31).long()
         sign = bits(words[..., 5:], c).to(s.x.dtype).mul_(2).sub_(1).unsqueeze(-1).unsqueeze(-1)
-        sides = torch.unique(size)
-        shapes = [[_padded_bump(v, self.threat.norm, h, w, t) for t in (False, True)] for v in sides.tolist()]
-        bumps = torch.stack([torch.stack(pair) for pair in shapes]).to(s.x)
-        number = torch.searchsorted(sides, size)
+        known, shapes = bumps(*self._schedule(h, w), s.it.device)
+        number = torch.searchsorted(known, size)
         # Bumps lie in the table's corner; turning the indices puts them into their windows.
         i = (torch.arange(h, device=size.device) - top.unsqueeze(-1)) % h
         j = (torch.arange(w, device=size.device) - left.unsqueeze(-1)) % w
 
         def propose(query: Tensor, row: Tensor) -> Tensor:
             which = number[query, row].unsqueeze(-1).unsqueeze(-1), turned[query, row].unsqueeze(-1).unsqueeze(-1)
-            bump = bumps[(*which, i[query, row].unsqueeze(-1), j[query, row].unsqueeze(-2))].unsqueeze(2)
+            bump = shapes[(*which, i[query, row].unsqueeze(-1), j[query, row].unsqueeze(-2))].unsqueeze(2)
             return self._move_mass(s, bump * sign[query, row], first[query, row], second[query, row])
 
         return propose

@@ -45,11 +45,16 @@ class Captured:
         with _CUDA.stream(aside):
             for _ in range(_WARM_UP):
                 self._function(*self.buffers)
-        _CUDA.current_stream(device).wait_stream(aside)
+        main = _CUDA.current_stream(device)
+        main.wait_stream(aside)
         graph = _CUDA.CUDAGraph()
-        # Other threads (a checkpoint's writer) may use CUDA meanwhile.
-        with _CUDA.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            self._function(*self.buffers)
+        try:
+            # Other threads (a checkpoint's writer) may use CUDA meanwhile.
+            with _CUDA.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                self._function(*self.buffers)
+        except RuntimeError:
+            _CUDA.set_stream(main)  # a capture that fails at its end leaves torch on the stream that it captured
+            raise
         self.load(*before)
         self._replay = graph.replay
 

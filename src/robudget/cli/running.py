@@ -268,6 +268,9 @@ def evaluate(
     threads: Annotated[
         int, typer.Option(min=0, help="CPU threads, 0 = this process's share of the cores; a resume keeps its number")
     ] = 0,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="on CUDA, launch an attack's step as one graph")
+    ] = True,
     cpu_watts: Annotated[float | None, typer.Option(help="the CPUs' draw under load, where nothing tells it")] = None,
     gpu_watts: Annotated[float | None, typer.Option(help="the GPU's, likewise")] = None,
     overhead: Annotated[
@@ -310,7 +313,14 @@ def evaluate(
         raise InputError(f"--attack and --version {version} (allowed: one of the two)")
     watts = {"cpu_watts": cpu_watts, "gpu_watts": gpu_watts}
     source = sources[0]
-    site = Site(data_root=data_root, device=device, threads=threads, overhead=overhead, **watts)  # type: ignore[arg-type]
+    site = Site(
+        data_root=data_root,
+        device=device,
+        threads=threads,
+        overhead=overhead,
+        cuda_graphs=cuda_graphs,
+        **watts,  # type: ignore[arg-type]
+    )
     candidate = Candidate.load(
         source,
         dataset=data,

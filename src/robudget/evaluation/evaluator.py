@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from robudget import stop
 from robudget.attacks.build import build, check_images, rows_of
-from robudget.attacks.driver import Report, drive
+from robudget.attacks.driver import Attack, Report, drive
 from robudget.attacks.ensemble import Member, Passes, fit_to_classes
 from robudget.attacks.noise import Noise
-from robudget.attacks.victim import Model, frozen, margin
+from robudget.attacks.victim import Model, Victim, frozen, margin
+from robudget.backend.attack_steps import StepGraphs, one_line, why_called
 from robudget.backend.batch_size import keep_freed_memory
+from robudget.backend.graph import Graphs
 from robudget.backend.precision import float32_as
 from robudget.errors import InputError
 from robudget.evaluation.again import Again
@@ -74,18 +77,21 @@ def evaluate(
     known: Verdicts | None = None,
     add: Sequence[str | Member] = (),
     votes: int | None = None,
+    cuda_graphs: bool = True,
 ) -> Verdicts:
     """A verdict for each image x (N, C, H, W) float32 in [0, 1] with label y (N,) int64.
 
     `Specification` describes what is asked (version … precision, checks … until, add, votes), `Evaluator` how it
-    executes (backward, device, state, progress, window, known), `Evaluator.run` index and classes. Raises InputError
-    for what can be mended.
+    executes (backward, device, state, progress, window, known, cuda_graphs), `Evaluator.run` index and classes. Raises
+    InputError for what can be mended.
     """
     check_images(x, y)
     specification = Specification(
         threat, version, attacks, seed, batch_size, precision, checks, examples, confirm, until, add, votes
     )
-    evaluator = Evaluator(model, specification, device, state, progress, window, backward, known)
+    evaluator = Evaluator(
+        model, specification, device, state, progress, window, backward, known, cuda_graphs=cuda_graphs
+    )
     return evaluator.run(x, y, index=index, classes=classes)
 
 
@@ -99,6 +105,7 @@ class Evaluator:
     by default the model's own `surrogate()`, where it has that method. Verdicts are of the model alone. `known`:
     verdicts of the same model on the same images under another threat, whose clean pass is taken over (where they are
     of others, it is made). `counting` is given a function at the start: the passes that the attacks have made so far.
+    `cuda_graphs`: on CUDA an attack's steps are launched as one graph each; no verdict depends on it.
     """
 
     model: Model
@@ -110,6 +117,7 @@ class Evaluator:
     backward: Backward = "own"
     known: Verdicts | None = None
     counting: Callable[[Callable[[], Passes]], None] | None = None
+    cuda_graphs: bool = True
 
     def run(self, x: Tensor, y: Tensor, *, index: Tensor | None = None, classes: int | None = None) -> Verdicts:
         """A verdict for each image x (N, C, H, W) float32 in [0, 1], or uint8, with label y (N,) int64.
@@ -150,6 +158,7 @@ class _Evaluation:
     def __init__(self, evaluator: Evaluator, images: Images, victims: Victims) -> None:
         self.specification, self.images, self.victims = evaluator.specification, images, victims
         self.folder = None if evaluator.state is None else Path(evaluator.state)
+        self.cuda_graphs, self.graphs = evaluator.cuda_graphs, dict[str, str]()  # by stage: "on", or "off" and why
         self.window, self.known = evaluator.window or (lambda name: nullcontext()), evaluator.known
         if evaluator.counting is not None:
             evaluator.counting(lambda: victims.passes)
@@ -342,7 +351,8 @@ class _Evaluation:
         # Clean logits, for the targets, are computed again rather than kept, since a resumed run needs them too.
         batches = () if stage.member.files else self.images.batches(specification.batch_size)
         logits = torch.cat([torch.empty(0, device=images.device), *(victims.given.logits(x) for _, x, _ in batches)])
-        return drive(
+        steps = self._graphed(stage, attack, victim)
+        yield from drive(
             attack,
             rows_of(stage.member, images, logits),
             self.images.x,
@@ -352,7 +362,18 @@ class _Evaluation:
             verify=victims.misclassified if self.votes is None else self.votes.verify,
             batch_size=specification.batch_size,
             tried=None if self.votes is None else functools.partial(self.votes.tried, stage.member.name),
+            steps_of=steps,
         )
+        if steps is not None:
+            self.graphs[stage.name] = steps.record
+
+    def _graphed(self, stage: Stage, attack: Attack[Any], victim: Victim) -> StepGraphs | None:
+        """The attack's steps as CUDA graphs; None where they are called one by one, for what `graphs` says then."""
+        device = self.images.device
+        why = why_called(victim, device, asked=self.cuda_graphs)
+        why = "the model is randomised" if not why and self.votes is not None else why
+        self.graphs[stage.name] = f"off: {why}" if why else "on"
+        return None if why else StepGraphs(attack, victim, Graphs(device, warnings.warn))
 
     def _judge(self, votes: Votes) -> None:
         """The last word on a randomised model; what it says of an attack is entered in that attack's account."""
@@ -379,6 +400,7 @@ class _Evaluation:
             self.about
             | {"halved": halved, "confirm": self.specification.confirm}
             | {"arithmetic": {"verdicts": "IEEE float32", "attacks": attacks}}
+            | {"fast_paths": {"CUDA graphs": one_line(self.graphs)}}
             | ({"transfer": [source.to_dict() for source in self.sources]} if self.sources else {}),
             state.examples_of(index, y, self.images.x.shape[1:], threat) if self.specification.examples else None,
             confirmation=again if isinstance(again, Confirmation) else None,

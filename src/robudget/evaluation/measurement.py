@@ -22,6 +22,7 @@ from robudget import files
 from robudget.attacks.build import check_images
 from robudget.attacks.victim import Model, frozen, margin
 from robudget.backend.batch_size import keep_freed_memory
+from robudget.backend.precision import float32_as
 from robudget.errors import InputError
 from robudget.evaluation.specification import Precision, Specification
 from robudget.evaluation.spent import Spent, by_attack
@@ -155,7 +156,7 @@ def prepared(
     surrogate = None if surrogate is None else on_device(device, surrogate)
     if device.type == "cpu":
         keep_freed_memory()
-    with frozen(model), nullcontext() if surrogate is None else frozen(surrogate):
+    with frozen(model), nullcontext() if surrogate is None else frozen(surrogate), float32_as(tf32=False):
         images = Images(x, y, index, device)
         how = Specification(Threat("linf", 1), batch_size=setting.batch_size, precision=setting.precision)
         yield Work(setting, images, Victims(model, images, how, classes, surrogate))

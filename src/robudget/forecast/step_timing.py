@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from robudget.backend.batch_size import validation_size
+from robudget.backend.device import current
 from robudget.data.dataset import Dataset, Split, to_unit
 from robudget.datasets import Sizes
 from robudget.forecast.passes import TrainingPasses
@@ -75,6 +76,7 @@ class Times:
     `per_image` + K·`per_attack` for each image; the end of an epoch (checkpoint) `epoch`.
 
     `batch_size` below the recipe's: a whole batch took too long, and the times are scaled up from this many images.
+    `start`: what a GPU's first step takes beyond another one, for the choice of kernels and graphs.
     """
 
     step: float
@@ -83,6 +85,7 @@ class Times:
     per_attack: float
     epoch: float
     batch_size: int
+    start: float = 0.0
 
     @classmethod
     def by_flops(cls, recipe: Recipe, trainer: Trainer, per_image: float) -> Times:
@@ -115,12 +118,13 @@ class Times:
             per_attack=self.per_attack * forward,
             epoch=self.epoch * now.parameters / before.parameters,
             batch_size=now.batch_size,
+            start=self.start,
         )
 
     def training_seconds(self, recipe: Recipe, plan: TrainingPasses) -> float:
         steps = recipe.craft.steps if recipe.adversarial else 0
         validation = plan.validated_images * self.per_image + plan.validated_attacks * self.per_attack
-        return plan.steps * (self.step + steps * self.attack) + validation + plan.epochs * self.epoch
+        return self.start + plan.steps * (self.step + steps * self.attack) + validation + plan.epochs * self.epoch
 
 
 @dataclass(frozen=True)
@@ -169,9 +173,9 @@ def calibrate(
     this many is used for every number between)."""
     start, others = time.perf_counter(), machine_seconds() - process_seconds()
     noise = _noise(sizes, recipe.batch_size)
-    with meter.window("calibration") as window:
+    with current(torch.device(device)), meter.window("calibration") as window:
         images = work.probe_images
-        steps, trainer = _time_steps(_variant(recipe, images, 1), noise, device, seconds / 10, least=1, most=2)
+        steps, trainer, _ = _time_steps(_variant(recipe, images, 1), noise, device, seconds / 10, least=1, most=2)
         per_image = min(steps) / images
         seconds -= time.perf_counter() - start
         times = Times.by_flops(recipe, trainer, per_image)
@@ -195,14 +199,14 @@ def _measure(recipe: Recipe, noise: Dataset, device: str, per_image: float, atta
         most = min(most, 2)
         batch_size = _affordable(recipe, seconds, per_image, most)
     scale, attack = recipe.batch_size / batch_size, 0.0
-    times, trainer = _time_steps(_variant(recipe, batch_size, 1), noise, device, seconds / 4)
+    times, trainer, begin = _time_steps(_variant(recipe, batch_size, 1), noise, device, seconds / 4)
     one = statistics.median(times) * scale
     if most > 1:
-        times, trainer = _time_steps(_variant(recipe, batch_size, most), noise, device, seconds / 4)
+        times, trainer, begin = _time_steps(_variant(recipe, batch_size, most), noise, device, seconds / 4)
         attack = max(statistics.median(times) * scale - one, 0.0) / (most - 1)
     count = int(max(2, min(validation_size(recipe.batch_size), seconds / 8 / per_image)))
     validation, per_attack = _time_validation(trainer, noise, count)
-    return Times(one - attack, attack, validation, per_attack, _time_checkpoint(trainer), batch_size)
+    return Times(one - attack, attack, validation, per_attack, _time_checkpoint(trainer), batch_size, begin)
 
 
 def _affordable(recipe: Recipe, seconds: float, per_image: float, most: int) -> int:
@@ -239,8 +243,9 @@ def _variant(recipe: Recipe, batch_size: int, steps: int) -> Recipe:
 
 def _time_steps(
     recipe: Recipe, noise: Dataset, device: str, seconds: float, *, least: int = 2, most: int = _MOST_STEPS
-) -> tuple[list[float], Trainer]:
-    """Seconds of single steps after one to warm up, as many as fit, and their trainer."""
+) -> tuple[list[float], Trainer, float]:
+    """Seconds of single steps after one to warm up, as many as fit; their trainer; what the first one took beyond them
+    on a GPU, 0 on a CPU."""
     trainer = Trainer(recipe, noise, device=device)
     epochs = iter(trainer)
 
@@ -249,13 +254,13 @@ def _time_steps(
         next(epochs)
         return time.perf_counter() - start
 
-    first = step()
-    if first > _TOO_SLOW * seconds and least == 1:
-        return [first], trainer
+    first, on_gpu = step(), trainer.device.type == "cuda"
+    if first > _TOO_SLOW * seconds and least == 1 and not on_gpu:  # a GPU's first step chooses kernels
+        return [first], trainer, 0.0
     times: list[float] = []
     while len(times) < least or (sum(times) < min(seconds, _MOST_SECONDS) and len(times) < most):
         times.append(step())
-    return times, trainer
+    return times, trainer, max(first - statistics.median(times), 0.0) if on_gpu else 0.0
 
 
 def _time_validation(trainer: Trainer, noise: Dataset, count: int) -> tuple[float, float]:
@@ -280,13 +285,14 @@ def _time_validation(trainer: Trainer, noise: Dataset, count: int) -> tuple[floa
 
 
 def _time_checkpoint(trainer: Trainer) -> float:
-    """Seconds of writing a checkpoint, as every epoch does."""
+    """Seconds that a checkpoint keeps a training waiting: a large one is written beside it."""
     with tempfile.TemporaryDirectory() as folder:
         trainer._saver.folder = Path(folder)
         start = time.perf_counter()
         trainer.save()
+        seconds = time.perf_counter() - start
         trainer._saver.wait()
-        return time.perf_counter() - start
+        return seconds
 
 
 def _noise(sizes: Sizes, batch_size: int) -> Dataset:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from robudget import __version__, stop
-from robudget.errors import InputError, RobudgetError, RunFailed, unknown
+from robudget.errors import InputError, OutOfMemory, RobudgetError, RunFailed, unknown
 from robudget.execution import Site
 from robudget.recipe import Recipe
 from robudget.store import Busy
@@ -187,7 +187,8 @@ def attempt(number: int, job: Mapping[str, Any], tell: Callable[[Event], None] =
     except stop.Paused as error:
         return Event(number, "paused", str(error))
     except RobudgetError as error:
-        cause = "input" if isinstance(error, InputError) else "failed" if isinstance(error, RunFailed) else "crash"
+        kinds = {InputError: "input", OutOfMemory: "memory", RunFailed: "failed"}
+        cause = next((cause for kind, cause in kinds.items() if isinstance(error, kind)), "crash")
         return Event(number, "failed", str(error), cause=cause)
     except Exception as error:  # a defect of ours or of a library: the other runs go on, and it is reported as such
         short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

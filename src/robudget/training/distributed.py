@@ -22,6 +22,7 @@ from robudget import stop
 from robudget.errors import InputError, RunFailed, first_line
 
 T = TypeVar("T")
+FORMING = timedelta(minutes=5)  # until all processes of a group have found each other
 TIMEOUT = timedelta(minutes=30)  # of one exchange between processes that are training
 _LONGEST_WAIT = timedelta(days=7)  # of one process for another that decodes data or evaluates; a dead one ends it
 _waiting: Any = None  # the group of those long waits (gloo, which waits asleep)
@@ -121,7 +122,7 @@ def join(device: str) -> tuple[World, torch.device]:
 
     Returns this process's world and device, which becomes torch's current one: NCCL and GPU number LOCAL_RANK for
     "cuda" (GPU 0 where the launcher shows each process one GPU), gloo for "cpu". Raises InputError where there are
-    fewer GPUs than processes, RunFailed where no group can be formed.
+    fewer GPUs than processes, RunFailed where no group can be formed within FORMING.
     """
     global _waiting
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -133,7 +134,15 @@ def join(device: str) -> tuple[World, torch.device]:
     if not dist.is_initialized():
         on_gpu = place.type == "cuda"
         try:
-            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, device_id=place if on_gpu else None)
+            store, rank, size = next(dist.rendezvous("env://", timeout=FORMING))  # type: ignore[attr-defined]
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                store=store,
+                rank=rank,
+                world_size=size,
+                timeout=TIMEOUT,
+                device_id=place if on_gpu else None,
+            )
             _waiting = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
         except (RuntimeError, ValueError) as error:
             raise RunFailed(

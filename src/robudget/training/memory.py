@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robudget.attacks.victim import out_of_memory
 from robudget.backend.batch_size import Physical, free_bytes, training_bytes
 from robudget.backend.precision import Precision
-from robudget.errors import RunFailed
+from robudget.errors import OutOfMemory
 from robudget.losses import LOSSES
 from robudget.recipe import Recipe
 from robudget.training.distributed import World
@@ -60,7 +60,7 @@ class FittingStep:
     """`step`, and where the memory does not hold it, again with half the images at once. `calls` counts the images of
     the attempt that succeeds alone. `notify` is told.
 
-    Raises RunFailed where that can't be: with other processes, which are in the middle of the step, with weights that
+    Raises OutOfMemory where that can't be: with other processes, which are in the middle of the step, with weights that
     have changed already, and at the smallest size.
     """
 
@@ -95,7 +95,7 @@ class FittingStep:
             half = images // 2
             if self._world.size > 1 or self._step.applied or self._step.delta is not None or half < SMALLEST:
                 smaller = f"physical_batch={half}, " if half >= SMALLEST else ""
-                raise RunFailed(
+                raise OutOfMemory(
                     f"out of memory at step {number} with {images} images at once: {cause}; "
                     f"try {smaller}checkpointing=true or a smaller model"
                 )
