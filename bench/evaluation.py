@@ -5,6 +5,7 @@
     python bench/evaluation.py agreement --norm linf --precision bfloat16 --state folder     resumable
     python bench/evaluation.py tiny                                        8×8 digits, the demo's networks
     python bench/evaluation.py quick --images 512 --state folder           quick against standard, confirmation's share
+    python bench/evaluation.py launches                                    operations and host time of an attack's step
     python bench/evaluation.py growth                                      cost and memory from 100 to 10,000 images
 
 `speed` and `agreement` use the reference model and images in ../shared. torchattacks is optional: install it without
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +33,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robudget import data
+from robudget.attacks.build import build as make
+from robudget.attacks.build import rows_of
 from robudget.attacks.ensemble import Member, ensemble
+from robudget.attacks.noise import Noise
+from robudget.attacks.victim import Victim
+from robudget.backend.attack_steps import StepGraphs
+from robudget.backend.folding import Folded
+from robudget.backend.graph import Graphs
+from robudget.backend.kernels import Arithmetic
 from robudget.evaluation.evaluator import evaluate
 from robudget.evaluation.verdicts import page
 from robudget.models import build
@@ -293,6 +304,57 @@ def quick(args: argparse.Namespace) -> None:
     print(f"standard ÷ quick: {ratios[1]:.1f} times the passes, {ratios[0]:.1f} times the time")
 
 
+# -- what the host does ------------------------------------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations: on a GPU each is a launch or more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        self.count += 1
+        return func(*args, **(kwargs or {}))  # type: ignore[operator]
+
+
+def launches(args: argparse.Namespace) -> None:
+    """Operations and host milliseconds of an attack's step of 64 rows, on torch's device without data, where nothing is
+    computed: what a GPU would wait for; and operations of a look at a state that steps as a graph."""
+    torch.set_num_threads(args.threads)
+    threat, meta = THREATS["linf"], torch.device("meta")
+    images = torch.arange(64)
+    x, y, logits = torch.rand(64, 3, 32, 32), torch.zeros(64, dtype=torch.int64), torch.rand(64, 10)
+    for name in ("wrn-16-2", "wrn-28-10"):
+        model = build(name, classes=10, image_size=32).eval().to(meta)
+        folded = Folded(model, x[:2].to(meta), Arithmetic(torch.bfloat16, channels_last=True))
+        for attack in ATTACKS:
+            victim = Victim(lambda x: x.flatten(1)[:, :10], sizes=(64,))
+            machine, rows = make(Member(attack), victim, threat, 0), rows_of(Member(attack, targets=1), images, logits)
+            state = machine.init(rows, x, y, Noise().stream(machine.name, rows.image, rows.rank, rows.restart))
+            for field in fields(state):
+                setattr(state, field.name, getattr(state, field.name).to(meta))
+            victim.model = folded
+            steps = StepGraphs(machine, victim, Graphs(meta, print))
+            steps(state, 1)
+            counts = []
+            for call in (lambda: machine.step(state), lambda: steps(state, 0)):  # noqa: B023 (called at once)
+                with Operations() as seen:
+                    call()
+                counts.append(seen.count)
+            times = []
+            for _ in range(args.repeats + 2):
+                began = time.process_time()
+                machine.step(state)
+                times.append(1000 * (time.process_time() - began))
+            print(
+                f"{name} {attack}: {counts[0]} operations a step, {np.median(times):.1f} ms of the host "
+                f"({min(times):.1f} to {max(times):.1f}, n = {len(times)}); as a graph 1, and {counts[1]} at a look",
+                flush=True,
+            )
+
+
 # -- small networks and growth -----------------------------------------------------------------------------------------
 
 
@@ -378,7 +440,7 @@ def one_size(n: int, threads: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "whole", "agreement", "quick", "tiny", "growth"])
+    parser.add_argument("what", choices=["speed", "whole", "agreement", "quick", "launches", "tiny", "growth"])
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--batch", type=int, default=128)
@@ -393,9 +455,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--reference-only", action="store_true")
     args = parser.parse_args()
-    {"speed": speed, "whole": whole, "agreement": agreement, "quick": quick, "tiny": tiny, "growth": growth}[args.what](
-        args
-    )
+    verbs = (speed, whole, agreement, quick, launches, tiny, growth)
+    {verb.__name__: verb for verb in verbs}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def surrogate_of(model: Model, backward: Backward) -> Model | None:
 def on_device(device: torch.device, model: Model) -> Model:
     """The model, or a copy of it on the device."""
     if isinstance(model, nn.Module):
-        places = [tensor.device for tensor in (*model.parameters(), *model.buffers())]
+        places = [tensor.device for tensor in tuple(model.parameters()) or tuple(model.buffers())]
         elsewhere = device.index is not None and places and places[0].index != device.index  # another GPU
         if elsewhere or any(place.type != device.type for place in places):
             return deepcopy(model).to(device)
