@@ -16,11 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from types import ModuleType
-<<<<<<< HEAD
 from typing import Any, NoReturn
-=======
-from typing import Any
->>>>>>> 6a0451d (An evaluation's attack steps as CUDA graphs; what a GPU, a node or a group can fail with is one line for every verb)
 
 import numpy as np
 import pandas as pd

@@ -32,14 +32,9 @@ def epochs(folder: RunFolder) -> int:
     return len(list(folder.events("epoch")))
 
 
-<<<<<<< HEAD
 @pytest.mark.usefixtures("forks")
-def test_a_killed_task_of_slurm_ends_the_other_with_one_line(tiny: Recipe, tmp_path: Path) -> None:
-    """`srun` starts the tasks and watches over none of them."""
-=======
 def test_a_killed_node_ends_the_other_with_one_line(tiny: Recipe, tmp_path: Path) -> None:
     """`srun` starts the tasks and watches over none of them. One process goes on where two were."""
->>>>>>> 6a0451d (An evaluation's attack steps as CUDA graphs; what a GPU, a node or a group can fail with is one line for every verb)
     path = tmp_path / "recipe.yaml"
     path.write_text(tiny.with_({"epochs": 500, "precision": "float32", "validation.every": 500}).to_yaml())
     with socket.socket() as free:

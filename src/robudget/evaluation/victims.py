@@ -61,7 +61,8 @@ def surrogate_of(model: Model, backward: Backward) -> Model | None:
 def on_device(device: torch.device, model: Model) -> Model:
     """The model, or a copy of it on the device."""
     if isinstance(model, nn.Module):
-        places = [tensor.device for tensor in tuple(model.parameters()) or tuple(model.buffers())]
+        places = [parameter.device for parameter in model.parameters()]
+        places = places or [buffer.device for buffer in model.buffers()]
         elsewhere = device.index is not None and places and places[0].index != device.index  # another GPU
         if elsewhere or any(place.type != device.type for place in places):
             return deepcopy(model).to(device)
