@@ -25,7 +25,7 @@ from robudget.evaluation.load import load_classifier
 from robudget.tables.usable import Floats
 
 CIFAR = Path(__file__).resolve().parents[1] / "../shared/data/cifar10-jpeg"
-IMAGES = 5000  # of each side of a distance
+IMAGES = 2000  # of each side of a distance
 
 
 def judged(model: torch.nn.Module, images: Split) -> tuple[Floats, float]:

@@ -69,12 +69,21 @@ def test_a_study_without_runs_names_the_missing_and_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pd.DataFrame({"run_id": ["x"], "aa_acc": [50.0], "clean_acc": [90.0], "train_flops_exact": [1e12]}).to_csv("t.csv")
-    code, _, said = robudget_command("study", "steps-law", "--size", "smoke", "--table", "t.csv")
+    code, _, said = robudget_command("study", "steps-law", "--size", "smoke", "--table", "t.csv", "data.root=x")
     assert code == 2
     assert said.count("\n") == 1
     assert "6 of its 6 runs are missing (digits-wrn-10-1-b1-at1-" in said
-    assert "robudget study steps-law --size smoke --store runs" in said
+    assert "robudget study steps-law --size smoke --store runs data.root=x makes them" in said
     assert not (tmp_path / "steps-law-smoke").exists()
+
+
+def test_where_no_run_is_missing_no_command_is_named(tmp_path: Path, robudget_command: Run) -> None:
+    ids = [recipe.id for recipe in Study.load("steps-law:smoke").recipes]
+    runs = pd.DataFrame({"run_id": ids, "loss": "at", "aa_acc": 1.0, "clean_acc": 90.0, "train_flops_exact": 1e9})
+    runs.to_csv(tmp_path / "t.csv")
+    code, _, said = robudget_command("study", "steps-law", "--size", "smoke", "--table", str(tmp_path / "t.csv"))
+    assert code == 2
+    assert said.endswith("no run is missing, 6 collapsed\n")
 
 
 @pytest.mark.parametrize(

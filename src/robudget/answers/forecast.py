@@ -75,7 +75,8 @@ def forecast(runs: pd.DataFrame, beside: pd.DataFrame | None = None) -> Answer:
     notes = (f"below: {below.counts.sentence()}", f"above: {above.counts.sentence()}")
     drawn = [(below, "fitted"), (above, "predicted")]
     table = pd.concat([pd.DataFrame({"x": p.x, "y": p.y, "group": name}) for p, name in drawn], ignore_index=True)
-    return Answer(verdict, sentence, tuple(rows), notes, table, {"fitted": _line(law, float(above.x.max()))})
+    lines = {"fitted": _line(law, float(above.x.max()))}
+    return Answer(verdict, sentence, tuple(rows), notes, table, lines, y="robust accuracy (%)")
 
 
 def _best(runs: Points, beyond: float) -> Points:

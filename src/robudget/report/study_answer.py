@@ -24,6 +24,7 @@ SHOWN = (
     "synthetic_amount", "seed", "n_eval", "aa_acc", "aa_acc_low", "aa_acc_high", "aa_acc_how", "clean_acc", "val_acc",
     "collapsed", "images_seen", "train_flops_exact", "train_seconds", "train_energy_kwh", "train_energy_how",
 )  # fmt: skip
+MANY = 60  # runs of a group, of which more are drawn small
 
 
 def write_answer(
@@ -38,7 +39,8 @@ def write_answer(
         figure, ax = style.new(COLUMN, 2.6)
         for i, (group, part) in enumerate(answer.points.groupby("group", sort=False)):
             colour, marker = CYCLE[i % len(CYCLE)], MARKERS[i % len(MARKERS)]
-            ax.plot(part.x, part.y, marker, color=colour, label=str(group), ms=3.5, ls="")
+            size = 3.5 if len(part) <= MANY else 1.8
+            ax.plot(part.x, part.y, marker, color=colour, label=str(group), ms=size, ls="")
             if (line := answer.lines.get(str(group))) is not None:
                 ax.plot(line.x, line.y, color=colour)
                 ax.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, lw=0)
