@@ -126,6 +126,32 @@ def test_processes_know_of_each_other_and_of_no_dead_one(monkeypatch: pytest.Mon
     assert not list(threads._folder().glob("*.lease"))
 
 
+def test_a_sweep_holds_the_threads_of_its_workers_which_hold_none_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "cores", lambda: 5)
+    code = (
+        "from robudget import threads\nthreads.cores = lambda: 5\nprint(threads.held_by_others())\n"
+        "print(threads.taken_for(1, 0)[0])\nprint(threads.held_by_others())"
+    )
+
+    def seen(**environment: str) -> list[str]:
+        words = [sys.executable, "-c", code]
+        return subprocess.check_output(words, env=os.environ | environment, text=True).splitlines()
+
+    each, lease = threads.taken_for(2, 0)
+    assert each == 2
+    assert lease is not None
+    name = Path(lease.lock_file).name
+    assert seen() == ["[4]", "2", "[4]"]
+    assert seen(**{threads.LEASE: name}) == ["[]", "5", "[]"], "its own worker takes it for no other"
+    with monkeypatch.context() as patch:
+        patch.setenv(threads.LEASE, name)
+        with threads.claimed(2):
+            assert [path.name for path in threads._folder().glob(f"{os.getpid()}-*.lease")] == [name]
+    threads.give_back(lease)
+    assert seen() == ["[]", "5", "[]"]
+    assert threads.taken_for(2, 3)[0] == 3, "what the user asks for"
+
+
 def test_work_that_was_begun_keeps_its_number_where_the_machine_has_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "cores", lambda: 4)
     before = torch.get_num_threads()
@@ -188,7 +214,7 @@ def test_threads_wait_asleep_beside_others_and_as_the_user_says() -> None:
         other.wait()
 
 
-def test_two_runs_at_once_take_at_most_half_as_much_work_again_as_one_after_the_other(
+def test_two_sweeps_at_once_take_at_most_half_as_much_work_again_as_one_after_the_other(
     tiny: Recipe, tmp_path: Path
 ) -> None:
     """CPU seconds of the processes, with as many threads as they choose: threads that wait must not turn in circles."""
@@ -201,8 +227,8 @@ def test_two_runs_at_once_take_at_most_half_as_much_work_again_as_one_after_the_
 
     def start(seed: int) -> subprocess.Popen[bytes]:
         path = tmp_path / f"{seed}.yaml"
-        path.write_text(recipe.with_({"seed": seed}).to_yaml())
-        words = ["run", str(path), "device=cpu", "--store", str(tmp_path / "runs")]
+        path.write_text(json.dumps({"base": recipe.to_dict(), "axes": {"seed": {str(seed): {"seed": seed}}}}))
+        words = ["sweep", str(path), "device=cpu", "--workers", "1", "--store", str(tmp_path / str(seed))]
         return subprocess.Popen([sys.executable, "-m", "robudget", *words], env=chosen, stdout=subprocess.DEVNULL)
 
     def work(*processes: subprocess.Popen[bytes]) -> float:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # imported where it is used: `import robudget` need not wait 
 # GNU's OpenMP spins through about a millisecond by default. So many turns lose nothing measurable on a quiet machine.
 SPIN_TURNS = "3000"
 _LOCK_SECONDS = 5.0
-_own: set[str] = set()  # leases of this process
+LEASE = "ROBUDGET_LEASE"  # of a worker: the lease of the process that started it, in which its threads are counted
+_own = {os.environ[LEASE]} if LEASE in os.environ else set[str]()  # leases of this process
 
 
 def cores(root: Path = Path("/")) -> int:
@@ -110,14 +111,21 @@ def claimed(asked: int, *, begun_with: int | None = None) -> Iterator[int]:
             count = before
         else:
             count = min(before, share(_held(), cores()))
-        lease = _take(count)
+        lease = None if LEASE in os.environ else _take(count)
     try:
         torch.set_num_threads(count)
         yield count
     finally:
         torch.set_num_threads(before)
-        if lease is not None:
-            _give_back(lease)
+        give_back(lease)
+
+
+def taken_for(workers: int, asked: int) -> tuple[int, FileLock | None]:
+    """Threads of each of so many worker processes, and a lease on all of them until `give_back`: `asked`, or 0 for this
+    process's share of the cores. `LEASE` in a worker's environment is to be the name of the lease's file."""
+    with _census():
+        each = asked or max(1, share(_held(), cores()) // max(1, workers))
+        return each, _take(each * workers)
 
 
 # -- leases: a file for each claim, locked while its process lives -----------------------------------------------------
@@ -179,7 +187,10 @@ def _take(count: int) -> FileLock | None:
     return lease
 
 
-def _give_back(lease: FileLock) -> None:
+def give_back(lease: FileLock | None) -> None:
+    """Let other processes have what a lease held; None: where none could be written."""
+    if lease is None:
+        return
     path = Path(lease.lock_file)
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ from robudget.recipe import Recipe
 from robudget.sweep.drive import Terms, drive
 from robudget.sweep.executor import TAIL_LINES, Event, Executor, Job, attempt
 from robudget.sweep.queue import SweepState
-from robudget.threads import cores, held_by_others, share
+from robudget.threads import LEASE, cores, give_back, taken_for
 
 _LOOK_SECONDS = 1.0  # of a worker after the process that started it
 _OWN_FAULTS = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE"}  # signals by which code ends its own process
@@ -80,7 +80,12 @@ class LocalPool:
     its part of the machine, `Site.device` and threads, from the start."""
 
     def __init__(self, site: Site, workers: int, runs: int) -> None:
-        self._devices, self._threads = _places(site, workers, runs)
+        self._devices = _places(site, workers, runs)
+        threads, self._lease = taken_for(len(self._devices), site.threads)
+        # The runtime's number, not the site's: a run that began with another number goes on with that.
+        self._environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        if self._lease is not None:
+            self._environment[LEASE] = Path(self._lease.lock_file).name
         self._workers: list[_Worker | None] = [None] * len(self._devices)
         self._waiting: deque[tuple[int, Job]] = deque()
         self._lines: _Lines = queue.Queue()
@@ -121,6 +126,7 @@ class LocalPool:
         for worker in self._workers:
             if worker is not None:
                 worker.process.wait()
+        give_back(self._lease)
 
     def _event_of(self, worker: _Worker, line: dict[str, Any] | None) -> Event | None:
         if line is None:
@@ -167,25 +173,23 @@ class LocalPool:
             if starting >= min(wanted, max(1, cores() // 2)):
                 return
             if self._workers[place] is None:
-                self._workers[place] = _Worker(place, device, self._threads, self._lines)
+                self._workers[place] = _Worker(place, device, self._environment, self._lines)
                 starting += 1
 
 
 class _Worker:
     """A worker process and the number of the attempt that it makes (None = it waits for one)."""
 
-    def __init__(self, place: int, device: str, threads: int, lines: _Lines) -> None:
+    def __init__(self, place: int, device: str, environment: Mapping[str, str], lines: _Lines) -> None:
         self.place, self.device = place, device
         self.run: int | None = None
         self.ready = False
-        # The runtime's number, not the site's: a run that began with another number goes on with that.
-        share = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)) if threads else {}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "robudget.sweep.local", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=os.environ | share,
+            env=os.environ | environment,
             encoding="utf-8",
             errors="replace",
             start_new_session=True,  # Ctrl-C is for this process, which stops its workers itself
@@ -222,15 +226,12 @@ class _Worker:
             pass  # it ended just now: that line is in the queue already
 
 
-def _places(site: Site, workers: int, runs: int) -> tuple[list[str], int]:
-    """The device of each worker, the GPUs in turn where there are any, and the threads of each: this process's share of
-    the cores, shared evenly."""
+def _places(site: Site, workers: int, runs: int) -> list[str]:
+    """The device of each worker, the GPUs in turn where there are any."""
     gpus = _gpus() if site.device in ("auto", "cuda") else 0
     if gpus:
-        devices = [f"cuda:{i % gpus}" for i in range(min(workers or gpus, runs))]
-    else:
-        devices = [site.device] * min(workers or cores(), runs)
-    return devices, site.threads or max(1, share(held_by_others(), cores()) // len(devices))
+        return [f"cuda:{i % gpus}" for i in range(min(workers or gpus, runs))]
+    return [site.device] * min(workers or cores(), runs)
 
 
 def _gpus() -> int:
