@@ -181,6 +181,7 @@ def test_images_are_scaled_as_the_recipe_asks(tiny: Recipe, tmp_path: Path, monk
         "test": 8,
         "synthetic": 0,
         "synthetic_fingerprint": None,
+        "synthetic_fid": None,
     }
 
 

@@ -141,7 +141,9 @@ def test_architectures_of_equal_flops() -> None:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.eval()(torch.empty(1, 3, 32, 32, device="meta"))
         assert 0.8e8 <= counter.get_total_flops() <= 1.25e8, part
-        assert image_flops(recipe, sizes_of("cifar10")) == of_recipe(recipe, 10, (3, 32, 32)).forward, part
+        exact = of_recipe(recipe, 10, (3, 32, 32)).forward
+        more = 2e-3 if part.name.startswith("xcit") else 0  # `forward_of` says why
+        assert image_flops(recipe, sizes_of("cifar10")) == pytest.approx(exact, rel=more, abs=0), part
 
 
 @pytest.mark.parametrize(

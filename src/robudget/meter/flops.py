@@ -106,7 +106,8 @@ def of_recipe(recipe: Recipe, classes: int, image_shape: tuple[int, int, int]) -
 
 
 def forward_of(recipe: Recipe, classes: int, image_shape: tuple[int, int, int]) -> int:
-    """`of_recipe(…).forward` some ten times sooner: a forward pass alone, for a search over sizes."""
+    """`of_recipe(…).forward` some ten times sooner, for a search over sizes: a forward pass alone, on meta tensors. The
+    same number for WideResNets, ConvNeXt and ViT; 0.14% more for XCiT, whose attention is counted otherwise there."""
     return _forward_of(recipe.model, classes, tuple(image_shape))
 
 
