@@ -35,9 +35,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robudget import cli
+from robudget.attacks.build import rows_of
+from robudget.attacks.ensemble import Member
 from robudget.prediction import Predictor
 from robudget.recipe import Recipe
 from robudget.tables import read_table
+from robudget.threat import Norm, Threat
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -273,6 +276,25 @@ def many() -> tuple[Tensor, Tensor]:
 def crowd() -> tuple[Tensor, Tensor]:
     """300 images, for statements about a few percent of them."""
     return blobs(300, 6, 9)
+
+
+@pytest.fixture
+def short_attack(small: nn.Module, images: tuple[Tensor, Tensor]) -> Callable[[str, Norm], tuple[Any, ...]]:
+    """(name, norm) → (x, y, threat, rows, member): an attack of few iterations on what `small` classifies correctly, of
+    which it breaks some."""
+
+    def setting(name: str, norm: Norm) -> tuple[Any, ...]:
+        x, y = images
+        reach = 3 if name == "square" else 1
+        threat = Threat(norm, reach * {"linf": 0.05, "l2": 0.3, "l1": 1.5}[norm])
+        with torch.no_grad():
+            logits = small(x)
+        correct = (logits.argmax(1) == y).nonzero().squeeze(1)
+        large = norm == "l1" and name.startswith("apgd")
+        member = Member(name, steps=150 if name == "square" else 13, targets=2, large_eps=large)
+        return x, y, threat, rows_of(member, correct, logits), member
+
+    return setting
 
 
 # -- tables of known truth -------------------------------------------------------------------------------------------

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robudget.attacks.build import build, rows_of
+from robudget.attacks.build import build
 from robudget.attacks.driver import drive
-from robudget.attacks.ensemble import Member
 from robudget.attacks.noise import Noise
 from robudget.attacks.victim import Victim
 from robudget.backend import graph
@@ -29,22 +28,10 @@ CPU, CUDA, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("me
 NAMES = ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pgd", "fmn"]
 
 
-def setting(name: str, norm: str, small: nn.Module, images: tuple[Tensor, Tensor]) -> tuple[Any, ...]:
-    x, y = images
-    reach = 3 if name == "square" else 1
-    threat = Threat(norm, reach * {"linf": 0.05, "l2": 0.3, "l1": 1.5}[norm])  # type: ignore[arg-type]
-    with torch.no_grad():
-        logits = small(x)
-    correct = (logits.argmax(1) == y).nonzero().squeeze(1)
-    large = norm == "l1" and name.startswith("apgd")
-    member = Member(name, steps=150 if name == "square" else 13, targets=2, large_eps=large)
-    return x, y, threat, rows_of(member, correct, logits), member
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("name", NAMES)
-def test_padded_buffers_change_no_verdict(small: nn.Module, images: Any, name: str, norm: str) -> None:
-    x, y, threat, rows, member = setting(name, norm, small, images)
+def test_padded_buffers_change_no_verdict(small: nn.Module, short_attack: Any, name: str, norm: str) -> None:
+    x, y, threat, rows, member = short_attack(name, norm)
     outcomes, passes = [], []
     for graphs in (None, Graphs(CPU, pytest.fail)):
         victim = Victim(small, sizes=(4, 8, 16), most=16)
@@ -73,8 +60,10 @@ def test_padded_buffers_change_no_verdict(small: nn.Module, images: Any, name: s
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "fab"])
-def test_a_step_never_waits_for_the_device(small: nn.Module, images: Any, name: str, norm: str, waits: Any) -> None:
-    x, y, threat, rows, member = setting(name, norm, small, images)
+def test_a_step_never_waits_for_the_device(
+    small: nn.Module, short_attack: Any, name: str, norm: str, waits: Any
+) -> None:
+    x, y, threat, rows, member = short_attack(name, norm)
     rows.keep(torch.arange(8))
     machine = build(member, Victim(small), threat, seed=0)
     state = machine.init(rows, x, y, Noise(0).stream(machine.name, rows.image, rows.rank, rows.restart))

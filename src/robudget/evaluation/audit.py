@@ -1,7 +1,7 @@
 """`--version quick`: short attacks on every image, the full ensemble on a random sample of what they leave.
 
-Between the two, the survivors that came nearest to misclassified are attacked at length, since what the full ensemble
-breaks and short attacks do not is among them: of the reference model the two nearest of 173.
+Between the two, the survivors that came nearest to misclassified are attacked at length: of the reference model, the
+two that the full ensemble breaks and short attacks do not were the two nearest of 173.
 The two together give an estimate of the full ensemble's accuracy with an exact interval (the combination is ours). Pure
 data: imports no torch.
 """
